@@ -1,0 +1,1 @@
+"""The operator of RM Abstract: it watches the four kinds, plans, and applies."""

@@ -1,0 +1,111 @@
+"""What the operator asks of an API server, whoever carries it there (``http.py``)."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rm_operator.kube.resources import Resource
+
+Object = Mapping[str, Any]
+"""An API object as decoded JSON. It is shared and must never be changed: copy what is to differ."""
+
+Propagation = Literal["Background", "Foreground", "Orphan"]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One change. ``type`` is ADDED, MODIFIED, DELETED or BOOKMARK; a bookmark's object has a resourceVersion only."""
+
+    type: str
+    object: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectList:
+    """All objects of a collection at one ``resource_version``."""
+
+    items: Sequence[dict[str, Any]]
+    resource_version: str
+
+
+class KubeClient(Protocol):
+    """Every method raises :class:`rm_operator.kube.errors.ApiError`, and mutating ones ``NotLeader``."""
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, metadata_only: bool = False
+    ) -> dict[str, Any]:
+        """The live object, read past every cache. Raises NotFound."""
+        ...
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        resource_version: str | None = None,
+        metadata_only: bool = False,
+        limit: int = 1000,
+    ) -> ObjectList:
+        """The whole collection at one resourceVersion, fetched ``limit`` objects at a time.
+
+        Without ``resource_version`` it is the newest state (a quorum read), so it never goes back in time.
+        """
+        ...
+
+    def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        inactivity_seconds: float = 75.0,
+    ) -> AsyncIterator[WatchEvent]:
+        """Changes after ``resource_version`` until the server ends the stream.
+
+        Raises Gone if the version is too old, Unreachable if the stream breaks or if neither an event nor a bookmark
+        comes for ``inactivity_seconds``.
+        """
+        ...
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Object,
+        *,
+        field_manager: str,
+        force: bool = True,
+        subresource: str | None = None,
+    ) -> dict[str, Any]:
+        """Server-side apply of ``obj``, the full intent of ``field_manager``; returns the object as it is then.
+
+        ``metadata.uid`` and ``metadata.resourceVersion`` in ``obj`` are preconditions (Conflict).
+        """
+        ...
+
+    async def apply_status(self, resource: Resource, obj: Object, status: Object) -> dict[str, Any]:
+        """Server-side apply of the whole status of ``obj``, identified by namespace, name and uid.
+
+        Fields that an earlier status had and this one lacks are removed.
+        """
+        ...
+
+    async def create(self, resource: Resource, obj: Object, *, field_manager: str) -> dict[str, Any]:
+        """Create ``obj``. Raises AlreadyExists."""
+        ...
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: Propagation = "Background",
+    ) -> bool:
+        """Delete an object; False if it was not there. Raises Conflict if it is not the one (uid, version) meant."""
+        ...

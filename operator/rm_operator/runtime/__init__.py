@@ -1,0 +1,1 @@
+"""What runs reconciles: the keyed queue, workers, events, metrics and health."""

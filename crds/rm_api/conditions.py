@@ -1,0 +1,78 @@
+"""Condition types and reasons: closed vocabularies, each value with the sentence that explains it to a reader of the API."""
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """Types of conditions. ``Reconciling`` and ``Stalled`` are abnormal-true: present only while true (kstatus)."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    # ModelDeployment
+    MODEL_RESOLVED = "ModelResolved"
+    PLACED = "Placed"
+    ARTIFACT_READY = "ArtifactReady"
+    AVAILABLE = "Available"
+    ROUTED = "Routed"
+    # BuildArtifact
+    BUILT = "Built"
+    # AcceleratorResource
+    DEVICES_ADVERTISED = "DevicesAdvertised"
+
+
+class Reason(StrEnum):
+    """Why a condition has its status."""
+
+    # progress
+    RESOLVING = "Resolving"
+    PLACING = "Placing"
+    BUILDING = "Building"
+    STARTING = "Starting"
+    WAITING_FOR_MODEL = "WaitingForModel"
+    WAITING_FOR_PLACEMENT = "WaitingForPlacement"
+    WAITING_FOR_ARTIFACT = "WaitingForArtifact"
+    RETRYING = "Retrying"
+    DELETING = "Deleting"
+    # success
+    RESOLVED = "Resolved"
+    PLACED = "Placed"
+    BUILT = "Built"
+    ADOPTED = "Adopted"
+    SERVING = "Serving"
+    SERVICE_READY = "ServiceReady"
+    READY = "Ready"
+    ACCEPTED = "Accepted"
+    ADVERTISED = "Advertised"
+    NOT_REQUIRED = "NotRequired"
+    # the model
+    UNKNOWN_SOURCE = "UnknownSource"
+    SOURCE_INVALID = "SourceInvalid"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    RESOLVE_FAILED = "ResolveFailed"
+    # placement
+    NO_ACCELERATOR = "NoAccelerator"
+    NO_ELIGIBLE_ACCELERATOR = "NoEligibleAccelerator"
+    PROFILE_NOT_FOUND = "ProfileNotFound"
+    # build
+    UNSUPPORTED_MODEL = "UnsupportedModel"
+    TOOLCHAIN_FAILED = "ToolchainFailed"
+    BUILD_TIMED_OUT = "BuildTimedOut"
+    OUT_OF_MEMORY = "OutOfMemory"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    STORE_UNREACHABLE = "StoreUnreachable"
+    REPORT_MISSING = "ReportMissing"
+    UNSCHEDULABLE = "Unschedulable"
+    ARTIFACT_MISSING = "ArtifactMissing"
+    # serving
+    NO_DEVICE = "NoDevice"
+    DEVICE_MISSING = "DeviceMissing"
+    DRIVER_MISMATCH = "DriverMismatch"
+    ARTIFACT_MISMATCH = "ArtifactMismatch"
+    ENGINE_FAILED = "EngineFailed"
+    NAME_TAKEN = "NameTaken"
+    # specs
+    INVALID_SPEC = "InvalidSpec"
+    PLUGIN_NOT_READY = "PluginNotReady"
+    NO_DEVICES = "NoDevices"
+    INTERNAL_ERROR = "InternalError"

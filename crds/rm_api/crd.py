@@ -1,0 +1,54 @@
+"""What a kind is beside its spec and status: names, scope, printer columns, scale subresource."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rm_api.names import GROUP, VERSION
+
+if TYPE_CHECKING:
+    from rm_api.base import ApiModel
+
+
+@dataclass(frozen=True)
+class PrinterColumn:
+    """A column of ``kubectl get``; priority 1 shows with ``-o wide`` only."""
+
+    name: str
+    json_path: str
+    type: str = "string"
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Paths of the scale subresource."""
+
+    spec_replicas: str
+    status_replicas: str
+    selector: str
+
+
+@dataclass(frozen=True)
+class KindInfo:
+    """One kind of the API."""
+
+    kind: str
+    plural: str
+    short_names: tuple[str, ...]
+    namespaced: bool
+    spec: "type[ApiModel]"
+    status: "type[ApiModel]"
+    columns: tuple[PrinterColumn, ...] = field(default=())
+    scale: Scale | None = None
+    max_name: int = 50
+    """Longest name, such that names of children still fit 63 characters."""
+
+    @property
+    def crd_name(self) -> str:
+        """Name of the CustomResourceDefinition."""
+        return f"{self.plural}.{GROUP}"
+
+    @property
+    def path(self) -> str:
+        """API path of the group and version."""
+        return f"/apis/{GROUP}/{VERSION}"

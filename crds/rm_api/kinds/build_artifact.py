@@ -1,0 +1,146 @@
+"""BuildArtifact: a compiled model in the store. Only the operator writes it; it outlives the deployments that use it."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from rm_api.base import (
+    CONDITIONS,
+    LIST_ATOMIC,
+    LIST_SET,
+    ApiModel,
+    Condition,
+    DecimalNumber,
+    Line,
+    Name,
+    Quantity,
+    cel,
+    list_map,
+    validations,
+)
+from rm_api.crd import KindInfo, PrinterColumn
+from rm_api.dtypes import DType
+from rm_api.kinds.build_profile import ExitCodeMapping, Probe, Step, Target
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+
+
+class ModelInput(ApiModel):
+    """The model that is compiled, pinned."""
+
+    source: Annotated[str, Field(min_length=1, max_length=2048)]
+    """Where it comes from."""
+    revision: Annotated[str, Field(max_length=256)]
+    """The pinned revision."""
+    credentials_secret: Name | None = None
+    """Secret of the namespace with credentials for the source."""
+    config_digest: Digest
+    """Digest of what matters of its config.json."""
+    tensors_digest: Digest
+    """Digest of the names, shapes and number formats of its tensors."""
+    weights_digest: Digest
+    """Digest of its weights."""
+    architecture: Line
+    """Architecture from its config.json."""
+
+
+class ShapeBucket(ApiModel):
+    """The shapes that the artifact covers."""
+
+    max_sequence_length: Annotated[int, Field(ge=1)] | None = None
+    """Longest sequence in tokens; absent means that the length is not compiled in."""
+    max_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Largest batch; absent means that the size is not compiled in."""
+
+
+class BuildArtifactSpec(ApiModel):
+    """Everything that makes this artifact what it is: the parts of the key that its name is the hash of, and how it is built. Immutable."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel("self == oldSelf", "an artifact is what its name is the hash of; it cannot be changed"),
+        )
+    )
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+    """SHA-256 of the canonical key, in hexadecimal; the name starts from the same hash."""
+    key_schema: Annotated[int, Field(ge=1)]
+    """Version of the canonical form."""
+    model: ModelInput
+    """The model, pinned."""
+    profile: Name
+    """BuildProfile that the recipe was taken from."""
+    target: Target
+    """What is compiled for."""
+    dtype: DType
+    """Number format that is compiled to."""
+    shape: ShapeBucket = ShapeBucket()
+    """Shapes that it covers."""
+    drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Driver versions that load it; empty means any."""
+    format: Line
+    """Format of the result."""
+    steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
+    """The commands, with the resources that apply."""
+    probe: Probe | None = None
+    """Check of the result."""
+    scratch: Quantity = "20Gi"
+    """Size limit of the working directory."""
+    timeout_seconds: Annotated[int, Field(ge=10)] = 3600
+    """How long one attempt may take."""
+    exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
+    """Meanings of the tools' exit codes."""
+
+
+class BuildArtifactStatus(ApiModel):
+    """Where the artifact is and how it came to be."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The generation of the spec that this status is about."""
+    attempts: Annotated[int, Field(ge=0)] = 0
+    """Attempts that were begun; written before the Job of an attempt is made."""
+    failures: Annotated[int, Field(ge=0)] = 0
+    """Attempts that failed since the last success."""
+    retry_at: Annotated[str, Field(max_length=64)] | None = None
+    """When the next attempt is due, after a failure that may pass by itself."""
+    location: Annotated[str, Field(max_length=1024)] | None = None
+    """Where it is in the store, with its digest."""
+    digest: Digest | None = None
+    """Digest of its manifest, read from the store."""
+    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of its layers."""
+    build_seconds: DecimalNumber | None = None
+    """Seconds that the successful attempt took."""
+    stage_seconds: Annotated[dict[str, DecimalNumber], Field(max_length=24)] | None = None
+    """Seconds that each container of the successful attempt took."""
+    versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
+    """Tool versions, as probed."""
+    log_tail: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=20, json_schema_extra=LIST_ATOMIC)] | None = None
+    """The compiler's last lines, of a failed attempt."""
+    referrer_count: Annotated[int, Field(ge=0)] = 0
+    """Deployments that use it."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
+    """State in the usual form."""
+
+
+KIND = KindInfo(
+    kind="BuildArtifact",
+    plural="buildartifacts",
+    short_names=("bart",),
+    namespaced=True,
+    spec=BuildArtifactSpec,
+    status=BuildArtifactStatus,
+    columns=(
+        PrinterColumn("Model", ".spec.model.source"),
+        PrinterColumn("Target", ".spec.target.type"),
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
+        PrinterColumn("Attempts", ".status.attempts", "integer"),
+        PrinterColumn("Users", ".status.referrerCount", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Profile", ".spec.profile", priority=1),
+        PrinterColumn("Size", ".status.sizeBytes", "integer", priority=1),
+        PrinterColumn("Location", ".status.location", priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
+    ),
+)

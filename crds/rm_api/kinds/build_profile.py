@@ -1,0 +1,196 @@
+"""BuildProfile: how a model is compiled for a target. Written by a vendor or a platform team."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from rm_api.base import (
+    CONDITIONS,
+    LIST_ATOMIC,
+    LIST_SET,
+    ApiModel,
+    Argument,
+    Condition,
+    EnvVar,
+    Image,
+    Line,
+    Name,
+    Quantity,
+    Resources,
+    cel,
+    list_map,
+    validations,
+)
+from rm_api.crd import KindInfo, PrinterColumn
+from rm_api.dtypes import DType
+from rm_api.kinds.accelerator_resource import AcceleratorType
+from rm_api.names import BUILD_VARIABLES
+
+
+class BuildInterface(StrEnum):
+    """How the compiler is driven."""
+
+    CLI = "CLI"
+
+
+class Target(ApiModel):
+    """What is compiled for."""
+
+    type: AcceleratorType
+    """Type of the accelerator."""
+    vendor: Line
+    """Its vendor, as in the AcceleratorResource."""
+    products: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Products the result runs on; empty means every product of the vendor."""
+    target_string: Annotated[str, Field(max_length=256)] = ""
+    """What the compiler calls the target; the variable TARGET."""
+
+
+class Supports(ApiModel):
+    """Which models it can compile. An empty list means no restriction."""
+
+    architectures: Annotated[list[Line], Field(max_length=256, json_schema_extra=LIST_SET)] = []
+    """Names from a model's config.json, such as LlamaForCausalLM."""
+    dtypes: Annotated[list[DType], Field(max_length=16, json_schema_extra=LIST_SET)] = []
+    """Number formats it can compile to, the preferred one first."""
+
+
+class Step(ApiModel):
+    """One command of the build, in an image of the vendor's choice, run by rma-launch without a shell."""
+
+    name: Name
+    """Name of the step, and of its container."""
+    image: Image
+    """Image with the tool."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
+    """Program and first arguments. ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
+    args: Annotated[list[Argument], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = []
+    """Further arguments."""
+    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] = []
+    """Variables of the step."""
+    resources: Resources = Resources()
+    """CPU and memory of the step; the profile's where absent."""
+    outputs: Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=64, json_schema_extra=LIST_SET)] = []
+    """Files or directories that must exist, and not be empty, when the step has succeeded; globs are allowed."""
+    success_pattern: Annotated[str, Field(max_length=512)] | None = None
+    """A regular expression (RE2) that a line of the log must match, for tools that end with 0 whatever happened."""
+    failure_pattern: Annotated[str, Field(max_length=512)] | None = None
+    """A regular expression (RE2) that no line of the log may match."""
+
+
+class Probe(ApiModel):
+    """A cheap check of the result that needs no device."""
+
+    image: Image
+    """Image with the tool."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
+    """Program and arguments; it must end with 0 where the artifact is whole."""
+
+
+class Shapes(ApiModel):
+    """Shape buckets that are compiled. A requirement is rounded up to the smallest bucket that covers it."""
+
+    sequence: Annotated[list[Annotated[int, Field(ge=1, le=16777216)]], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Sequence lengths in tokens, prompt and answer together; empty means that the length is not compiled in."""
+    batch: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Batch sizes; empty means that the size is not compiled in."""
+
+
+class Compatibility(ApiModel):
+    """Where the result runs. Checked against the device before an engine is Ready."""
+
+    driver: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Driver versions that load the result; empty means any."""
+
+
+class Output(ApiModel):
+    """What comes out."""
+
+    format: Line
+    """Name of the format, such as openvino-ir; the runtime plugin knows by it what it is given."""
+
+
+class ExitCodeMapping(ApiModel):
+    """What an exit code of the vendor's tool means."""
+
+    code: Annotated[int, Field(ge=1, le=255)]
+    """The tool's exit code."""
+    meaning: Annotated[str, Field(json_schema_extra={"enum": ["BadInput", "UnsupportedModel", "ToolchainFailure", "Transient"]})]
+    """BadInput and UnsupportedModel blame the model, ToolchainFailure the tool; Transient is tried again."""
+
+
+_VARIABLES = "|".join(sorted(BUILD_VARIABLES))
+
+
+class BuildProfileSpec(ApiModel):
+    """How a model is compiled for a target: the steps, what they support, and what the result fits."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                r"self.steps.all(s, (s.command + (has(s.args) ? s.args : [])).all(a, "
+                rf"a.replace('$$', '').matches('^([^$]|[$][{{]({_VARIABLES})[}}]|[$][^{{])*[$]?$')))",
+                f"a step names a variable that does not exist; there are {', '.join(sorted(BUILD_VARIABLES))}",
+            ),
+        )
+    )
+
+    target: Target
+    """What is compiled for."""
+    supports: Supports = Supports()
+    """Which models."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Decides between profiles that fit; the higher wins, then the name."""
+    interface: BuildInterface = BuildInterface.CLI
+    """How the compiler is driven."""
+    steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
+    """The commands, in order. They share ${WORK}; the last ones leave the result in ${OUTPUT}."""
+    probe: Probe | None = None
+    """Check of the result, before it is pushed."""
+    shapes: Shapes = Shapes()
+    """Shape buckets."""
+    compatibility: Compatibility = Compatibility()
+    """Where the result runs."""
+    output: Output
+    """What comes out."""
+    resources: Resources = Resources()
+    """CPU and memory of a step that names none."""
+    scratch: Quantity = "20Gi"
+    """Size limit of the build's working directory."""
+    timeout_seconds: Annotated[int, Field(ge=10, le=604800)] = 3600
+    """How long one attempt may take."""
+    exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
+    """Meanings of the tools' exit codes; any other non-zero code is a ToolchainFailure."""
+
+
+class BuildProfileStatus(ApiModel):
+    """Whether the profile can be used."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The generation of the spec that this status is about."""
+    artifacts: Annotated[int, Field(ge=0)] = 0
+    """Artifacts that were built with it and exist."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
+    """State in the usual form."""
+
+
+KIND = KindInfo(
+    kind="BuildProfile",
+    plural="buildprofiles",
+    short_names=("bprof",),
+    namespaced=False,
+    spec=BuildProfileSpec,
+    status=BuildProfileStatus,
+    columns=(
+        PrinterColumn("Target", ".spec.target.type"),
+        PrinterColumn("Vendor", ".spec.target.vendor"),
+        PrinterColumn("Interface", ".spec.interface"),
+        PrinterColumn("Format", ".spec.output.format"),
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Artifacts", ".status.artifacts", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Products", ".spec.target.products", priority=1),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason', priority=1),
+    ),
+)

@@ -1,0 +1,287 @@
+"""ModelDeployment: a model that is to be served. The one kind that an application team writes."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from rm_api.base import (
+    CONDITIONS,
+    LIST_SET,
+    ApiModel,
+    Condition,
+    DecimalNumber,
+    EnvVar,
+    Line,
+    Name,
+    Word,
+    cel,
+    list_map,
+    validations,
+)
+from rm_api.crd import KindInfo, PrinterColumn, Scale
+from rm_api.dtypes import DType
+from rm_api.kinds.accelerator_resource import AcceleratorType
+from rm_api.kinds.build_artifact import Digest
+
+
+class PolicyType(StrEnum):
+    """What placement optimises."""
+
+    LATENCY = "Latency"
+    THROUGHPUT = "Throughput"
+    ENERGY = "Energy"
+    COST = "Cost"
+
+
+class ModelSource(ApiModel):
+    """The model."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=8,
+            max_length=2048,
+            pattern=r"^[^\s]+$",
+            json_schema_extra=validations(
+                cel(
+                    "self.matches('^(hf|oci|https)://[^/].*')",
+                    "source must be hf://organisation/model, oci://registry/repository:tag or https://host/path",
+                )
+            ),
+        ),
+    ]
+    """hf://organisation/model, oci://registry/repository:tag or @digest, or https://host/directory/."""
+    revision: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s]+$")] | None = None
+    """Branch, tag or commit, for hf://. Whatever is named is pinned to what it is now, until the spec changes."""
+    served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """The model's name in the OpenAI API; the deployment's name where absent."""
+    credentials_secret_ref: Name | None = None
+    """Secret of the namespace whose key netrc holds credentials by host."""
+
+
+class Policy(ApiModel):
+    """What placement optimises."""
+
+    type: PolicyType = PolicyType.LATENCY
+    """Latency, Throughput, Energy or Cost."""
+
+
+class Workload(ApiModel):
+    """The load that placement estimates with."""
+
+    input_tokens: Annotated[int, Field(ge=1, le=16777216)] = 1024
+    """Tokens of a typical prompt."""
+    output_tokens: Annotated[int, Field(ge=1, le=16777216)] = 256
+    """Tokens of a typical answer."""
+    concurrency: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Requests at the same time."""
+
+
+class AcceleratorSelector(ApiModel):
+    """Which accelerators may be used. An empty list means no restriction; a candidate must satisfy all that are given."""
+
+    types: Annotated[list[AcceleratorType], Field(max_length=8, json_schema_extra=LIST_SET)] = []
+    """Types."""
+    vendors: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Vendors."""
+    names: Annotated[list[Name], Field(max_length=64, json_schema_extra=LIST_SET)] = []
+    """Names of AcceleratorResources."""
+    tags: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Tags, all of which it must have."""
+    exclude: Annotated[list[Name], Field(max_length=64, json_schema_extra=LIST_SET)] = []
+    """Names of AcceleratorResources that are not to be used."""
+
+
+class Requirements(ApiModel):
+    """What the deployment needs, whatever it runs on."""
+
+    dtype: DType | None = None
+    """Number format; the model's own where absent."""
+    max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
+    """Longest sequence in tokens, prompt and answer together; by default the workload's, at most the model's own limit."""
+    max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Largest batch; by default the workload's concurrency."""
+
+
+class RuntimeOptions(ApiModel):
+    """Options of the engine that a tenant may set: no image, command or volume."""
+
+    env: Annotated[
+        list[EnvVar],
+        Field(
+            max_length=16,
+            json_schema_extra=list_map("name")
+            | validations(
+                cel(
+                    "self.all(e, e.name.matches('^(LOG_LEVEL|TZ|OMP_NUM_THREADS|VLLM_LOGGING_LEVEL|OPENVINO_LOG_LEVEL)$'))",
+                    "only LOG_LEVEL, TZ, OMP_NUM_THREADS, VLLM_LOGGING_LEVEL and OPENVINO_LOG_LEVEL may be set here",
+                )
+            ),
+        ),
+    ] = []
+    """Variables of the engine, from a list of harmless ones."""
+
+
+class ModelDeploymentSpec(ApiModel):
+    """A model to serve. The smallest useful one has nothing but model.source."""
+
+    model: ModelSource
+    """The model."""
+    policy: Policy = Policy()
+    """What placement optimises."""
+    workload: Workload = Workload()
+    """The load to expect."""
+    accelerators: AcceleratorSelector = AcceleratorSelector()
+    """Which accelerators may be used."""
+    requirements: Requirements = Requirements()
+    """What is needed, whatever it runs on."""
+    replicas: Annotated[int, Field(ge=0, le=10000)] = 1
+    """Serving pods."""
+    build_profile: Name | None = None
+    """BuildProfile to use; by default the best that fits."""
+    runtime: RuntimeOptions = RuntimeOptions()
+    """Options of the engine."""
+
+
+class ModelFacts(ApiModel):
+    """What the resolve step found out about the model."""
+
+    source: Annotated[str, Field(max_length=2048)]
+    """The source that this is about."""
+    revision: Annotated[str, Field(max_length=256)]
+    """The revision that it was pinned to."""
+    architecture: Line
+    """Architecture from config.json."""
+    parameters: Annotated[int, Field(ge=0)]
+    """Number of parameters."""
+    active_parameters: Annotated[int, Field(ge=0)]
+    """Parameters that take part in computing one token."""
+    weight_bytes: Annotated[int, Field(ge=0)]
+    """Bytes of the weights."""
+    dtype: DType
+    """Number format of the weights."""
+    layers: Annotated[int, Field(ge=1)]
+    """Transformer layers."""
+    heads: Annotated[int, Field(ge=1)]
+    """Attention heads."""
+    kv_heads: Annotated[int, Field(ge=1)]
+    """Key and value heads."""
+    head_dim: Annotated[int, Field(ge=1)]
+    """Size of one head."""
+    max_sequence_length: Annotated[int, Field(ge=1)]
+    """Longest sequence the model was made for."""
+    config_digest: Digest
+    """Digest of what matters of config.json."""
+    tensors_digest: Digest
+    """Digest of the names, shapes and number formats of the tensors."""
+    weights_digest: Digest
+    """Digest of the weights."""
+
+
+class Term(ApiModel):
+    """One figure of an estimate."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """What it is, such as ttft."""
+    value: DecimalNumber
+    """Its value."""
+    unit: Annotated[str, Field(max_length=32)]
+    """Its unit, such as ms."""
+
+
+class Candidate(ApiModel):
+    """An accelerator that was looked at, and what came of it."""
+
+    name: Name
+    """Name of the AcceleratorResource."""
+    eligible: bool
+    """True if the deployment could run there."""
+    score: Annotated[str, Field(max_length=20)] | None = None
+    """The higher, the better; a natural logarithm against constant references, so that scores of different days compare."""
+    profile: Name | None = None
+    """BuildProfile that would be used."""
+    terms: Annotated[list[Term], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """The figures behind the score."""
+    provenance: Annotated[str, Field(max_length=16)] | None = None
+    """The weakest source of these figures: Declared, Derived or Assumed."""
+    reason: Annotated[str, Field(max_length=512)] = ""
+    """Why it was chosen, ranked or left out."""
+
+
+class Placement(ApiModel):
+    """Where the deployment runs, and why."""
+
+    policy: PolicyType
+    """The policy that decided."""
+    chosen: Name | None = None
+    """The AcceleratorResource."""
+    profile: Name | None = None
+    """The BuildProfile."""
+    candidates: Annotated[list[Candidate], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """What was looked at, the best first."""
+
+
+class VariantStatus(ApiModel):
+    """Serving pods of one accelerator and artifact."""
+
+    name: Name
+    """Name of the Deployment that runs them."""
+    accelerator: Name
+    """AcceleratorResource that they run on."""
+    artifact: Annotated[str, Field(max_length=63)] | None = None
+    """BuildArtifact that they serve."""
+    replicas: Annotated[int, Field(ge=0)] = 0
+    """Pods."""
+    ready: Annotated[int, Field(ge=0)] = 0
+    """Pods that have passed the checks and generated a token."""
+    active: bool = False
+    """True if the Service sends requests to them."""
+
+
+class ModelDeploymentStatus(ApiModel):
+    """What is served where, why there, and if not, why not."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The generation of the spec that this status is about."""
+    url: Annotated[str, Field(max_length=512)] | None = None
+    """Base URL of the OpenAI API inside the cluster."""
+    model: ModelFacts | None = None
+    """What is known of the model; pinned until spec.model changes."""
+    placement: Placement | None = None
+    """Where it runs, and why."""
+    artifact: Annotated[str, Field(max_length=63)] | None = None
+    """BuildArtifact that the placement needs."""
+    variants: Annotated[list[VariantStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """Serving pods by accelerator and artifact."""
+    replicas: Annotated[int, Field(ge=0)] = 0
+    """Serving pods, as the scale subresource reports them."""
+    ready_replicas: Annotated[int, Field(ge=0)] = 0
+    """Serving pods that are ready."""
+    selector: Annotated[str, Field(max_length=512)] = ""
+    """Selector of the serving pods, for the scale subresource."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
+    """State in the usual form."""
+
+
+KIND = KindInfo(
+    kind="ModelDeployment",
+    plural="modeldeployments",
+    short_names=("mdep",),
+    namespaced=True,
+    spec=ModelDeploymentSpec,
+    status=ModelDeploymentStatus,
+    scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
+    columns=(
+        PrinterColumn("Model", ".spec.model.source"),
+        PrinterColumn("Accelerator", ".status.placement.chosen"),
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
+        PrinterColumn("Available", ".status.readyReplicas", "integer"),
+        PrinterColumn("Replicas", ".status.replicas", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Artifact", ".status.artifact", priority=1),
+        PrinterColumn("URL", ".status.url", priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
+    ),
+)

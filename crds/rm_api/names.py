@@ -1,0 +1,156 @@
+"""Names, numbers and media types that the operator, the images, the chart and vendors share.
+
+A change here is a change of contract: it needs a paragraph in ``docs/decisions/``.
+Only the standard library is imported, so that every image can afford this module.
+"""
+
+import re
+from enum import IntEnum
+from typing import Final
+
+GROUP: Final = "rm-abstract.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+CATEGORY: Final = "rma"
+
+# Labels that we put on objects.
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "rm-abstract"
+LABEL_DEPLOYMENT: Final = f"{GROUP}/deployment"
+LABEL_ACTIVE: Final = f"{GROUP}/active"
+LABEL_ACCELERATOR: Final = f"{GROUP}/accelerator"
+LABEL_ARTIFACT: Final = f"{GROUP}/artifact"
+LABEL_MODEL: Final = f"{GROUP}/model"
+LABEL_VARIANT: Final = f"{GROUP}/variant"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_ROLE: Final = f"{GROUP}/role"
+ROLE_RESOLVE: Final = "resolve"
+ROLE_BUILD: Final = "build"
+ROLE_SERVE: Final = "serve"
+ROLE_DEVICE_PLUGIN: Final = "device-plugin"
+
+# Annotations.
+ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
+ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+
+FINALIZER_ARTIFACT: Final = f"{GROUP}/artifact"
+FINALIZER_IN_USE: Final = f"{GROUP}/in-use"
+
+FIELD_MANAGER: Final = "rm-abstract-operator"
+FIELD_MANAGER_STATUS: Final = "rm-abstract-operator-status"
+LEASE_NAME: Final = "rm-abstract-operator"
+
+# The artifact store. An artifact is an OCI image: one image config with diff_ids, tar layers, and the facts in
+# manifest annotations, so that image volumes, skopeo and every registry understand it.
+MEDIA_TYPE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+MEDIA_TYPE_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+MEDIA_TYPE_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+MEDIA_TYPE_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_ANNOTATION_PREFIX: Final = "io.rm-abstract."
+OCI_ANNOTATION_KEY: Final = OCI_ANNOTATION_PREFIX + "artifact.key"
+OCI_ANNOTATION_FORMAT: Final = OCI_ANNOTATION_PREFIX + "artifact.format"
+OCI_ANNOTATION_PRODUCTS: Final = OCI_ANNOTATION_PREFIX + "artifact.products"
+OCI_ANNOTATION_DRIVERS: Final = OCI_ANNOTATION_PREFIX + "artifact.drivers"
+OCI_ANNOTATION_VERSIONS: Final = OCI_ANNOTATION_PREFIX + "artifact.versions"
+OCI_ANNOTATION_TITLE: Final = "org.opencontainers.image.title"
+MAX_LAYER_BYTES: Final = 4 * 1024**3
+ARTIFACT_TAG: Final = "v1"
+
+KEY_SCHEMA_VERSION: Final = 1
+"""Version of the canonical form that an artifact's key is the hash of. Raising it rebuilds every artifact."""
+
+# Ports of serving pods and of device plugin pods.
+SERVE_PORT: Final = 8000
+REPORT_PORT: Final = 9009
+REPORT_PATH: Final = "/rma/v1/report"
+READY_PATH: Final = "/rma/v1/ready"
+LIVE_PATH: Final = "/rma/v1/live"
+DEVICE_PLUGIN_PORT: Final = 9010
+
+MAX_TERMINATION_MESSAGE_BYTES: Final = 2048
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+# Where containers of a workload pod find things. All of them are emptyDir volumes of the pod.
+BIN_DIR: Final = "/rma/bin"
+MODEL_DIR: Final = "/rma/model"
+WORK_DIR: Final = "/rma/work"
+OUTPUT_DIR: Final = "/rma/output"
+CACHE_DIR: Final = "/rma/cache"
+ARTIFACT_DIR: Final = "/rma/artifact"
+REPORT_DIR: Final = "/rma/report"
+CREDENTIALS_DIR: Final = "/rma/credentials"
+LAUNCHER: Final = f"{BIN_DIR}/rma-launch"
+ENGINE_REPORT_FILE: Final = f"{REPORT_DIR}/engine.json"
+"""Where an engine that knows our contract writes what it observed; the launcher merges it into its report."""
+
+# Variables that a device plugin sets for a container that it gave devices to.
+ENV_DEVICE_IDS: Final = "DEVICE_IDS"
+ENV_DEVICE_INDEXES: Final = "DEVICE_INDEXES"
+ENV_DEVICE_NODES: Final = "RMA_DEVICE_NODES"
+"""``path=major:minor`` of every allocated device node, separated by commas."""
+ENV_DEVICE_SERIALS: Final = "RMA_DEVICE_SERIALS"
+ENV_DEVICE_PRODUCT: Final = "RMA_DEVICE_PRODUCT"
+ENV_ENGINE_REPORT: Final = "RMA_ENGINE_REPORT"
+ENV_NETRC: Final = "NETRC"
+CREDENTIALS_KEY_NETRC: Final = "netrc"
+
+BUILD_VARIABLES: Final = frozenset(
+    {
+        "MODEL_DIR",
+        "OUTPUT",
+        "WORK",
+        "CACHE_DIR",
+        "TARGET",
+        "DTYPE",
+        "TP",
+        "PP",
+        "MAX_SEQ",
+        "MAX_BATCH",
+        "DEVICE_COUNT",
+    }
+)
+"""Variables a build step may name as ``${NAME}`` in its command, arguments and environment."""
+
+SERVE_VARIABLES: Final = BUILD_VARIABLES - {"OUTPUT", "WORK"} | {
+    "ARTIFACT_DIR",
+    "SERVED_NAME",
+    "PORT",
+    ENV_DEVICE_IDS,
+    ENV_DEVICE_INDEXES,
+}
+"""Variables an engine's arguments and environment may name."""
+
+_VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}")
+
+
+def variables_in(text: str) -> set[str]:
+    """Names that ``text`` refers to as ``${NAME}``; ``$$`` is a literal dollar."""
+    return {match.group(1) for match in _VARIABLE.finditer(text) if match.group(1) is not None}
+
+
+class ExitCode(IntEnum):
+    """Exit codes of our containers and of ``rma-launch`` (after sysexits.h where one fits)."""
+
+    OK = 0
+    BAD_INPUT = 64
+    ARTIFACT_MISMATCH = 65
+    DEVICE_MISSING = 66
+    DRIVER_MISMATCH = 67
+    SOURCE_UNREACHABLE = 69
+    TOOLCHAIN_FAILURE = 70
+    TRANSIENT = 75
+
+    @property
+    def retryable(self) -> bool:
+        """True if the same thing may succeed later without anybody changing a spec."""
+        return self in (ExitCode.SOURCE_UNREACHABLE, ExitCode.TRANSIENT)
+
+    @property
+    def excludes_node(self) -> bool:
+        """True if the node, not the workload, is at fault."""
+        return self in (ExitCode.DEVICE_MISSING, ExitCode.DRIVER_MISMATCH)
+
+
+def artifact_repository(namespace: str, name: str) -> str:
+    """Repository of a BuildArtifact in the store; the namespace is the trust domain, so it is in the path."""
+    return f"artifacts/{namespace}/{name}"

@@ -1,0 +1,1 @@
+"""Device plugins for the kubelet: one framework, one module per vendor, and the suite that checks any plugin."""

@@ -1,0 +1,1 @@
+"""Interface definitions that others own, and the Python generated from them by ``generate``."""

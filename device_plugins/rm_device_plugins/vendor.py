@@ -1,0 +1,113 @@
+"""What a vendor's module provides: discovery, health and allocation of its devices. The framework does the rest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from rm_device_plugins.kubelet_api import MAX_DEVICE_ID
+
+
+class VendorError(Exception):
+    """The vendor's tool or driver did not do what it should; the message is shown to people as the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device file of the host, and where a container finds it."""
+
+    host_path: str
+    container_path: str
+    major: int
+    minor: int
+    permissions: str = "rw"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One allocatable device as one discovery saw it."""
+
+    id: str
+    """Stable across reboots and re-enumeration (a UUID or serial, never an index), at most 63 characters."""
+    index: int
+    """The number that the vendor's tools and engines call it by on this host."""
+    serial: str
+    product: str
+    nodes: tuple[DeviceNode, ...]
+    cause: str = ""
+    """Why it must not be allocated; empty if it is well. Busy is well."""
+    numa_nodes: tuple[int, ...] = ()
+    group: str = ""
+    """Devices that share hardware (a card, a switch): packed together, and allocated one call at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """All devices of the host, and what drives them."""
+
+    devices: tuple[Device, ...]
+    driver: str = ""
+    product: str = ""
+
+    def check(self) -> None:
+        """Raises VendorError if IDs are empty, too long or not unique: such a list cannot be advertised."""
+        seen: set[str] = set()
+        for device in self.devices:
+            if not 0 < len(device.id) <= MAX_DEVICE_ID:
+                raise VendorError(f"device {device.index} has the ID {device.id!r}; 1 to {MAX_DEVICE_ID} are allowed")
+            if device.id in seen:
+                raise VendorError(f"two devices have the ID {device.id!r}")
+            seen.add(device.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory of the host that a container with a device needs."""
+
+    host_path: str
+    container_path: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a container gets beside the device nodes and the variables that every plugin sets."""
+
+    envs: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    cdi_devices: tuple[str, ...] = ()
+
+
+class Vendor(ABC):
+    """One vendor's devices on this host.
+
+    Every hook runs under a deadline and is cancelled when it has passed; it must not block the event loop (use
+    ``rm_device_plugins.tool.run_tool`` for processes and ``asyncio.to_thread`` for libraries). An exception of any
+    kind is a cause to show, never the end of the plugin.
+    """
+
+    pre_start_required: ClassVar[bool] = False
+    """True if ``pre_start`` has work to do before each start of a container."""
+
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        """``settings`` is the configuration file without the framework's part; raise ConfigError if it is wrong."""
+        self.settings = settings
+
+    async def prepare(self) -> None:  # noqa: B027 (most vendors have nothing to prepare)
+        """Called before the first discovery, and again until it succeeds."""
+
+    @abstractmethod
+    async def discover(self) -> Discovery:
+        """All devices with their health, every time. Raises if the list is not known to be complete."""
+
+    async def allocate(self, devices: Sequence[Device]) -> Allocation:
+        """Readies ``devices`` for one container. The same devices may be asked for again; the answer is the same."""
+        del devices
+        return Allocation()
+
+    async def pre_start(self, devices: Sequence[Device]) -> None:  # noqa: B027
+        """Called before each start of a container if ``pre_start_required``."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Called once, when the plugin ends."""

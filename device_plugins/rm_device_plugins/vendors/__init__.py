@@ -1,0 +1,1 @@
+"""One module per vendor: discovery, health and allocation of its devices."""

@@ -1,6 +1,6 @@
 """What the operator asks of an API server, whoever carries it there (``http.py``)."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -63,7 +63,7 @@ class KubeClient(Protocol):
         label_selector: str | None = None,
         field_selector: str | None = None,
         inactivity_seconds: float = 75.0,
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after ``resource_version`` until the server ends the stream.
 
         Raises Gone if the version is too old, Unreachable if the stream breaks or if neither an event nor a bookmark

@@ -212,7 +212,11 @@ class Store:
         # The empty index name is the namespace: it cannot clash with a declared one that is named.
         values = [("", key[0])]
         for name, function in self._functions.items():
-            values += [(name, value) for value in function(obj)]
+            try:
+                values += [(name, value) for value in function(obj)]
+            except Exception:
+                # An object that an index cannot read must still be known, or nobody could say what is wrong with it.
+                logger.exception("index %r of %s failed for %s/%s", name, self.resource.name, *key)
         self._values[key] = tuple(dict.fromkeys(values))
         for value in self._values[key]:
             self._buckets.setdefault(value, {})[key] = obj

@@ -1,0 +1,335 @@
+"""The process: kopf brings the lifecycle and the events of our four kinds, everything else is started from here.
+
+kopf's handlers do one thing, keeping the store of their kind; changes of stores put keys on the queue. Every replica
+keeps all stores warm; only the one that holds the Lease works on the queue.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from uuid import uuid4
+
+import kopf
+from rm_api.names import LABEL_MANAGED_BY, LEASE_NAME, MANAGED_BY
+
+from rm_operator import controllers
+from rm_operator.config import Config
+from rm_operator.context import Context
+from rm_operator.kube.auth import Connection
+from rm_operator.kube.client import KubeClient
+from rm_operator.kube.errors import ApiError
+from rm_operator.kube.http import HttpClient, TokenBucket
+from rm_operator.kube.lease import LeaderElector
+from rm_operator.kube.reflector import Reflector
+from rm_operator.kube.resources import (
+    CONFIGMAPS,
+    CONTROLLERREVISIONS,
+    CUSTOM,
+    DAEMONSETS,
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    JOBS,
+    NODES,
+    PODS,
+    SERVICES,
+    Resource,
+)
+from rm_operator.kube.store import Changes, Store, Stores, Transform
+from rm_operator.kube.sweep import Sweeper
+from rm_operator.kube.trim import trim_node, trim_pod
+from rm_operator.runtime.controller import Controller, Workers, connect
+from rm_operator.runtime.health import HealthServer, LoopWatch, Vital
+from rm_operator.runtime.metrics import Metrics
+from rm_operator.runtime.queue import Queue
+from rm_operator.runtime.recorder import EventRecorder
+
+logger = logging.getLogger(__name__)
+
+REQUESTS_PER_SECOND: Final = 1000.0
+"""A bound on a defect of ours, not a throttle: the API server's own fairness does that."""
+REQUEST_BURST: Final = 1000
+STOP_SECONDS: Final = 10.0
+KINDS_POLL_SECONDS: Final = 2.0
+MANAGED: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+
+
+@dataclass(frozen=True)
+class Reflected:
+    """How a kind that is not ours is kept."""
+
+    resource: Resource
+    label_selector: str | None = MANAGED
+    transform: Transform | None = None
+
+
+REFLECTED: Final = (
+    Reflected(DEPLOYMENTS),
+    Reflected(DAEMONSETS),
+    Reflected(JOBS),
+    Reflected(SERVICES),
+    Reflected(CONFIGMAPS),
+    Reflected(CONTROLLERREVISIONS),
+    Reflected(ENDPOINTSLICES),  # they carry their Service's labels
+    Reflected(NODES, None, trim_node),
+    Reflected(PODS, None, trim_pod),
+)
+
+
+class Operator:
+    """Everything of one replica. ``die`` is called, with an exit status, where going on would do harm."""
+
+    def __init__(
+        self,
+        config: Config,
+        connection: Connection,
+        *,
+        build: Callable[[Context], Sequence[Controller]] = controllers.build,
+        die: Callable[[int], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics().with_process_metrics()
+        self.stores = _stores()
+        self.queue = Queue(self.metrics)
+        self.identity = f"{config.pod_name}_{uuid4().hex[:8]}"
+        self.port = 0
+        """Port of the health server, once it listens."""
+        self._connection = connection
+        self._build = build
+        self._die = die or _exit
+        self._stack = AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._vitals: dict[str, Vital] = {}
+
+    async def run(self, stop: asyncio.Event | None = None) -> None:
+        """Run until SIGTERM, SIGINT or ``stop``; raises what made kopf fail."""
+        await kopf.operator(
+            registry=self._registry(),
+            settings=_settings(),
+            standalone=True,
+            clusterwide=True,
+            stop_flag=stop,
+        )
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            # Requests of this session read the token anew, so kopf needs no second way to authenticate.
+            return kopf.AiohttpSession(server=self._connection.server, aiohttp_session=self._connection.open_session())
+
+        @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
+        async def startup(**_: Any) -> None:
+            await self._start()
+
+        @kopf.on.cleanup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
+        async def cleanup(**_: Any) -> None:
+            await self._stack.aclose()
+
+        for resource in CUSTOM:
+            keep = _keeper(self.stores[resource])
+            kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)(keep)
+        return registry
+
+    async def _start(self) -> None:
+        """Start all parts; each puts its end on the stack, which is unwound in the reverse order."""
+        config, metrics, stack = self.config, self.metrics, self._stack
+        health = HealthServer(
+            metrics,
+            port=config.metrics_port,
+            vitals=lambda: self._vitals,
+            unready=lambda: self.stores.unsynced,
+            refresh=self._refresh_metrics,
+        )
+        self.port = await health.start()
+        stack.push_async_callback(health.stop)
+
+        # Renewals have a client of their own: they wait behind nothing.
+        lease_client = HttpClient(self._connection, connections=2, attempt_seconds=5, observe=metrics.observe_request)
+        await stack.enter_async_context(lease_client)
+        elector = LeaderElector(
+            lease_client,
+            namespace=config.system_namespace,
+            name=LEASE_NAME,
+            identity=self.identity,
+            on_lost=lambda: self._die(1),
+        )
+        client = HttpClient(
+            self._connection,
+            bucket=TokenBucket(REQUESTS_PER_SECOND, REQUEST_BURST),
+            may_write=elector.may_write if config.leader_elect else None,
+            observe=metrics.observe_request,
+        )
+        await stack.enter_async_context(client)
+        stack.push_async_callback(elector.release)
+        recorder = EventRecorder(client, instance=self.identity, metrics=metrics)
+        context = Context(client, self.stores, self.queue, recorder, config)
+        stack.push_async_callback(_close_all, context)
+        built = self._build(context)
+        connect(built, self.stores, self.queue)
+        stack.push_async_callback(recorder.drain, STOP_SECONDS / 2)
+        stack.push_async_callback(self._cancel_tasks)
+
+        loop_watch = LoopWatch(metrics)
+        self._vitals["event loop"] = loop_watch
+        self._spawn("event loop watch", loop_watch.run())
+        # kopf looks for the kinds that it serves right after this, once.
+        await self._wait_for_kinds(client)
+        self._keep_stores(client)
+        self._spawn("event recorder", recorder.run())
+        workers = Workers(built, self.stores, self.queue, metrics=metrics, count=config.workers)
+        self._spawn("leader", self._lead(elector, workers))
+
+    def _keep_stores(self, client: KubeClient) -> None:
+        observer = _ReflectorMetrics(self.metrics)
+        for kept in REFLECTED:
+            name = f"reflector of {kept.resource.name}"
+            store = self.stores[kept.resource]
+            reflector = Reflector(client, store, label_selector=kept.label_selector, observer=observer)
+            self._vitals[name] = reflector
+            self._spawn(name, reflector.run())
+        for resource in CUSTOM:
+            name = f"watch of {resource.name}"
+            sweeper = Sweeper(client, self.stores[resource], swept=self.metrics.swept.labels(resource.name).inc)
+            self._vitals[name] = sweeper
+            self._spawn(name, sweeper.run())
+
+    async def _lead(self, elector: LeaderElector, workers: Workers) -> None:
+        """Once everything is known and the Lease is held: work, until cancelled."""
+        await self.stores.wait_synced()
+        logger.info("all stores are synced")
+        leading = self.metrics.leader.labels(LEASE_NAME)
+        leading.set(0)
+        if self.config.leader_elect:
+            self._spawn("elector", elector.run())
+            await elector.leading.wait()
+        leading.set(1)
+        working = asyncio.create_task(workers.run(), name="workers")
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # Stopping: reconciles in progress may finish, as long as the Lease, which is not renewed now, lasts.
+            self.queue.close()
+            await asyncio.wait([working], timeout=STOP_SECONDS)
+            working.cancel()
+            await asyncio.wait([working])
+            raise
+
+    async def _wait_for_kinds(self, client: HttpClient) -> None:
+        missing: list[str] = []
+        while True:
+            try:
+                found = [resource.name for resource in CUSTOM if not await client.serves(resource)]
+            except ApiError as error:
+                logger.warning("the API server does not say which kinds it serves: %s", error)
+            else:
+                if not found:
+                    return
+                if found != missing:
+                    logger.warning("waiting for the CustomResourceDefinitions %s", ", ".join(found))
+                missing = found
+            await asyncio.sleep(KINDS_POLL_SECONDS)
+
+    def _spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """No part of the operator ends by itself: without it the others would be a zombie."""
+        self._tasks.discard(task)
+        if not task.cancelled():
+            logger.critical("%s ended", task.get_name(), exc_info=task.exception())
+            self._die(1)
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _refresh_metrics(self) -> None:
+        self.queue.observe_work()
+        for store in self.stores:
+            self.metrics.store_objects.labels(store.resource.name).set(len(store))
+
+
+class _ReflectorMetrics:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def listed(self, resource: Resource, changes: Changes, *, first: bool) -> None:
+        self._metrics.relists.labels(resource.name).inc()
+        if not first and changes.removed:
+            self._metrics.swept.labels(resource.name).inc(len(changes.removed))
+
+    def failed(self, resource: Resource) -> None:
+        self._metrics.watch_failures.labels(resource.name).inc()
+
+
+class _Backoffs:
+    """kopf's waits between tries of one request: without end, since a watch of its that gives up never comes back."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.5, 1, 2, 4, 8, 15)
+        while True:
+            yield 30
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.networking.error_backoffs = _Backoffs()
+    settings.networking.request_timeout = 60
+    settings.networking.connect_timeout = 10
+    settings.watching.connect_timeout = 10
+    # A task per object lives this long after its last event; the default of 5 s would keep ten thousand at a start.
+    settings.queueing.idle_timeout = 0.2
+    settings.process.ultimate_exiting_timeout = 3 * STOP_SECONDS
+    return settings
+
+
+def _stores() -> Stores:
+    kinds = [(resource, None) for resource in CUSTOM] + [(kept.resource, kept.transform) for kept in REFLECTED]
+    return Stores(
+        Store(resource, indexes=controllers.INDEXES.get(resource), transform=transform) for resource, transform in kinds
+    )
+
+
+def _keeper(store: Store) -> Callable[..., Coroutine[Any, Any, None]]:
+    """The handler of a kind's events. The queue hears of it from the store, as of every other change."""
+
+    async def keep(event: kopf.RawEvent, **_: Any) -> None:
+        obj = cast("dict[str, Any]", event["object"])
+        if event["type"] == "DELETED":
+            metadata = obj["metadata"]
+            store.remove(
+                metadata.get("namespace"),
+                metadata["name"],
+                uid=metadata["uid"],
+                resource_version=metadata["resourceVersion"],
+            )
+        else:
+            store.upsert(obj)
+
+    return keep
+
+
+async def _close_all(context: Context) -> None:
+    for closer in reversed(context.closers):
+        await closer()
+
+
+def _exit(status: int) -> None:
+    """End the process at once: no clean-up that might still write."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,104 @@
+"""Configuration from environment variables."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+_HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
+_NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
+_BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class InvalidConfig(Exception):  # noqa: N818
+    """The environment does not configure the operator; the message names every variable at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How this process was installed."""
+
+    system_namespace: str
+    """Where the operator, the registry and device plugins run."""
+    store: str
+    """host:port of the artifact registry, as workloads and nodes reach it."""
+    runtime_image: str
+    """Image that has ``rm-abstract resolve|fetch|push``."""
+    launcher_image: str
+    """Image that has ``rma-launch``."""
+    store_plain_http: bool = False
+    """Speak to the registry without TLS."""
+    pod_name: str = "rm-abstract-operator"
+    """Name of this replica."""
+    metrics_port: int = 8080
+    """Port of /metrics, /healthz and /readyz; 0 takes any free one."""
+    leader_elect: bool = True
+    """Reconcile only while holding the Lease; false where nothing else can run."""
+    workers: int = 16
+    """Reconciles at the same time."""
+    image_pull_policy: str = "IfNotPresent"
+    """imagePullPolicy of containers that we make."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+        """The configuration. Raises InvalidConfig with everything that is wrong, not only the first."""
+        reader = _Reader(environ)
+        config = cls(
+            system_namespace=reader.matching("RMA_SYSTEM_NAMESPACE", _NAMESPACE, "the namespace the operator runs in"),
+            store=reader.matching("RMA_STORE", _HOST_PORT, "host:port of the artifact registry"),
+            runtime_image=reader.text("RMA_RUNTIME_IMAGE", "the image with rm-abstract"),
+            launcher_image=reader.text("RMA_LAUNCHER_IMAGE", "the image with rma-launch"),
+            store_plain_http=reader.boolean("RMA_STORE_PLAIN_HTTP", False),
+            pod_name=reader.text("POD_NAME", "the pod's name", default="rm-abstract-operator"),
+            metrics_port=reader.integer("RMA_METRICS_PORT", 8080, 0, 65535),
+            leader_elect=reader.boolean("RMA_LEADER_ELECT", True),
+            workers=reader.integer("RMA_WORKERS", 16, 1, 256),
+            image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
+        )
+        if reader.problems:
+            raise InvalidConfig("the environment is not usable:\n  " + "\n  ".join(reader.problems))
+        return config
+
+
+class _Reader:
+    """Reads variables and collects what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def text(self, name: str, what: str, *, default: str | None = None) -> str:
+        value = self._environ.get(name, "").strip() or default
+        if value is None:
+            self.problems.append(f"{name} is not set: it must be {what}")
+            return ""
+        return value
+
+    def matching(self, name: str, pattern: re.Pattern[str], what: str) -> str:
+        value = self.text(name, what)
+        if value and not pattern.match(value):
+            self.problems.append(f"{name}={value!r} is not {what}")
+        return value
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._environ.get(name, "").strip().lower()
+        if value and value not in _BOOLEANS:
+            self.problems.append(f"{name}={value!r} must be true or false")
+        return _BOOLEANS.get(value, default)
+
+    def integer(self, name: str, default: int, least: int, most: int) -> int:
+        value = self._environ.get(name, "").strip()
+        if not value:
+            return default
+        if not value.isascii() or not value.isdigit() or not least <= int(value) <= most:
+            self.problems.append(f"{name}={value!r} must be a whole number from {least} to {most}")
+            return default
+        return int(value)
+
+    def choice(self, name: str, values: tuple[str, ...], default: str) -> str:
+        value = self._environ.get(name, "").strip() or default
+        if value not in values:
+            self.problems.append(f"{name}={value!r} must be one of {', '.join(values)}")
+        return value

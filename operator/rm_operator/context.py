@@ -1,0 +1,26 @@
+"""What a controller is given to work with."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from rm_operator.config import Config
+from rm_operator.kube.client import KubeClient
+from rm_operator.kube.store import Stores
+from rm_operator.runtime.queue import Queue
+from rm_operator.runtime.recorder import EventRecorder
+
+
+@dataclass
+class Context:
+    """Made once per process, before the controllers."""
+
+    client: KubeClient
+    stores: Stores
+    queue: Queue
+    recorder: EventRecorder
+    config: Config
+    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
+        """Have ``closer`` awaited when the process stops, after the last reconcile."""
+        self.closers.append(closer)

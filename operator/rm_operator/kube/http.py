@@ -1,0 +1,370 @@
+"""The client over aiohttp and orjson: deadlines on everything, retries where repeating does no harm."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+from rm_api.names import FIELD_MANAGER_STATUS
+
+from rm_operator.kube.auth import ConfigError, Connection
+from rm_operator.kube.client import Object, ObjectList, Propagation, WatchEvent
+from rm_operator.kube.errors import (
+    ApiError,
+    Gone,
+    NotFound,
+    NotLeader,
+    ServerError,
+    TooManyRequests,
+    Unreachable,
+    error_from_status,
+)
+from rm_operator.kube.resources import Resource
+
+Observer = Callable[[str, Resource, int, float], None]
+"""Told of each attempt: verb, resource, HTTP status (0: no answer), seconds."""
+
+MAX_ATTEMPTS: Final = 5
+FIRST_RETRY_SECONDS: Final = 0.1
+MAX_RETRY_SECONDS: Final = 5.0
+LIST_RESTARTS: Final = 3
+WATCH_SECONDS: Final = (240, 480)
+"""Between these the server is asked to end a watch, so that watches move to other servers and do not end together."""
+
+_random = random.Random()  # noqa: S311 - jitter
+
+_APPLY: Final = "application/apply-patch+yaml"
+_JSON: Final = "application/json"
+_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+class TokenBucket:
+    """At most ``rate`` requests a second on average and ``burst`` at once; callers are served in order."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at: float | None = None
+
+    async def take(self) -> None:
+        """Wait until a request may be sent."""
+        now = asyncio.get_running_loop().time()
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._rate)
+
+
+class HttpClient:
+    """A :class:`~rm_operator.kube.client.KubeClient` for one API server.
+
+    ``attempt_seconds`` bounds one attempt, ``deadline_seconds`` a request with its retries. Reads, applies and deletes
+    are repeated after 429, 5xx and lost connections; a create only where it cannot have been done. ``may_write`` is
+    asked before each attempt of a mutating request.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        bucket: TokenBucket | None = None,
+        may_write: Callable[[], bool] | None = None,
+        observe: Observer | None = None,
+        attempt_seconds: float = 20.0,
+        deadline_seconds: float = 45.0,
+        connections: int = 128,
+    ) -> None:
+        self._server = connection.server
+        self._session = connection.open_session(limit=connections)
+        self._bucket = bucket
+        self._may_write = may_write
+        self._observe = observe
+        self._attempt_seconds = attempt_seconds
+        self._deadline_seconds = deadline_seconds
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, metadata_only: bool = False
+    ) -> dict[str, Any]:
+        """See KubeClient."""
+        path = resource.path(namespace, name)
+        return await self._request("GET", resource, path, accept=_METADATA if metadata_only else _JSON)
+
+    async def serves(self, resource: Resource) -> bool:
+        """True if the server knows the kind: its CustomResourceDefinition is established."""
+        path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        try:
+            known = await self._request("GET", resource, path)
+        except NotFound:
+            return False
+        return any(each["name"] == resource.plural for each in known.get("resources") or ())
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        resource_version: str | None = None,
+        metadata_only: bool = False,
+        limit: int = 500,
+    ) -> ObjectList:
+        """See KubeClient."""
+        params = _selectors(label_selector, field_selector)
+        if limit:
+            params["limit"] = str(limit)
+        if resource_version is not None:
+            params["resourceVersion"] = resource_version
+        accept = _METADATA_LIST if metadata_only else _JSON
+        for restarts in range(LIST_RESTARTS + 1):
+            try:
+                return await self._pages(resource, resource.path(namespace), params, accept)
+            except Gone:
+                # The snapshot behind the continue token was compacted away while we were paging.
+                if restarts == LIST_RESTARTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        inactivity_seconds: float = 75.0,
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """See KubeClient."""
+        loop = asyncio.get_running_loop()
+        params = _selectors(label_selector, field_selector) | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(_random.randint(*WATCH_SECONDS)),
+        }
+        started, status = loop.time(), 0
+        response: aiohttp.ClientResponse | None = None
+        # The timeout is around reads only: one around a yield would strike the consumer.
+        try:
+            async with asyncio.timeout(inactivity_seconds):
+                response = await self._session.get(
+                    self._server + resource.path(namespace),
+                    params=params,
+                    headers={"Accept": _JSON},
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+                    allow_redirects=False,
+                )
+                status = response.status
+                if status != 200:
+                    raise _error(response, await response.read())
+            buffer, scanned = bytearray(), 0
+            while True:
+                async with asyncio.timeout(inactivity_seconds):
+                    chunk = await response.content.readany()
+                if not chunk:
+                    break
+                buffer += chunk
+                begin = 0
+                while (end := buffer.find(b"\n", max(begin, scanned))) >= 0:
+                    yield _event(buffer[begin:end])
+                    begin = end + 1
+                del buffer[:begin]
+                scanned = len(buffer)
+            if buffer:
+                raise Unreachable(f"the watch of {resource.name} was cut off in the middle of an event")
+        except TimeoutError:
+            raise Unreachable(f"the watch of {resource.name} was silent for {inactivity_seconds:.0f} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"the watch of {resource.name} broke: {error!r}") from None
+        except ConfigError as error:
+            raise Unreachable(f"no credentials: {error}") from None
+        finally:
+            if response is not None:
+                response.close()
+            if self._observe is not None:
+                self._observe("WATCH", resource, status, loop.time() - started)
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Object,
+        *,
+        field_manager: str,
+        force: bool = True,
+        subresource: str | None = None,
+    ) -> dict[str, Any]:
+        """See KubeClient."""
+        metadata = obj["metadata"]
+        params = {"fieldManager": field_manager, "fieldValidation": "Strict"}
+        if force:
+            params["force"] = "true"
+        path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
+        return await self._request("PATCH", resource, path, params=params, body=orjson.dumps(obj), content_type=_APPLY)
+
+    async def apply_status(self, resource: Resource, obj: Object, status: Object) -> dict[str, Any]:
+        """See KubeClient."""
+        metadata = {key: obj["metadata"][key] for key in ("namespace", "name", "uid") if key in obj["metadata"]}
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
+        return await self.apply(resource, body, field_manager=FIELD_MANAGER_STATUS, subresource="status")
+
+    async def create(self, resource: Resource, obj: Object, *, field_manager: str) -> dict[str, Any]:
+        """See KubeClient."""
+        return await self._request(
+            "POST",
+            resource,
+            resource.path(obj["metadata"].get("namespace")),
+            params={"fieldManager": field_manager, "fieldValidation": "Strict"},
+            body=orjson.dumps(obj),
+            content_type=_JSON,
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: Propagation = "Background",
+    ) -> bool:
+        """See KubeClient."""
+        preconditions = {
+            key: value for key, value in (("uid", uid), ("resourceVersion", resource_version)) if value is not None
+        }
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if preconditions:
+            options["preconditions"] = preconditions
+        path = resource.path(namespace, name)
+        try:
+            await self._request("DELETE", resource, path, body=orjson.dumps(options), content_type=_JSON)
+        except NotFound:
+            return False
+        return True
+
+    async def _pages(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> ObjectList:
+        items: list[dict[str, Any]] = []
+        while True:
+            page = await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
+            items += page.get("items") or ()
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return ObjectList(items, metadata["resourceVersion"])
+            params = {key: value for key, value in params.items() if key != "resourceVersion"}
+            params["continue"] = metadata["continue"]
+
+    async def _request(
+        self,
+        method: str,
+        resource: Resource,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        content_type: str | None = None,
+        accept: str = _JSON,
+        verb: str | None = None,
+    ) -> dict[str, Any]:
+        """One request with its retries; the decoded body of the answer."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline_seconds
+        headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
+        repeatable = method != "POST"
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            if self._bucket is not None:
+                await self._bucket.take()
+            if method != "GET" and self._may_write is not None and not self._may_write():
+                raise NotLeader(f"{method} {path} was not sent: the Lease is not held")
+            started, status = loop.time(), 0
+            seconds = min(self._attempt_seconds, deadline - started)
+            try:
+                async with (
+                    asyncio.timeout(seconds),
+                    self._session.request(
+                        method, self._server + path, params=params, data=body, headers=headers, allow_redirects=False
+                    ) as response,
+                ):
+                    status = response.status
+                    content = await response.read()
+                    if 200 <= status < 300:
+                        return _decoded(content)
+                    error: ApiError = _error(response, content)
+                    again = isinstance(error, TooManyRequests) or (repeatable and isinstance(error, ServerError))
+            except aiohttp.ClientConnectorError as failure:
+                error, again = Unreachable(f"{self._server} cannot be reached: {failure}"), True
+            except TimeoutError:
+                error, again = Unreachable(f"{method} {path} had no answer within {seconds:.0f} s"), repeatable
+            except (aiohttp.ClientError, OSError) as failure:
+                error, again = Unreachable(f"{method} {path} was cut off: {failure!r}"), repeatable
+            except ConfigError as failure:
+                error, again = Unreachable(f"no credentials: {failure}"), True
+            finally:
+                if self._observe is not None:
+                    self._observe(verb or method, resource, status, loop.time() - started)
+            pause = min(FIRST_RETRY_SECONDS * 2 ** (attempt - 1), MAX_RETRY_SECONDS) * (0.5 + _random.random() / 2)
+            pause = max(pause, error.retry_after or 0.0)
+            if not again or attempt == MAX_ATTEMPTS or loop.time() + pause >= deadline:
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def _selectors(label_selector: str | None, field_selector: str | None) -> dict[str, str]:
+    pairs = (("labelSelector", label_selector), ("fieldSelector", field_selector))
+    return {name: value for name, value in pairs if value}
+
+
+def _decoded(content: bytes) -> dict[str, Any]:
+    try:
+        decoded = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise aiohttp.ClientPayloadError("the answer is not a JSON object")
+    return decoded
+
+
+def _error(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
+    try:
+        status = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        status = None
+    retry_after = None
+    header = response.headers.get("Retry-After", "")
+    if header.isdigit():
+        retry_after = float(header)
+    return error_from_status(
+        response.status,
+        status if isinstance(status, dict) else None,
+        fallback=content[:500].decode(errors="replace"),
+        retry_after=retry_after,
+    )
+
+
+def _event(line: bytearray) -> WatchEvent:
+    """One line of a watch. Raises the ApiError that the server reports in it, Unreachable if it is garbled."""
+    try:
+        event = orjson.loads(line)
+        kind, obj = event["type"], event["object"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise Unreachable("the watch sent something that is no event") from None
+    if kind == "ERROR":
+        raise error_from_status(int(obj.get("code") or 500), obj)
+    return WatchEvent(kind, obj)

@@ -1,4 +1,4 @@
-"""Condition types and reasons: closed vocabularies, each value with the sentence that explains it to a reader of the API."""
+"""Condition types and reasons: closed vocabularies that all kinds share."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Generates ``crds/*.yaml`` from the pydantic models: ``python -m rm_api.crdgen DIRECTORY``.
+"""Generates ``crds/*.yaml`` from the pydantic models: ``python -m rm_api.crdgen DIRECTORY...``.
 
 A CRD's schema is structural: no references, a type at every node, keywords of JSON Schema that the API server
 does not know are an error, so the transformation below fails on anything it has not been taught.
@@ -126,13 +126,16 @@ def custom_resource_definition(info: KindInfo) -> dict[str, Any]:
                 "x-kubernetes-validations": [
                     {
                         "rule": f"self.metadata.name.size() <= {info.max_name}",
-                        "message": f"the name may have {info.max_name} characters at most, since names of children start with it",
+                        "message": f"the name may have {info.max_name} characters; names of children start with it",
                     }
                 ],
                 "properties": {
-                    "apiVersion": {"type": "string", "description": "Version of the API that this object is written in."},
+                    "apiVersion": {
+                        "type": "string",
+                        "description": "Version of the API that this object is written in.",
+                    },
                     "kind": {"type": "string", "description": f"{info.kind}."},
-                    "metadata": {"type": "object", "description": "Standard metadata of an object."},
+                    "metadata": {"type": "object"},
                     "spec": spec,
                     "status": status,
                 },
@@ -172,13 +175,13 @@ def render(info: KindInfo) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes one file per kind into the directory that is named."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m rm_api.crdgen DIRECTORY\n")
+    """Writes one file per kind into each directory that is named."""
+    if not arguments:
+        sys.stderr.write("usage: python -m rm_api.crdgen DIRECTORY...\n")
         return 64
-    directory = Path(arguments[0])
-    for info in KINDS:
-        (directory / f"{info.crd_name}.yaml").write_text(render(info))
+    for directory in map(Path, arguments):
+        for info in KINDS:
+            (directory / f"{info.crd_name}.yaml").write_text(render(info))
     return 0
 
 

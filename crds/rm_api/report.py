@@ -54,7 +54,7 @@ class Report:
 
     @classmethod
     def parse(cls, text: str) -> "Report":
-        """The report in ``text``. Unknown members are ignored; a missing reason or a wrong type raises ReportInvalid."""
+        """The report in ``text``, ignoring unknown members. Raises ReportInvalid: no reason, or a wrong type."""
         try:
             raw = json.loads(text)
         except ValueError as error:

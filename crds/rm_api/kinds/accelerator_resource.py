@@ -55,9 +55,9 @@ class Toleration(ApiModel):
     """Exists or Equal."""
     value: Annotated[str, Field(max_length=63)] | None = None
     """The taint's value, for Equal."""
-    effect: Annotated[str, Field(json_schema_extra={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]})] | None = (
-        None
-    )
+    effect: (
+        Annotated[str, Field(json_schema_extra={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]})] | None
+    ) = None
     """The taint's effect; absent means every effect."""
 
 
@@ -78,7 +78,7 @@ class DevicePlugin(ApiModel):
         list[Annotated[str, Field(min_length=2, max_length=256, pattern=r"^/[^\s]*$")]],
         Field(max_length=8, json_schema_extra=LIST_SET),
     ] = []
-    """Directories of the host that the plugin needs beside the kubelet's, mounted at the same path and made if absent."""
+    """Directories of the host that the plugin needs beside the kubelet's; mounted at the same path, made if absent."""
 
 
 class Capability(ApiModel):
@@ -90,8 +90,6 @@ class Capability(ApiModel):
     """Most sequences in one batch."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence, prompt and answer together, in tokens."""
-    requires_precompile: bool = True
-    """True if a model must be compiled for it before it can serve; a BuildProfile says how."""
 
 
 class Tflops(ApiModel):
@@ -157,7 +155,7 @@ class Runtime(ApiModel):
 
 
 class AcceleratorResourceSpec(ApiModel):
-    """A kind of accelerator: how its devices are requested, what they can do, what they cost, and how models are served on them."""
+    """A kind of accelerator: how its devices are requested, what they do and cost, how models are served on it."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -251,4 +249,3 @@ KIND = KindInfo(
         PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason', priority=1),
     ),
 )
-

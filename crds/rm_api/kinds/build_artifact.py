@@ -1,4 +1,4 @@
-"""BuildArtifact: a compiled model in the store. Only the operator writes it; it outlives the deployments that use it."""
+"""BuildArtifact: a compiled model in the store. Only the operator writes it; it outlives its users."""
 
 from typing import Annotated
 
@@ -54,7 +54,7 @@ class ShapeBucket(ApiModel):
 
 
 class BuildArtifactSpec(ApiModel):
-    """Everything that makes this artifact what it is: the parts of the key that its name is the hash of, and how it is built. Immutable."""
+    """What makes this artifact what it is: the parts of the key that its name is the hash of, and how it is built."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -115,7 +115,10 @@ class BuildArtifactStatus(ApiModel):
     """Seconds that each container of the successful attempt took."""
     versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
     """Tool versions, as probed."""
-    log_tail: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=20, json_schema_extra=LIST_ATOMIC)] | None = None
+    log_tail: (
+        Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=20, json_schema_extra=LIST_ATOMIC)]
+        | None
+    ) = None
     """The compiler's last lines, of a failed attempt."""
     referrer_count: Annotated[int, Field(ge=0)] = 0
     """Deployments that use it."""

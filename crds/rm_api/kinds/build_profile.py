@@ -71,7 +71,9 @@ class Step(ApiModel):
     """Variables of the step."""
     resources: Resources = Resources()
     """CPU and memory of the step; the profile's where absent."""
-    outputs: Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=64, json_schema_extra=LIST_SET)] = []
+    outputs: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=64, json_schema_extra=LIST_SET)
+    ] = []
     """Files or directories that must exist, and not be empty, when the step has succeeded; globs are allowed."""
     success_pattern: Annotated[str, Field(max_length=512)] | None = None
     """A regular expression (RE2) that a line of the log must match, for tools that end with 0 whatever happened."""
@@ -91,7 +93,9 @@ class Probe(ApiModel):
 class Shapes(ApiModel):
     """Shape buckets that are compiled. A requirement is rounded up to the smallest bucket that covers it."""
 
-    sequence: Annotated[list[Annotated[int, Field(ge=1, le=16777216)]], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    sequence: Annotated[
+        list[Annotated[int, Field(ge=1, le=16777216)]], Field(max_length=32, json_schema_extra=LIST_SET)
+    ] = []
     """Sequence lengths in tokens, prompt and answer together; empty means that the length is not compiled in."""
     batch: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Batch sizes; empty means that the size is not compiled in."""
@@ -116,7 +120,9 @@ class ExitCodeMapping(ApiModel):
 
     code: Annotated[int, Field(ge=1, le=255)]
     """The tool's exit code."""
-    meaning: Annotated[str, Field(json_schema_extra={"enum": ["BadInput", "UnsupportedModel", "ToolchainFailure", "Transient"]})]
+    meaning: Annotated[
+        str, Field(json_schema_extra={"enum": ["BadInput", "UnsupportedModel", "ToolchainFailure", "Transient"]})
+    ]
     """BadInput and UnsupportedModel blame the model, ToolchainFailure the tool; Transient is tried again."""
 
 

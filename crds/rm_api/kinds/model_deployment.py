@@ -79,7 +79,7 @@ class Workload(ApiModel):
 
 
 class AcceleratorSelector(ApiModel):
-    """Which accelerators may be used. An empty list means no restriction; a candidate must satisfy all that are given."""
+    """Which accelerators may be used. An empty list is no restriction; a candidate must satisfy all that are given."""
 
     types: Annotated[list[AcceleratorType], Field(max_length=8, json_schema_extra=LIST_SET)] = []
     """Types."""
@@ -99,7 +99,7 @@ class Requirements(ApiModel):
     dtype: DType | None = None
     """Number format; the model's own where absent."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
-    """Longest sequence in tokens, prompt and answer together; by default the workload's, at most the model's own limit."""
+    """Longest sequence in tokens, prompt and answer; by default the workload's, at most the model's own limit."""
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Largest batch; by default the workload's concurrency."""
 
@@ -114,7 +114,8 @@ class RuntimeOptions(ApiModel):
             json_schema_extra=list_map("name")
             | validations(
                 cel(
-                    "self.all(e, e.name.matches('^(LOG_LEVEL|TZ|OMP_NUM_THREADS|VLLM_LOGGING_LEVEL|OPENVINO_LOG_LEVEL)$'))",
+                    "self.all(e, e.name in ['LOG_LEVEL', 'TZ', 'OMP_NUM_THREADS', 'VLLM_LOGGING_LEVEL',"
+                    " 'OPENVINO_LOG_LEVEL'])",
                     "only LOG_LEVEL, TZ, OMP_NUM_THREADS, VLLM_LOGGING_LEVEL and OPENVINO_LOG_LEVEL may be set here",
                 )
             ),
@@ -198,7 +199,7 @@ class Candidate(ApiModel):
     eligible: bool
     """True if the deployment could run there."""
     score: Annotated[str, Field(max_length=20)] | None = None
-    """The higher, the better; a natural logarithm against constant references, so that scores of different days compare."""
+    """The higher, the better: a natural logarithm against constant references, so scores of different days compare."""
     profile: Name | None = None
     """BuildProfile that would be used."""
     terms: Annotated[list[Term], Field(max_length=16, json_schema_extra=list_map("name"))] = []

@@ -1,0 +1,58 @@
+# Everything a contributor needs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+READY := $(VENV)/.ready
+
+help: ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+setup: $(READY) ## Make the virtual environment.
+
+demo: $(READY) ## Set up a cluster and serve a model on a simulated NPU. MODEL=hf://… serves another one.
+	$(BIN)/rm-abstract demo $(if $(MODEL),--model $(MODEL))
+
+test: $(READY) ## Everything that can be tested here: checks, then one pytest run over all tiers.
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+check: lint ## Format, lint, types, layers, unit tests: under three minutes.
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	cd runtime_images/launcher && go vet ./... && test -z "$$(gofmt -l .)"
+
+format: $(READY) ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+crds: $(READY) ## Regenerate the CRDs from the models.
+	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
+
+images: $(READY) ## Build the container images.
+	$(BIN)/python -m rm_local_cluster.images
+
+lock: $(READY) ## Resolve the lock file of the development environment again.
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --output-file requirements/dev.txt requirements/dev.in
+
+down: $(READY) ## Stop the local cluster.
+	$(BIN)/rm-abstract down
+
+.PHONY: help setup demo test check lint format crds images lock down

@@ -1,0 +1,35 @@
+{{- define "rma.labels" -}}
+app.kubernetes.io/name: rm-abstract
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "rma.selector" -}}
+app.kubernetes.io/name: rm-abstract
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "rma.store" -}}
+{{- if .Values.store.host -}}
+{{ .Values.store.host }}
+{{- else if .Values.store.registry.enabled -}}
+{{ .Release.Name }}-registry.{{ .Release.Namespace }}.svc:5000
+{{- else -}}
+{{ fail "store.host is needed where store.registry.enabled is false" }}
+{{- end -}}
+{{- end }}
+
+{{- define "rma.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "rma.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}

@@ -1,0 +1,67 @@
+"""``up``, ``down``, ``status`` and ``doctor``: the local Kubernetes."""
+
+import sys
+from pathlib import Path
+
+import click
+import rm_local_cluster
+from rm_local_cluster import LocalClusterError
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr, so that stdout stays for results."""
+    click.echo(line, err=True)
+
+
+@click.command()
+@click.option(
+    "--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Use this cluster instead of a local one."
+)
+@click.option("--driver", type=click.Choice(["auto", "existing", "kind", "node"]), default="auto", show_default=True)
+def up(kubeconfig: Path | None, driver: str) -> None:
+    """Start a local Kubernetes, or take the one that is named.
+
+    Without --kubeconfig: kind where a Docker engine answers, otherwise a node of our own in namespaces of its own.
+    """
+    try:
+        cluster = rm_local_cluster.up(kubeconfig=kubeconfig, driver=driver, progress=say)  # type: ignore[arg-type]
+    except LocalClusterError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"export KUBECONFIG={cluster.kubeconfig}")
+    click.echo(f"export PATH={cluster.kubectl.parent}:{cluster.helm.parent}:$PATH")
+
+
+@click.command()
+def down() -> None:
+    """Stop the local Kubernetes and remove every trace of it but the caches."""
+    try:
+        rm_local_cluster.down()
+    except LocalClusterError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command()
+def status() -> None:
+    """Say what of the local Kubernetes runs."""
+    found = rm_local_cluster.status()
+    click.echo(f"{found.name}: {found.phase}: {found.message}")
+    for component in found.components:
+        click.echo(f"  {'ok ' if component.healthy else 'BAD'} {component.name}: {component.message}")
+    if found.cluster is not None:
+        click.echo(f"  kubeconfig {found.cluster.kubeconfig}")
+    sys.exit(0 if found.healthy else 1)
+
+
+@click.command()
+def doctor() -> None:
+    """Say in plain words what this machine lacks."""
+    problems = 0
+    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+    for finding in rm_local_cluster.doctor():
+        click.echo(f"{marks[finding.severity]} {finding.check}: {finding.message}")
+        if finding.severity == "problem":
+            problems += 1
+            if finding.fix:
+                click.echo(f"        → {finding.fix}")
+    if problems:
+        raise click.ClickException(f"{problems} of these stand in the way")

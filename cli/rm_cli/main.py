@@ -1,0 +1,64 @@
+"""``rm-abstract``: one entry point for people and for our containers."""
+
+import importlib
+from collections.abc import Mapping
+
+import click
+
+# Command → module and attribute. A module is imported when its command is called: its extra may not be installed.
+_COMMANDS: Mapping[str, str] = {
+    "up": "rm_cli.cluster_commands:up",
+    "down": "rm_cli.cluster_commands:down",
+    "status": "rm_cli.cluster_commands:status",
+    "doctor": "rm_cli.cluster_commands:doctor",
+    "demo": "rm_cli.demo:demo",
+    "models": "rm_cli.runtime_commands:models",
+    "resolve": "rm_cli.runtime_commands:resolve",
+    "fetch": "rm_cli.runtime_commands:fetch",
+    "push": "rm_cli.runtime_commands:push",
+    "serve": "rm_cli.runtime_commands:serve",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"{cmd_name} needs the Python package {error.name}, which is not installed here; "
+                "pip install 'rm-abstract[cli,runtime]'"
+            ) from None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Help must not import every command to tell its first line.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES[name]) for name in _COMMANDS])
+
+
+_SUMMARIES: Mapping[str, str] = {
+    "up": "Start a local Kubernetes, or take the one that is named.",
+    "down": "Stop the local Kubernetes and remove every trace of it.",
+    "status": "Say what of the local Kubernetes runs.",
+    "doctor": "Say what this machine lacks to run it.",
+    "demo": "Set everything up and serve a model from a compiled artifact.",
+    "models": "Put models into an OCI registry.",
+    "resolve": "Find out what a model is (in a resolve Job).",
+    "fetch": "Fetch a model or an artifact (in init containers).",
+    "push": "Put an artifact into the store (in a build Job).",
+    "serve": "Serve an artifact with the OpenAI API (in a serving pod).",
+}
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rm-abstract")
+def main() -> None:
+    """Compiles and serves large language models on any accelerator."""

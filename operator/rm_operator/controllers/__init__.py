@@ -1,0 +1,31 @@
+"""One controller per kind: keys → snapshot → plan → apply → status. Decisions are in ``rm_operator.plan``."""
+
+from rm_operator.context import Context
+from rm_operator.controllers.accelerator_resource import AcceleratorResourceController
+from rm_operator.controllers.build_artifact import BuildArtifactController
+from rm_operator.controllers.build_profile import BuildProfileController
+from rm_operator.controllers.indexes import INDEXES
+from rm_operator.controllers.model_deployment import ModelDeploymentController
+from rm_operator.kube.artifact_store import ArtifactStore
+from rm_operator.plan.model import Images, Settings, StoreConfig
+from rm_operator.runtime.controller import Controller
+
+__all__ = ["INDEXES", "build"]
+
+
+def build(context: Context) -> list[Controller]:
+    """The controllers of all four kinds."""
+    config = context.config
+    settings = Settings(
+        images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy),
+        store=StoreConfig(config.store, config.store_plain_http),
+        system_namespace=config.system_namespace,
+    )
+    store = ArtifactStore(config.store, plain_http=config.store_plain_http)
+    context.on_close(store.close)
+    return [
+        AcceleratorResourceController(context, settings),
+        BuildProfileController(context),
+        BuildArtifactController(context, settings, store),
+        ModelDeploymentController(context, settings),
+    ]

@@ -1,0 +1,100 @@
+"""How the controllers look objects up: by owner, by label, by reference. Pure functions over one object."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rm_api import names
+from rm_api.kinds.model_deployment import ModelSource
+
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    BUILD_ARTIFACTS,
+    CONFIGMAPS,
+    CONTROLLERREVISIONS,
+    DAEMONSETS,
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    JOBS,
+    MODEL_DEPLOYMENTS,
+    PODS,
+    Resource,
+)
+from rm_operator.plan.resolve import source_hash
+
+Object = Mapping[str, Any]
+IndexFunction = Callable[[Object], Iterable[str]]
+
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+
+
+def scoped(namespace: str, value: str) -> str:
+    """Index value of something that is unique within a namespace only."""
+    return f"{namespace}/{value}"
+
+
+def owner_uids(obj: Object) -> list[str]:
+    """uids of an object's owners."""
+    return [reference["uid"] for reference in obj["metadata"].get("ownerReferences") or []]
+
+
+def label(key: str) -> IndexFunction:
+    """Index by the value of a label, within the namespace."""
+
+    def index(obj: Object) -> list[str]:
+        value = (obj["metadata"].get("labels") or {}).get(key)
+        return [scoped(obj["metadata"].get("namespace", ""), value)] if value else []
+
+    return index
+
+
+def _source(obj: Object) -> list[str]:
+    model = ModelSource.model_validate(obj["spec"]["model"])
+    return [scoped(obj["metadata"]["namespace"], source_hash(model))]
+
+
+def _artifact(obj: Object) -> list[str]:
+    name = (obj.get("status") or {}).get("artifact")
+    return [scoped(obj["metadata"]["namespace"], name)] if name else []
+
+
+def _placed_on(obj: Object) -> list[str]:
+    # Without a place, whatever changes may give it one.
+    return [((obj.get("status") or {}).get("placement") or {}).get("chosen") or ""]
+
+
+def _profile(obj: Object) -> list[str]:
+    return [obj["spec"]["profile"]]
+
+
+def resources_requested(obj: Object) -> list[str]:
+    """Extended resources that a pod requests."""
+    spec = obj.get("spec") or {}
+    containers = [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]
+    return sorted(
+        {
+            name
+            for container in containers
+            for name in ((container.get("resources") or {}).get("limits") or {})
+            if "/" in name
+        }
+    )
+
+
+INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
+    MODEL_DEPLOYMENTS: {"source": _source, "artifact": _artifact, "placed": _placed_on},
+    BUILD_ARTIFACTS: {"profile": _profile},
+    ACCELERATOR_RESOURCES: {},
+    CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
+    CONTROLLERREVISIONS: {"owner": owner_uids},
+    DAEMONSETS: {"owner": owner_uids},
+    DEPLOYMENTS: {"owner": owner_uids},
+    JOBS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
+    ENDPOINTSLICES: {"service": label(SERVICE_NAME_LABEL)},
+    PODS: {
+        "job": label(JOB_NAME_LABEL),
+        "deployment": label(names.LABEL_DEPLOYMENT),
+        "accelerator": label(names.LABEL_ACCELERATOR),
+        "resource": resources_requested,
+    },
+}

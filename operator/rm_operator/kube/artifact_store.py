@@ -1,0 +1,56 @@
+"""Asks the artifact store, over the OCI distribution API, what it has. Digests come from here, never from a pod."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+from rm_api import names
+
+from rm_operator.plan.artifact import Presence, StoreAnswer
+
+TIMEOUT_SECONDS = 5.0
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+class ArtifactStore:
+    """The store as the operator reaches it. Close it when done."""
+
+    def __init__(self, host: str, *, plain_http: bool) -> None:
+        self._base = f"{'http' if plain_http else 'https'}://{host}/v2"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def ask(self, repository: str) -> StoreAnswer:
+        """What the store has under ``repository``'s artifact tag. Never raises: no answer is an answer too."""
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                return await self._ask(repository)
+        except TimeoutError:
+            return StoreAnswer(Presence.UNREACHABLE, message=f"no answer within {TIMEOUT_SECONDS:.0f} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return StoreAnswer(Presence.UNREACHABLE, message=str(error) or type(error).__name__)
+
+    async def _ask(self, repository: str) -> StoreAnswer:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers={"Accept": names.MEDIA_TYPE_MANIFEST})
+        async with self._session.get(f"{self._base}/{repository}/manifests/{names.ARTIFACT_TAG}") as response:
+            if response.status == 404:
+                return StoreAnswer(Presence.ABSENT)
+            if response.status != 200:
+                return StoreAnswer(Presence.UNREACHABLE, message=f"it answered {response.status} {response.reason}")
+            body = await response.content.read(MAX_MANIFEST_BYTES)
+            digest = response.headers.get("Docker-Content-Digest", "")
+        manifest: dict[str, Any] = json.loads(body)
+        annotations = manifest.get("annotations") or {}
+        return StoreAnswer(
+            Presence.FOUND,
+            digest=digest,
+            size_bytes=sum(int(layer["size"]) for layer in manifest.get("layers") or []),
+            key=str(annotations.get(names.OCI_ANNOTATION_KEY, "")),
+        )

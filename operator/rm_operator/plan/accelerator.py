@@ -1,0 +1,224 @@
+"""AcceleratorResource: roll out its device plugin, and say what the nodes have."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rm_api import names
+from rm_api.conditions import ConditionType, Reason
+from rm_api.kinds import AcceleratorResourceSpec
+from rm_api.kinds.accelerator_resource import DeviceCounts
+
+from rm_operator.plan import pods
+from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.model import (
+    Object,
+    Plan,
+    Settings,
+    deletion_of,
+    is_deleting,
+    labels_of,
+    name_of,
+    owner_reference,
+)
+
+KUBELET_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
+CONFIG_DIR = "/etc/rma-device-plugin"
+_FINISHED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class AcceleratorSnapshot:
+    """Everything that a decision about one AcceleratorResource rests on."""
+
+    accelerator: Object
+    nodes: Sequence[Object]
+    """All nodes."""
+    requested: int
+    """Devices that pods which have not ended request of its resource."""
+    plugin_pods: Sequence[Object]
+    children: Sequence[Object]
+    """DaemonSets and ConfigMaps made for it."""
+    settings: Settings
+
+
+def matching_nodes(spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> list[Object]:
+    """Nodes that carry every label of the selector."""
+    wanted = spec.node_selector.items()
+    return [node for node in nodes if wanted <= labels_of(node).items()]
+
+
+def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
+    """Decides what is next for one AcceleratorResource."""
+    accelerator = snapshot.accelerator
+    if is_deleting(accelerator):
+        return Plan()
+    spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
+    conditions = Conditions(accelerator, now)
+    nodes = matching_nodes(spec, snapshot.nodes)
+    devices = DeviceCounts()
+    if spec.resource_name:
+        nodes = [node for node in nodes if spec.resource_name in (node.get("status") or {}).get("capacity", {})]
+        devices = DeviceCounts(
+            total=_sum(nodes, "capacity", spec.resource_name),
+            healthy=_sum(nodes, "allocatable", spec.resource_name),
+            allocated=snapshot.requested,
+        )
+    _advertised(conditions, spec, nodes, devices, snapshot.plugin_pods)
+    conditions.roll_up([ConditionType.DEVICES_ADVERTISED], ready_message="models can be placed on it")
+    if not conditions.is_true(ConditionType.READY):
+        entry = conditions.get(ConditionType.READY)
+        conditions.set(ConditionType.RECONCILING, True, Reason(entry["reason"]), entry["message"])
+
+    children = _children(accelerator, spec, snapshot.settings) if spec.device_plugin else []
+    kept = {(child["kind"], child["metadata"]["name"]) for child in children}
+    stale = [child for child in snapshot.children if (child["kind"], name_of(child)) not in kept]
+    status = {
+        "observedGeneration": accelerator["metadata"].get("generation", 0),
+        "nodes": len(nodes),
+        "devices": devices.to_wire(),
+        "conditions": conditions.to_list(),
+    }
+    return Plan(
+        apply=tuple(children),
+        delete=tuple(deletion_of(child) for child in stale if not is_deleting(child)),
+        status=status,
+        events=conditions.transitions(),
+    )
+
+
+def _advertised(
+    conditions: Conditions,
+    spec: AcceleratorResourceSpec,
+    nodes: Sequence[Object],
+    devices: DeviceCounts,
+    plugin_pods: Sequence[Object],
+) -> None:
+    if spec.resource_name is None:
+        found = bool(nodes)
+        message = f"{len(nodes)} nodes" if found else f"no node has the labels {dict(spec.node_selector)}"
+        reason = Reason.ADVERTISED if found else Reason.NO_DEVICES
+        conditions.set(ConditionType.DEVICES_ADVERTISED, found, reason, message)
+    elif devices.healthy > 0:
+        message = f"{devices.healthy} of {devices.total} {spec.resource_name} healthy on {len(nodes)} nodes"
+        conditions.set(ConditionType.DEVICES_ADVERTISED, True, Reason.ADVERTISED, message)
+    elif (problem := _plugin_problem(plugin_pods)) is not None:
+        conditions.set(ConditionType.DEVICES_ADVERTISED, False, Reason.PLUGIN_NOT_READY, problem)
+    else:
+        message = f"no node advertises a healthy {spec.resource_name}"
+        if spec.device_plugin is None:
+            message += "; install the vendor's device plugin, or set devicePlugin"
+        conditions.set(ConditionType.DEVICES_ADVERTISED, False, Reason.NO_DEVICES, message)
+
+
+def _plugin_problem(plugin_pods: Sequence[Object]) -> str | None:
+    for pod in plugin_pods:
+        for status in (pod.get("status") or {}).get("containerStatuses") or []:
+            state = status.get("state") or {}
+            waiting = state.get("waiting")
+            ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+            if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+                said = (ended or {}).get("message") or waiting.get("message", "")
+                return f"device plugin {name_of(pod)}: {waiting['reason']}: {said}"
+    return None
+
+
+def _sum(nodes: Iterable[Object], what: str, resource: str) -> int:
+    return sum(int((node.get("status") or {}).get(what, {}).get(resource, 0)) for node in nodes)
+
+
+def requested(pod: Mapping[str, Any], resource: str) -> int:
+    """Devices of ``resource`` that the pod asks for; 0 once it has ended."""
+    if (pod.get("status") or {}).get("phase") in _FINISHED:
+        return 0
+    spec = pod.get("spec") or {}
+
+    def of(containers: Iterable[Mapping[str, Any]]) -> list[int]:
+        return [int(((each.get("resources") or {}).get("limits") or {}).get(resource, 0)) for each in containers]
+
+    # The scheduler's rule: init containers run one after another, and before the others.
+    return max([sum(of(spec.get("containers") or [])), *of(spec.get("initContainers") or [])])
+
+
+def _children(accelerator: Object, spec: AcceleratorResourceSpec, settings: Settings) -> list[dict[str, Any]]:
+    plugin = spec.device_plugin
+    assert plugin is not None
+    name = f"device-plugin-{name_of(accelerator)}"
+    label = pods.labels(names.ROLE_DEVICE_PLUGIN, **{names.LABEL_ACCELERATOR: name_of(accelerator)})
+    metadata = {
+        "name": name,
+        "namespace": settings.system_namespace,
+        "labels": label,
+        "ownerReferences": [owner_reference(accelerator, controller=True)],
+    }
+    host_paths = [KUBELET_PLUGIN_DIR, *plugin.host_paths]
+    volumes: list[dict[str, Any]] = [
+        {"name": f"host-{position}", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+        for position, path in enumerate(host_paths)
+    ]
+    mounts = [{"name": f"host-{position}", "mountPath": path} for position, path in enumerate(host_paths)]
+    children: list[dict[str, Any]] = []
+    annotations = {}
+    if plugin.config is not None:
+        children.append(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": plugin.config}}
+        )
+        volumes.append({"name": "config", "configMap": {"name": name}})
+        mounts.append({"name": "config", "mountPath": CONFIG_DIR, "readOnly": True})  # type: ignore[dict-item]
+        annotations[f"{names.GROUP}/config-hash"] = hashlib.sha256(plugin.config.encode()).hexdigest()[:16]
+    container: dict[str, Any] = {
+        "name": "device-plugin",
+        "image": plugin.image,
+        "imagePullPolicy": settings.images.pull_policy,
+        "env": pods.env(
+            {"RMA_RESOURCE_NAME": str(spec.resource_name), "RMA_ACCELERATOR": name_of(accelerator)}, plugin.env or []
+        ),
+        "volumeMounts": mounts,
+        "ports": [{"name": "report", "containerPort": names.DEVICE_PLUGIN_PORT, "protocol": "TCP"}],
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "report"}, "periodSeconds": 2, "timeoutSeconds": 2},
+        "livenessProbe": {"httpGet": {"path": "/healthz", "port": "report"}, "periodSeconds": 10, "timeoutSeconds": 5},
+        # It talks to the kubelet and to device nodes: root, but without any capability that it does not need.
+        "securityContext": {
+            "runAsUser": 0,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["MKNOD", "CHOWN", "FOWNER", "DAC_OVERRIDE"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if plugin.command is not None:
+        container["command"] = plugin.command
+    if plugin.args is not None:
+        container["args"] = plugin.args
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "priorityClassName": "system-node-critical",
+        "nodeSelector": dict(spec.node_selector),
+        # A node that is short of something keeps its devices: whoever evicts pods must not evict what they stand on.
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [container],
+        "volumes": volumes,
+    }
+    children.append(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": metadata,
+            "spec": {
+                "selector": {
+                    "matchLabels": {
+                        names.LABEL_ACCELERATOR: name_of(accelerator),
+                        names.LABEL_ROLE: names.ROLE_DEVICE_PLUGIN,
+                    }
+                },
+                # The old plugin goes once the new one serves, so that allocatable never dips.
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+                "template": {"metadata": {"labels": label, "annotations": annotations}, "spec": pod},
+            },
+        }
+    )
+    return children

@@ -1,0 +1,164 @@
+"""Reads what became of a Job from the Job and its pods: one value that the planners decide by."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from rm_api.conditions import Reason
+from rm_api.names import LABEL_ATTEMPT, ExitCode
+from rm_api.report import Report, ReportInvalid
+
+from rm_operator.plan.model import Object, from_timestamp, labels_of, name_of
+
+_PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+class State(StrEnum):
+    """How far a Job is."""
+
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One Job, as seen."""
+
+    job: Object
+    number: int
+    state: State
+    stage: str = ""
+    """The container that runs, failed, or ended last."""
+    report: Report | None = None
+    exit_code: int | None = None
+    reason: Reason | None = None
+    """Why it failed, or why it does not get on."""
+    message: str = ""
+    retryable: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Container → how long it ran."""
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the Job came to its end; None while it runs."""
+        times = [
+            entry["lastTransitionTime"]
+            for entry in (self.job.get("status") or {}).get("conditions") or []
+            if entry["status"] == "True" and entry.get("lastTransitionTime")
+        ]
+        return from_timestamp(max(times)) if times else None
+
+
+def observe(job: Object, pods: Iterable[Object]) -> Attempt:
+    """What ``job`` came to. ``pods`` are the Job's; of several, the newest tells."""
+    number = int(labels_of(job).get(LABEL_ATTEMPT, "1"))
+    conditions = {entry["type"]: entry for entry in (job.get("status") or {}).get("conditions") or []}
+    pod = max(pods, key=lambda each: each["metadata"].get("creationTimestamp", ""), default=None)
+    statuses = _container_statuses(pod)
+    seconds = {status["name"]: spent for status in statuses if (spent := _seconds(status)) is not None}
+
+    if _is_true(conditions, "Complete") or _is_true(conditions, "SuccessCriteriaMet"):
+        last = statuses[-1] if statuses else None
+        report, _ = _report_of(last)
+        return Attempt(job, number, State.SUCCEEDED, last["name"] if last else "", report, 0, seconds=seconds)
+
+    failed = next((status for status in statuses if _exit_code(status) not in (None, 0)), None)
+    if failed is not None:
+        return _failure(job, number, failed, seconds)
+    failure = conditions.get("Failed") or conditions.get("FailureTarget")
+    if failure and failure["status"] == "True":
+        if failure.get("reason") == "DeadlineExceeded":
+            running = next((status["name"] for status in statuses if "running" in (status.get("state") or {})), "")
+            where = f" while {running} ran" if running else ""
+            return Attempt(
+                job, number, State.FAILED, running, reason=Reason.BUILD_TIMED_OUT, seconds=seconds,
+                message=f"the attempt exceeded its {job['spec'].get('activeDeadlineSeconds')} seconds{where}",
+            )  # fmt: skip
+        pod_status = (pod or {}).get("status") or {}
+        message = pod_status.get("message") or failure.get("message") or "the pod disappeared"
+        return Attempt(
+            job, number, State.FAILED, reason=Reason.RETRYING, retryable=True, message=message, seconds=seconds
+        )
+    return _running(job, number, pod, statuses, seconds)
+
+
+def _running(
+    job: Object, number: int, pod: Object | None, statuses: list[Mapping[str, Any]], seconds: Mapping[str, float]
+) -> Attempt:
+    for status in statuses:
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _PULL_PROBLEMS:
+            message = (
+                f"the image of {status['name']} ({status.get('image')}) cannot be pulled: {waiting.get('message')}"
+            )
+            return Attempt(
+                job, number, State.RUNNING, status["name"], reason=Reason.IMAGE_PULL_FAILED, message=message,
+                seconds=seconds,
+            )  # fmt: skip
+    for condition in ((pod or {}).get("status") or {}).get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Attempt(
+                job, number, State.RUNNING, reason=Reason.UNSCHEDULABLE, seconds=seconds,
+                message=f"no node takes the pod: {condition.get('message', '')}",
+            )  # fmt: skip
+    running = next((status["name"] for status in statuses if "running" in (status.get("state") or {})), "")
+    return Attempt(job, number, State.RUNNING, running, seconds=seconds)
+
+
+def _failure(job: Object, number: int, status: Mapping[str, Any], seconds: Mapping[str, float]) -> Attempt:
+    stage = status["name"]
+    terminated = status["state"]["terminated"]
+    code = int(terminated["exitCode"])
+    if terminated.get("reason") == "OOMKilled":
+        return Attempt(
+            job, number, State.FAILED, stage, None, code, Reason.OUT_OF_MEMORY, seconds=seconds,
+            message=f"{stage} needed more memory than its limit; raise resources.memory of the step",
+        )  # fmt: skip
+    report, problem = _report_of(status)
+    if report is None:
+        known = code in set(ExitCode)
+        return Attempt(
+            job, number, State.FAILED, stage, None, code, Reason.REPORT_MISSING, seconds=seconds,
+            message=f"{stage} of {name_of(job)} ended with {code} and left no report ({problem})",
+            retryable=ExitCode(code).retryable if known else True,
+        )  # fmt: skip
+    try:
+        reason = Reason(report.reason)
+    except ValueError:
+        reason = Reason.TOOLCHAIN_FAILED
+    retryable = report.retryable or (code in (ExitCode.SOURCE_UNREACHABLE, ExitCode.TRANSIENT))
+    return Attempt(
+        job, number, State.FAILED, stage, report, code, reason, f"{stage}: {report.message}", retryable, seconds
+    )
+
+
+def _report_of(status: Mapping[str, Any] | None) -> tuple[Report | None, str]:
+    message = (((status or {}).get("state") or {}).get("terminated") or {}).get("message", "")
+    try:
+        return Report.parse(message), ""
+    except ReportInvalid as error:
+        return None, str(error)
+
+
+def _container_statuses(pod: Object | None) -> list[Mapping[str, Any]]:
+    status = (pod or {}).get("status") or {}
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _exit_code(status: Mapping[str, Any]) -> int | None:
+    terminated = (status.get("state") or {}).get("terminated")
+    return None if terminated is None else int(terminated["exitCode"])
+
+
+def _seconds(status: Mapping[str, Any]) -> float | None:
+    terminated = (status.get("state") or {}).get("terminated") or {}
+    if not terminated.get("startedAt") or not terminated.get("finishedAt"):
+        return None
+    return (from_timestamp(terminated["finishedAt"]) - from_timestamp(terminated["startedAt"])).total_seconds()
+
+
+def _is_true(conditions: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    return conditions.get(name, {}).get("status") == "True"

@@ -1,0 +1,131 @@
+"""What planning takes and gives: frozen values, no clock, no I/O.
+
+A planner is a function ``plan(snapshot, now) -> Plan``: total (it raises for no input that the API server admits)
+and deterministic. The controllers gather the snapshot and carry the plan out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Object = Mapping[str, Any]
+"""An API object as the API server returned it. Never changed after it was read."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """An object to delete, only if it is still the one that was looked at."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class PlannedEvent:
+    """An event on a transition; the recorder drops repetitions."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about one object: children, deletions, then the status, unless that must come first."""
+
+    apply: tuple[dict[str, Any], ...] = ()
+    """Children in full intent, for server-side apply."""
+    delete: tuple[Deletion, ...] = ()
+    status: dict[str, Any] | None = None
+    """The whole status; None leaves it."""
+    status_first: bool = False
+    """Write the status before the children, because the children must not exist without it."""
+    events: tuple[PlannedEvent, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until the object is looked at again though nothing changes."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Our own images, as the chart configured them."""
+
+    runtime: str
+    launcher: str
+    pull_policy: str = "IfNotPresent"
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """The artifact store as pods reach it."""
+
+    host: str
+    """host:port."""
+    plain_http: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What planners know of the installation."""
+
+    images: Images
+    store: StoreConfig
+    system_namespace: str
+    cluster_domain: str = "cluster.local"
+    host_isa: str = "x86_64"
+
+
+def name_of(obj: Object) -> str:
+    """metadata.name."""
+    return str(obj["metadata"]["name"])
+
+
+def namespace_of(obj: Object) -> str:
+    """metadata.namespace, empty for cluster-scoped objects."""
+    return str(obj["metadata"].get("namespace", ""))
+
+
+def uid_of(obj: Object) -> str:
+    """metadata.uid."""
+    return str(obj["metadata"].get("uid", ""))
+
+
+def labels_of(obj: Object) -> Mapping[str, str]:
+    """metadata.labels."""
+    return obj["metadata"].get("labels") or {}
+
+
+def is_deleting(obj: Object) -> bool:
+    """True once somebody has asked for the object's deletion."""
+    return "deletionTimestamp" in obj["metadata"]
+
+
+def owner_reference(obj: Object, *, controller: bool) -> dict[str, Any]:
+    """A reference that lets the garbage collector remove a child with ``obj``."""
+    reference: dict[str, Any] = {
+        "apiVersion": obj["apiVersion"],
+        "kind": obj["kind"],
+        "name": name_of(obj),
+        "uid": uid_of(obj),
+    }
+    if controller:
+        reference |= {"controller": True, "blockOwnerDeletion": True}
+    return reference
+
+
+def deletion_of(obj: Object) -> Deletion:
+    """Deletes exactly this object."""
+    return Deletion(obj["apiVersion"], obj["kind"], namespace_of(obj), name_of(obj), uid_of(obj))
+
+
+def to_timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with seconds, as Kubernetes writes times."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_timestamp(text: str) -> datetime:
+    """The moment of an RFC 3339 timestamp."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

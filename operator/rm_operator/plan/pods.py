@@ -1,0 +1,183 @@
+"""What the pods that we make have in common: the restricted Pod Security standard, our directories and containers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rm_api import names
+from rm_api.base import EnvVar, Resources
+
+from rm_operator.plan.model import Settings
+
+USER_ID = 65532
+
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "fsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+# Volume name → directory.
+_DIRECTORIES = {
+    "bin": names.BIN_DIR,
+    "tmp": "/tmp",  # noqa: S108 (an emptyDir of the pod's own)
+    "model": names.MODEL_DIR,
+    "work": names.WORK_DIR,
+    "output": names.OUTPUT_DIR,
+    "cache": names.CACHE_DIR,
+    "artifact": names.ARTIFACT_DIR,
+    "report": names.REPORT_DIR,
+}
+
+
+def labels(role: str, **others: str) -> dict[str, str]:
+    """Labels of an object of ours."""
+    return {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_ROLE: role, **others}
+
+
+def volumes(wanted: Iterable[str], *, size_limit: str | None = None) -> list[dict[str, Any]]:
+    """The emptyDir volumes that are wanted; ``size_limit`` bounds each but /tmp and /rma/bin."""
+    return [
+        {"name": name, "emptyDir": {"sizeLimit": size_limit} if size_limit and name not in ("tmp", "bin") else {}}
+        for name in wanted
+    ]
+
+
+def mounts(wanted: Iterable[str], *, read_only: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Where the volumes that are wanted are seen in a container."""
+    sealed = set(read_only)
+    return [
+        {"name": name, "mountPath": _DIRECTORIES[name], **({"readOnly": True} if name in sealed else {})}
+        for name in wanted
+    ]
+
+
+def env(variables: Mapping[str, str], further: Iterable[EnvVar] = ()) -> list[dict[str, str]]:
+    """A container's environment; what the recipe's author wrote reaches the program with its dollars as they are."""
+    merged = {**variables, **{variable.name: literal(variable.value) for variable in further}}
+    return [{"name": name, "value": value} for name, value in merged.items()]
+
+
+def literal(text: str) -> str:
+    """``text`` such that the kubelet hands it on as it is: the kubelet expands $(NAME) and halves $$."""
+    return text.replace("$", "$$")
+
+
+def resources(wanted: Resources, otherwise: Resources | None = None) -> dict[str, Any]:
+    """Requests and limits; memory is limited to what is requested, CPU is not limited."""
+    cpu = wanted.cpu or (otherwise.cpu if otherwise else None)
+    memory = wanted.memory or (otherwise.memory if otherwise else None)
+    requests = {name: value for name, value in (("cpu", cpu), ("memory", memory)) if value}
+    result: dict[str, Any] = {}
+    if requests:
+        result["requests"] = requests
+    if memory:
+        result["limits"] = {"memory": memory}
+    return result
+
+
+def container(
+    name: str,
+    image: str,
+    command: Sequence[str],
+    settings: Settings,
+    *,
+    mounted: Sequence[dict[str, Any]],
+    environment: Sequence[dict[str, str]] = (),
+    compute: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> dict[str, Any]:
+    """A container under the restricted standard that leaves its report as termination message."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": settings.images.pull_policy,
+        "command": list(command),
+        "env": [{"name": "HOME", "value": "/tmp"}, *environment],  # noqa: S108
+        "volumeMounts": list(mounted),
+        "securityContext": CONTAINER_SECURITY,
+        "terminationMessagePath": names.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        **({"resources": dict(compute)} if compute else {}),
+        **further,
+    }
+
+
+def install_launcher(settings: Settings) -> dict[str, Any]:
+    """The init container that puts rma-launch where images that do not have it can run it."""
+    return container(
+        "launcher",
+        settings.images.launcher,
+        ["/rma-launch", "install", names.BIN_DIR],
+        settings,
+        mounted=mounts(["bin"]),
+        compute={"requests": {"cpu": "10m", "memory": "16Mi"}},
+    )
+
+
+def pod_spec(
+    *,
+    init_containers: Sequence[dict[str, Any]],
+    containers: Sequence[dict[str, Any]],
+    pod_volumes: Sequence[dict[str, Any]],
+    **further: Any,
+) -> dict[str, Any]:
+    """A pod without access to the Kubernetes API."""
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": POD_SECURITY,
+        **({"initContainers": list(init_containers)} if init_containers else {}),
+        "containers": list(containers),
+        "volumes": list(pod_volumes),
+        **further,
+    }
+
+
+def job(
+    *, name: str, namespace: str, owners: Sequence[dict[str, Any]], label: Mapping[str, str], deadline: int,
+    template: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """A Job that runs one pod once: retries are the operator's, which remembers why."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(label), "ownerReferences": list(owners)},
+        "spec": {
+            "backoffLimit": 0,
+            "completions": 1,
+            "parallelism": 1,
+            "activeDeadlineSeconds": deadline,
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {"labels": dict(label)},
+                "spec": {**template, "restartPolicy": "Never"},
+            },
+        },
+    }
+
+
+def source_access(
+    settings: Settings, credentials_secret: str | None
+) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Environment, mounts and volumes of a container that reads a model's source with the tenant's credentials."""
+    environment: dict[str, str] = {}
+    if settings.store.plain_http:
+        environment["RMA_PLAIN_HTTP_HOSTS"] = settings.store.host
+    if credentials_secret is None:
+        return environment, [], []
+    environment[names.ENV_NETRC] = f"{names.CREDENTIALS_DIR}/{names.CREDENTIALS_KEY_NETRC}"
+    key = names.CREDENTIALS_KEY_NETRC
+    volume = {
+        "name": "credentials",
+        # Only the one key: whatever else the Secret holds is none of the container's business.
+        "secret": {"secretName": credentials_secret, "defaultMode": 0o440, "items": [{"key": key, "path": key}]},
+    }
+    mount = {"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True}
+    return environment, [mount], [volume]

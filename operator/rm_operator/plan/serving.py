@@ -1,0 +1,317 @@
+"""The serving side of a deployment: one apps/v1 Deployment per variant, and one Service in front.
+
+A variant is an accelerator, an artifact and a pod template. The template is remembered in a ControllerRevision when it
+is first rendered, so a later version of the operator that would render it differently restarts nobody.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_api import names
+from rm_api.conditions import Reason
+from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
+from rm_api.names import ExitCode
+from rm_api.report import Report, ReportInvalid
+
+from rm_operator.plan import pods
+from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
+
+_SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
+_GRACE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a set of serving pods is made of."""
+
+    deployment: Object
+    spec: ModelDeploymentSpec
+    accelerator: str
+    accelerator_spec: AcceleratorResourceSpec
+    artifact: str
+    artifact_spec: BuildArtifactSpec
+    location: str
+    """The artifact in the store, with its digest."""
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the OpenAI API."""
+        return self.spec.model.served_name or name_of(self.deployment)
+
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of everything that asks for other pods when it changes; replicas and selectors of placement do not."""
+        accelerator = self.accelerator_spec.to_wire()
+        inputs = {
+            "accelerator": self.accelerator,
+            "runtime": accelerator["runtime"],
+            "resourceName": accelerator.get("resourceName"),
+            "nodeSelector": accelerator.get("nodeSelector", {}),
+            "tolerations": accelerator.get("tolerations", []),
+            "artifact": self.artifact,
+            "location": self.location,
+            "servedName": self.served_name,
+            "options": self.spec.runtime.to_wire(),
+        }
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """Name of the variant's Deployment and ControllerRevision."""
+        return f"{name_of(self.deployment)}-{self.inputs_hash}"
+
+
+def children(variant: Variant, revision: Object | None, settings: Settings) -> list[dict[str, Any]]:
+    """ControllerRevision and Deployment of a variant. ``revision`` is the remembered template, if there is one."""
+    owner = owner_reference(variant.deployment, controller=True)
+    namespace = namespace_of(variant.deployment)
+    label = _labels(variant)
+    template = revision["data"]["template"] if revision is not None else _template(variant, settings)
+    metadata = {"name": variant.name, "namespace": namespace, "labels": label, "ownerReferences": [owner]}
+    remembered = {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": metadata,
+        "data": {"template": template},
+        "revision": 1,
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": variant.spec.replicas,
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": selector(variant)},
+            "template": template,
+        },
+    }
+    return [remembered, deployment]
+
+
+def selector(variant: Variant) -> dict[str, str]:
+    """Labels that tell this variant's pods from all others."""
+    return {names.LABEL_DEPLOYMENT: name_of(variant.deployment), names.LABEL_VARIANT: variant.inputs_hash}
+
+
+def service(deployment: Object) -> dict[str, Any]:
+    """The Service that clients use, whatever runs behind it."""
+    name = name_of(deployment)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": namespace_of(deployment),
+            "labels": pods.labels(names.ROLE_SERVE, **{names.LABEL_DEPLOYMENT: name}),
+            "ownerReferences": [owner_reference(deployment, controller=True)],
+        },
+        "spec": {
+            "selector": {names.LABEL_DEPLOYMENT: name, names.LABEL_ACTIVE: "true"},
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def url(deployment: Object, settings: Settings) -> str:
+    """Base URL of the OpenAI API inside the cluster."""
+    return f"http://{name_of(deployment)}.{namespace_of(deployment)}.svc.{settings.cluster_domain}/v1"
+
+
+def _labels(variant: Variant) -> dict[str, str]:
+    return pods.labels(
+        names.ROLE_SERVE,
+        **selector(variant),
+        **{names.LABEL_ACCELERATOR: variant.accelerator, names.LABEL_ARTIFACT: variant.artifact},
+    )
+
+
+def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
+    runtime = variant.accelerator_spec.runtime
+    devices = 1 if variant.accelerator_spec.resource_name else 0
+    store = {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
+    fetch = pods.container(
+        "fetch",
+        settings.images.runtime,
+        [
+            "rm-abstract", "fetch", "artifact",
+            f"--reference={variant.location}",
+            f"--key={variant.artifact_spec.key}",
+            f"--dest={names.ARTIFACT_DIR}",
+        ],
+        settings,
+        mounted=pods.mounts(["tmp", "artifact"]),
+        environment=pods.env(store),
+        compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
+    )  # fmt: skip
+    compute: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
+    if variant.accelerator_spec.resource_name:
+        compute["limits"] = {variant.accelerator_spec.resource_name: str(devices)}
+    served = pods.literal(variant.served_name)
+    engine = pods.container(
+        "engine",
+        runtime.image,
+        [
+            names.LAUNCHER, "engine",
+            f"--served-name={served}",
+            f"--port={names.SERVE_PORT}",
+            f"--report-port={names.REPORT_PORT}",
+            f"--artifact-dir={names.ARTIFACT_DIR}",
+            f"--artifact-key={variant.artifact_spec.key}",
+            f"--require-devices={devices}",
+            "--",
+            "rm-abstract", "serve",
+            f"--plugin={runtime.plugin}",
+            f"--artifact={names.ARTIFACT_DIR}",
+            f"--served-name={served}",
+            f"--port={names.SERVE_PORT}",
+            *map(pods.literal, runtime.args or []),
+        ],
+        settings,
+        mounted=pods.mounts(_SERVE_VOLUMES, read_only=["bin", "artifact"]),
+        environment=pods.env(
+            {**_variables(variant), names.ENV_ENGINE_REPORT: names.ENGINE_REPORT_FILE},
+            [*(runtime.env or []), *variant.spec.runtime.env],
+        ),
+        compute=compute,
+        ports=[
+            {"name": "http", "containerPort": names.SERVE_PORT, "protocol": "TCP"},
+            {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
+        ],
+        # Ready never lies: the launcher answers 200 once the checks have passed and a token was generated.
+        readinessProbe={
+            "httpGet": {"path": names.READY_PATH, "port": "report"}, "periodSeconds": 2, "timeoutSeconds": 3,
+        },
+        livenessProbe={
+            "httpGet": {"path": names.LIVE_PATH, "port": "report"}, "periodSeconds": 10, "timeoutSeconds": 5,
+        },
+    )  # fmt: skip
+    further: dict[str, Any] = {"terminationGracePeriodSeconds": _GRACE_SECONDS}
+    if variant.accelerator_spec.node_selector:
+        further["nodeSelector"] = dict(variant.accelerator_spec.node_selector)
+    if variant.accelerator_spec.tolerations:
+        further["tolerations"] = [toleration.to_wire() for toleration in variant.accelerator_spec.tolerations]
+    return {
+        "metadata": {"labels": {**_labels(variant), names.LABEL_ACTIVE: "true"}},
+        "spec": pods.pod_spec(
+            init_containers=[pods.install_launcher(settings), fetch],
+            containers=[engine],
+            pod_volumes=pods.volumes(_SERVE_VOLUMES),
+            **further,
+        ),
+    }
+
+
+def _variables(variant: Variant) -> dict[str, str]:
+    spec = variant.artifact_spec
+    return {
+        "MODEL_DIR": names.ARTIFACT_DIR,
+        "ARTIFACT_DIR": names.ARTIFACT_DIR,
+        "CACHE_DIR": names.CACHE_DIR,
+        "SERVED_NAME": variant.served_name,
+        "PORT": str(names.SERVE_PORT),
+        "TARGET": spec.target.target_string,
+        "DTYPE": spec.dtype.value,
+        "TP": "1",
+        "PP": "1",
+        "MAX_SEQ": str(spec.shape.max_sequence_length or ""),
+        "MAX_BATCH": str(spec.shape.max_batch_size or ""),
+        "DEVICE_COUNT": "1" if variant.accelerator_spec.resource_name else "0",
+    }
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why serving pods are not ready."""
+
+    reason: Reason
+    message: str
+
+
+_EXIT_REASONS = {
+    ExitCode.ARTIFACT_MISMATCH: Reason.ARTIFACT_MISMATCH,
+    ExitCode.DEVICE_MISSING: Reason.DEVICE_MISSING,
+    ExitCode.DRIVER_MISMATCH: Reason.DRIVER_MISMATCH,
+    ExitCode.SOURCE_UNREACHABLE: Reason.STORE_UNREACHABLE,
+}
+_PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Trouble:
+    """The most telling reason why pods of a variant are not ready; Starting where nothing is wrong."""
+    if not variant_pods:
+        return Trouble(Reason.STARTING, "the pods are being made")
+    found = [_trouble_of(pod, resource_name) for pod in sorted(variant_pods, key=name_of)]
+    return min(found, key=lambda each: (each.reason is Reason.STARTING, each.reason is Reason.NO_DEVICE))
+
+
+def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
+    status = pod.get("status") or {}
+    name = name_of(pod)
+    if status.get("reason") == "UnexpectedAdmissionError":
+        return Trouble(
+            Reason.NO_DEVICE, f"{name}: the kubelet could not allocate a device: {status.get('message', '')}"
+        )
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            message = condition.get("message", "")
+            if resource_name and f"Insufficient {resource_name}" in message:
+                return Trouble(Reason.NO_DEVICE, f"{name}: no free {resource_name}: {message}")
+            return Trouble(Reason.UNSCHEDULABLE, f"{name}: no node takes the pod: {message}")
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        if (bad := _container_trouble(name, container)) is not None:
+            return bad
+    stage = next(
+        (
+            container["name"]
+            for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+            if "running" in (container.get("state") or {})
+        ),
+        None,
+    )
+    return Trouble(Reason.STARTING, f"{name}: {stage} runs" if stage else f"{name} is starting")
+
+
+def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:
+    state = status.get("state") or {}
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason") in _PULL_PROBLEMS:
+        message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
+        return Trouble(Reason.IMAGE_PULL_FAILED, message)
+    if waiting.get("reason") == "CreateContainerError":
+        return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {waiting.get('message', '')}")
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    if ended is None or ended["exitCode"] == 0 or status.get("ready"):
+        return None
+    code = int(ended["exitCode"])
+    reason = Reason.ENGINE_FAILED
+    if code in set(ExitCode):
+        reason = _EXIT_REASONS.get(ExitCode(code), Reason.ENGINE_FAILED)
+    if ended.get("reason") == "OOMKilled":
+        reason = Reason.OUT_OF_MEMORY
+    return Trouble(reason, f"{pod}: {status['name']} ended with {code}: {_said(ended)}")
+
+
+def _said(ended: Mapping[str, Any]) -> str:
+    try:
+        return Report.parse(ended.get("message", "")).message
+    except ReportInvalid:
+        return str(ended.get("message") or ended.get("reason") or "it left no report")
+
+
+def is_ready(pod: Object) -> bool:
+    """True if the pod is Ready and is not on its way out."""
+    if "deletionTimestamp" in pod["metadata"]:
+        return False
+    return any(
+        entry["type"] == "Ready" and entry["status"] == "True"
+        for entry in (pod.get("status") or {}).get("conditions") or []
+    )
+
+
+def variant_label(obj: Object) -> str:
+    """The variant that a Deployment or pod belongs to."""
+    return labels_of(obj).get(names.LABEL_VARIANT, "")

@@ -1,0 +1,102 @@
+"""Fixtures of all tiers: one cluster for the session, a fresh namespace for each test that asks for one."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import rm_local_cluster
+from rm_cli import release
+from rm_cli.kubectl import Kubectl
+from rm_local_cluster import Cluster
+
+
+def _say(line: str) -> None:
+    # Set-up takes minutes on a fresh machine: whoever watches sees where it is (pytest captures stdout only).
+    os.write(2, f"{line}\n".encode())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real Kubernetes. It is stopped at the end if this session started it."""
+    was_running = rm_local_cluster.status().phase == "Running"
+    kubeconfig = os.environ.get("RM_KUBECONFIG")
+    found = rm_local_cluster.up(kubeconfig=Path(kubeconfig) if kubeconfig else None, progress=_say)
+    yield found
+    if not was_running and "RM_KEEP_CLUSTER" not in os.environ:
+        rm_local_cluster.down()
+
+
+@dataclass(frozen=True)
+class Installed:
+    """RM Abstract in the cluster, as `make demo` installs it."""
+
+    cluster: Cluster
+    references: release.References
+
+    @property
+    def system(self) -> Kubectl:
+        """kubectl in the system namespace."""
+        return Kubectl(self.cluster, release.SYSTEM_NAMESPACE)
+
+    def example(self, name: str) -> list[dict[str, object]]:
+        """Objects of an example, with the images that were built here."""
+        return release.example(name, self.references)
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster) -> Installed:
+    """Images, chart and the simulated NPU: everything but a deployment."""
+    references = release.build_images(cluster, _say)
+    release.install(cluster, references)
+    found = Installed(cluster, references)
+    for name in ("accelerator", "build-profile", "cpu"):
+        found.system.apply(*found.example(f"simulated-npu/{name}.yaml"))
+    found.system.run("wait", "--for=condition=Ready", "accel/simulated-npu", "--timeout=120s", timeout=130)
+    return found
+
+
+@pytest.fixture(scope="session")
+def model_source(installed: Installed) -> str:
+    """The scripted model in the cluster's registry."""
+    return _push(installed, "scripted-llama", "plain")
+
+
+@pytest.fixture(scope="session")
+def unsupported_source(installed: Installed) -> str:
+    """A model that the compiler rejects."""
+    return _push(installed, "unsupported", "unsupported")
+
+
+def _push(installed: Installed, name: str, variant: str) -> str:
+    from scripted_model import write_model
+
+    with tempfile.TemporaryDirectory() as directory:
+        write_model(Path(directory), variant=variant)
+        return release.ModelRegistry(installed.cluster).push(Path(directory), f"models/{name}", "1")
+
+
+def _new_namespace(cluster: Cluster) -> Kubectl:
+    name = f"t-{secrets.token_hex(4)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    Kubectl(cluster).apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    return Kubectl(cluster, name)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[Kubectl]:
+    """kubectl in a fresh namespace under the restricted Pod Security standard."""
+    kubectl = _new_namespace(cluster)
+    yield kubectl
+    Kubectl(cluster).delete("namespace", str(kubectl.namespace), wait=False)
+
+
+@pytest.fixture(scope="module")
+def module_namespace(cluster: Cluster) -> Iterator[Kubectl]:
+    """As `namespace`, shared by the tests of a module, which build on what the earlier ones compiled."""
+    kubectl = _new_namespace(cluster)
+    yield kubectl
+    Kubectl(cluster).delete("namespace", str(kubectl.namespace), wait=False)

@@ -1,0 +1,108 @@
+"""The CRDs: what is committed is what the models say, and what the API server needs of a schema holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import Field
+from rm_api import crdgen
+from rm_api.base import ApiModel
+from rm_api.crd import KindInfo
+from rm_api.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("directory", ["crds", "charts/rm-abstract/files/crds"])
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_committed_crd_is_what_the_models_say(info: KindInfo, directory: str) -> None:
+    committed = (ROOT / directory / f"{info.crd_name}.yaml").read_text()
+    assert committed == crdgen.render(info), "run `make crds`"
+
+
+def _nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in (schema.get("properties") or {}).items():
+        yield from _nodes(child, f"{path}.{name}")
+    for keyword in ("items", "additionalProperties"):
+        if isinstance(schema.get(keyword), dict):
+            yield from _nodes(schema[keyword], f"{path}[]")
+
+
+def _schemas(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
+    schema = crdgen.custom_resource_definition(info)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return list(_nodes(schema))
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_every_field_is_described_and_bounded(info: KindInfo) -> None:
+    for path, node in _schemas(info):
+        if path and not path.endswith("[]") and path != ".metadata":
+            assert node.get("description"), f"{path} has no description"
+        assert node.get("type") != "number", f"{path} is a float"
+        if node.get("type") == "array":
+            assert "maxItems" in node, f"{path} is not bounded"
+            assert "x-kubernetes-list-type" in node, f"{path} does not say how it merges"
+        if node.get("type") == "string" and path.startswith(".spec"):
+            assert "maxLength" in node or "enum" in node, f"{path} is not bounded"
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_status_has_no_defaults(info: KindInfo) -> None:
+    assert [path for path, node in _schemas(info) if path.startswith(".status") and "default" in node] == []
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_list_map_keys_are_required_or_defaulted(info: KindInfo) -> None:
+    for path, node in _schemas(info):
+        for key in node.get("x-kubernetes-list-map-keys", []):
+            items = node["items"]
+            assert key in items.get("required", []) or "default" in items["properties"][key], path
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_printer_columns_name_fields_that_exist(info: KindInfo) -> None:
+    paths = {path for path, _ in _schemas(info)}
+    for column in info.columns:
+        if column.json_path.startswith(".metadata") or "conditions[?" in column.json_path:
+            continue
+        assert column.json_path in paths, f"{column.name} reads {column.json_path}"
+
+
+class _Recursive(ApiModel):
+    """Refers to itself."""
+
+    child: "list[_Recursive]" = Field(default=[], max_length=1)
+    """Itself."""
+
+
+class _Union(ApiModel):
+    """A union."""
+
+    value: int | str
+    """Either."""
+
+
+class _Float(ApiModel):
+    """A dictionary with a pattern for its keys has no equivalent, a oneOf neither."""
+
+    value: int = Field(default=1, json_schema_extra={"oneOf": [{"minimum": 1}]})
+    """A number."""
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(_Recursive, "refers to itself"), (_Union, "union"), (_Float, "oneOf has no equivalent")],
+)
+def test_what_a_crd_cannot_say_fails_and_names_the_place(model: type[ApiModel], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        crdgen.openapi_schema(model)
+
+
+def test_chart_and_repository_hold_the_same_crds() -> None:
+    directories = [ROOT / "crds", ROOT / "charts/rm-abstract/files/crds"]
+    found = [{path.name: yaml.safe_load(path.read_text()) for path in each.glob("*.yaml")} for each in directories]
+    assert found[0] == found[1]
+    assert len(found[0]) == len(KINDS)

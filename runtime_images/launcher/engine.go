@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+)
+
+const (
+	// stopGrace is what an engine gets to put its devices in order when it is given up.
+	stopGrace       = 5 * time.Second
+	maxReadyTimeout = 7 * 24 * 3600.0
+)
+
+// engine is an engine to run, as the command line describes it.
+type engine struct {
+	servedName   string
+	port         int
+	reportPort   int
+	artifactDir  string
+	artifactKey  string
+	devices      int
+	readyTimeout time.Duration
+	argv         []string
+	environ      []string
+}
+
+func parseEngine(args, environ []string) (engine, error) {
+	e := engine{}
+	own, argv, err := splitArgs(args)
+	if err != nil {
+		return e, err
+	}
+	flags := flag.NewFlagSet("engine", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&e.servedName, "served-name", "", "")
+	flags.IntVar(&e.port, "port", 8000, "")
+	flags.IntVar(&e.reportPort, "report-port", 9009, "")
+	flags.StringVar(&e.artifactDir, "artifact-dir", "", "")
+	flags.StringVar(&e.artifactKey, "artifact-key", "", "")
+	flags.IntVar(&e.devices, "require-devices", 0, "")
+	timeout := flags.Float64("ready-timeout", 1800, "")
+	if err := flags.Parse(own); err != nil {
+		return e, err
+	}
+	e.readyTimeout = time.Duration(*timeout * float64(time.Second))
+	switch {
+	case flags.NArg() > 0:
+		return e, fmt.Errorf("%q is no flag of engine; the program follows after --", flags.Arg(0))
+	case e.servedName == "":
+		return e, fmt.Errorf("engine needs --served-name")
+	case (e.artifactDir == "") != (e.artifactKey == ""):
+		return e, fmt.Errorf("--artifact-dir and --artifact-key go together")
+	case !isPort(e.port) || !isPort(e.reportPort) || e.port == e.reportPort:
+		return e, fmt.Errorf("--port %d and --report-port %d have to be two ports from 1 to 65535", e.port, e.reportPort)
+	case e.devices < 0:
+		return e, fmt.Errorf("--require-devices %d is negative", e.devices)
+	case e.readyTimeout <= 0 || *timeout > maxReadyTimeout:
+		return e, fmt.Errorf("--ready-timeout %v has to be more than 0 and at most %.0f seconds", *timeout, maxReadyTimeout)
+	}
+	variables := newExpander(serveVariables, environ)
+	if e.argv, err = variables.all("argument", argv); err != nil {
+		return e, err
+	}
+	e.environ, err = variables.environment(environ)
+	return e, err
+}
+
+func isPort(number int) bool { return number > 0 && number < 1<<16 }
+
+// runEngine checks what the engine needs, runs it, and tells on the report port how it is.
+func runEngine(args, environ []string, log terminationLog) outcome {
+	e, err := parseEngine(args, environ)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	log.clear()
+	signals := catchSignals()
+	prober := newProber(e.port, e.servedName)
+	notes := newEngineNotes(os.Getenv("RMA_ENGINE_REPORT"))
+	status := newStatus(prober, notes)
+	// Before anything else, so that a probe gets a reason and not a refused connection.
+	if err := status.serve(e.reportPort); err != nil {
+		return refuse("cannot open the report port: %v", err)
+	}
+	output := &transcript{}
+	result := e.check(status)
+	if result.code == codeOK {
+		result = e.supervise(status, signals, output, log)
+	}
+	if !result.keepOwn {
+		result.report.Retryable = isRetryable(result.code)
+		result.report.Seconds = seconds(time.Since(status.begun))
+		result.report.Versions = notes.read().Versions
+		result.report.Facts = facts{LogTail: output.tail()}
+	}
+	return result
+}
+
+// check is what has to hold before the engine may touch artifact and devices.
+func (e engine) check(status *status) outcome {
+	var found artifact
+	var nodes []deviceNode
+	var err error
+	if e.artifactDir != "" {
+		if found, err = readArtifact(e.artifactDir, e.artifactKey); err != nil {
+			return verdict{codeArtifactMismatch, "ArtifactMismatch"}.because("%v", err)
+		}
+	}
+	if e.devices > 0 {
+		if nodes, err = checkDevices(os.Getenv(deviceNodesName), e.devices); err != nil {
+			return verdict{codeDeviceMissing, "DeviceMissing"}.because("%v", err)
+		}
+	}
+	status.checked(found, observed(nodes))
+	return outcome{}
+}
+
+// supervise runs the engine to its end.
+func (e engine) supervise(status *status, signals <-chan os.Signal, output *transcript, log terminationLog) outcome {
+	group := findMemoryGroup("/")
+	before := group.read()
+	program, err := startChild(e.argv, e.environ, output)
+	if err != nil {
+		return refuse("cannot start the engine: %v", err)
+	}
+	status.enter(starting, "waiting for the engine's server")
+	probing, stopProbing := context.WithCancel(context.Background())
+	defer stopProbing()
+	tokens := make(chan struct{})
+	go func() {
+		answered := func() { status.enter(generating, "waiting for the first token") }
+		if status.prober.untilToken(probing, answered, func(err error) { status.explain(err.Error()) }) == nil {
+			close(tokens)
+		}
+	}()
+	deadline := time.NewTimer(e.readyTimeout)
+	defer deadline.Stop()
+
+	end := ending{}
+	for running := true; running; {
+		select {
+		case end.status = <-program.exited:
+			running = false
+		case which := <-signals:
+			if endsProgram(which) && !end.interrupted {
+				end.interrupted = true
+				status.enter(draining, fmt.Sprintf("asked to stop by signal %d (%s)", int(which.(syscall.Signal)), which))
+				stopProbing()
+				deadline.Stop()
+			}
+			program.send(which.(syscall.Signal))
+		case <-tokens:
+			tokens = nil
+			if end.interrupted {
+				continue
+			}
+			deadline.Stop()
+			status.enter(ready, "the engine generates tokens")
+			warn("ready: the engine generated a token after %v", time.Since(status.begun).Round(time.Millisecond))
+		case <-deadline.C:
+			if end.interrupted || tokens == nil {
+				continue
+			}
+			message := fmt.Sprintf("the engine generated no token in %v; last: %s", e.readyTimeout, status.last())
+			status.enter(failed, message)
+			program.stop(stopGrace)
+			status.dead()
+			program.finish()
+			return verdict{codeToolchainFailure, "EngineFailed"}.because("%s", message)
+		}
+	}
+	status.dead()
+	status.enter(failed, "the engine ended")
+	program.finish()
+	end.memory = group.killedSince(before, end.signal())
+	end.ownReport = log.childReport()
+	end.telling = output.telling()
+	return judgeEngine(end, status.notes.final())
+}
+
+// judgeEngine decides what the end of an engine means: unless it was asked to, it should not have ended at all.
+func judgeEngine(end ending, notes engineReport) outcome {
+	code := end.code()
+	switch {
+	case end.interrupted && (code == 0 || end.blameless() && end.memory == ""):
+		return outcome{report: report{Reason: "Deleting", Message: "the engine was asked to stop and did"}}
+	case code != 0 && end.memory != "":
+		return verdict{codeTransient, "OutOfMemory"}.because("%s; raise the memory of the engine", end.memory)
+	case code != 0 && isOurs(code):
+		if end.ownReport {
+			return outcome{code: code, keepOwn: true, report: report{Reason: reasonOf[code], Message: end.String()}}
+		}
+		result := verdict{code, reasonOf[code]}.because("the engine %s", end)
+		if code == codeToolchainFailure {
+			result.report.Reason = "EngineFailed"
+		}
+		if notes.Reason != "" {
+			result.report.Reason = notes.Reason
+		}
+		if notes.Message != "" {
+			result.report.Message = notes.Message
+		}
+		return result
+	}
+	return verdict{codeToolchainFailure, "EngineFailed"}.because("the engine %s", end)
+}

@@ -1,0 +1,3 @@
+module rm-abstract.io/rma-launch
+
+go 1.26

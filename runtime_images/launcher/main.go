@@ -1,0 +1,138 @@
+// Command rma-launch runs vendor images unmodified: it starts a build step or an engine as its child, and says of it
+// what the operator has to know. It is static and needs neither a shell nor an interpreter in the image.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// version is set by the image's build (-ldflags "-X main.version=…").
+var version = "development"
+
+const usage = `rma-launch runs a build step or an engine as its child and reports how it went.
+
+  rma-launch install DIR
+  rma-launch run --name NAME [--output GLOB]... [--success-pattern RE] [--failure-pattern RE]
+                 [--exit-code N=MEANING]... [--version NAME=VALUE]... -- ARGV...
+  rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
+                 [--require-devices N] [--ready-timeout SECONDS] -- ARGV...
+  rma-launch version
+
+ARGV, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no shell.
+`
+
+func main() {
+	// A reader of our output that goes away must not kill us with SIGPIPE while the child works. Notify rather than
+	// Ignore: an ignored signal would stay ignored in the child.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	os.Exit(dispatch(os.Args[1:], os.Environ()))
+}
+
+func dispatch(args, environ []string) int {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return codeBadInput
+	}
+	command, args := args[0], args[1:]
+	switch command {
+	case "version", "--version":
+		fmt.Printf("rma-launch %s (%s)\n", version, runtime.Version())
+		return codeOK
+	case "help", "--help", "-h":
+		fmt.Print(usage)
+		return codeOK
+	}
+	log := findTerminationLog()
+	var result outcome
+	switch command {
+	case "install":
+		result = install(args)
+	case "run":
+		result = runStep(args, environ, log)
+	case "engine":
+		result = runEngine(args, environ, log)
+	default:
+		result = refuse("there is no command %q; there are install, run, engine and version", command)
+	}
+	return conclude(result, log)
+}
+
+// conclude leaves the report, says in the log why something failed, and gives the exit code.
+func conclude(result outcome, log terminationLog) int {
+	if result.code != codeOK {
+		warn("%s: %s (exit code %d)", result.report.Reason, result.report.Message, result.code)
+	}
+	if !result.keepOwn {
+		if err := log.write(result.report); err != nil {
+			warn("cannot leave the report: %v", err)
+		}
+	}
+	return result.code
+}
+
+func warn(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "rma-launch: "+format+"\n", args...)
+}
+
+// splitArgs separates our flags from the child's arguments at the first "--".
+func splitArgs(args []string) (flags, argv []string, err error) {
+	for i, arg := range args {
+		if arg == "--" {
+			if i+1 == len(args) {
+				return nil, nil, fmt.Errorf("no program after --")
+			}
+			return args[:i], args[i+1:], nil
+		}
+	}
+	return nil, nil, fmt.Errorf("the program to run has to follow after --")
+}
+
+// install copies this program into a directory that the pod's other containers see.
+func install(args []string) outcome {
+	if len(args) != 1 || strings.HasPrefix(args[0], "-") {
+		return refuse("install takes one directory: rma-launch install DIR")
+	}
+	target := args[0] + "/rma-launch"
+	if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
+		return refuse("%s is no directory; mount the volume for it there", args[0])
+	}
+	if err := copySelf(target); err != nil {
+		return outcome{code: codeTransient, report: report{Reason: "Retrying", Message: "cannot install: " + err.Error()}}
+	}
+	return outcome{report: report{Reason: "Ready", Message: "installed " + target}}
+}
+
+func copySelf(target string) (err error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	// Renamed into place: a container that restarts must not find "text file busy" or half a program.
+	partial, err := os.CreateTemp(target[:strings.LastIndexByte(target, '/')], ".rma-launch-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(partial.Name())
+		}
+	}()
+	_, err = io.Copy(partial, self)
+	if err == nil {
+		err = partial.Chmod(0o755) // whatever the umask says
+	}
+	if closing := partial.Close(); err == nil {
+		err = closing
+	}
+	if err == nil {
+		err = os.Rename(partial.Name(), target)
+	}
+	return err
+}

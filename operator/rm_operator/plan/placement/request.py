@@ -1,0 +1,77 @@
+"""What placement is asked, and what it answers."""
+
+from dataclasses import dataclass
+
+from rm_api.conditions import Reason
+from rm_api.dtypes import DType
+from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
+from rm_api.kinds.build_artifact import ShapeBucket
+from rm_api.kinds.build_profile import BuildProfileSpec
+from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts
+
+from rm_operator.plan.buckets import Shape
+
+
+@dataclass(frozen=True)
+class AcceleratorView:
+    """An AcceleratorResource with what the cluster has of it."""
+
+    name: str
+    spec: AcceleratorResourceSpec
+    free: int | None = None
+    """Healthy devices that no pod has; None where devices are not counted (CPU)."""
+    healthy: int | None = None
+    """Devices that can be allocated, taken or not; None where devices are not counted."""
+    nodes: int | None = None
+    """Nodes that have it; None where that is not known."""
+    ready: bool = True
+    """False if it cannot take a new deployment, whatever its capacity."""
+    reason: str = ""
+    """Why it is not ready, for a person."""
+
+
+@dataclass(frozen=True)
+class ProfileView:
+    """A BuildProfile, and whether it can be used."""
+
+    name: str
+    spec: BuildProfileSpec
+    usable: bool = True
+    reason: str = ""
+    """Why it is not usable, for a person."""
+
+
+@dataclass(frozen=True)
+class PlacementRequest:
+    """Everything that a placement depends on. The order of accelerators and profiles does not matter."""
+
+    deployment: str
+    """Name of the ModelDeployment, for messages."""
+    spec: ModelDeploymentSpec
+    facts: ModelFacts
+    accelerators: tuple[AcceleratorView, ...] = ()
+    profiles: tuple[ProfileView, ...] = ()
+    current: str | None = None
+    """The accelerator that the deployment is placed on now."""
+
+
+@dataclass(frozen=True)
+class PlacementResult:
+    """Where a deployment runs and why, or why nowhere. ``chosen``, ``profile`` … are None where it has no place."""
+
+    shape: Shape
+    """What the deployment needs."""
+    reason: Reason
+    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR or PROFILE_NOT_FOUND."""
+    message: str
+    """One line for a person, with what to change where it has no place."""
+    candidates: tuple[Candidate, ...] = ()
+    """At most 16: the eligible ones, best first, then the others by name. The chosen one is always among them."""
+    chosen: str | None = None
+    """The AcceleratorResource."""
+    profile: str | None = None
+    """The BuildProfile."""
+    dtype: DType | None = None
+    """Number format that it is compiled to and computes in."""
+    bucket: ShapeBucket | None = None
+    """Shapes that are compiled in: what is needed, rounded up to the profile's buckets."""

@@ -12,7 +12,7 @@ _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-class InvalidConfig(Exception):  # noqa: N818
+class InvalidConfig(Exception):
     """The environment does not configure the operator; the message names every variable at fault."""
 
 

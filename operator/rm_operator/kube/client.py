@@ -66,8 +66,8 @@ class KubeClient(Protocol):
     ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after ``resource_version`` until the server ends the stream.
 
-        Raises Gone if the version is too old, Unreachable if the stream breaks or if neither an event nor a bookmark
-        comes for ``inactivity_seconds``.
+        Raises Gone if the version is too old, Unreachable if the stream breaks, Silent if neither an event nor a
+        bookmark comes for ``inactivity_seconds``.
         """
         ...
 
@@ -82,7 +82,8 @@ class KubeClient(Protocol):
     ) -> dict[str, Any]:
         """Server-side apply of ``obj``, the full intent of ``field_manager``; returns the object as it is then.
 
-        ``metadata.uid`` and ``metadata.resourceVersion`` in ``obj`` are preconditions (Conflict).
+        ``metadata.uid`` and ``metadata.resourceVersion`` in ``obj`` are preconditions (Conflict). An object that does
+        not exist is created, whatever its resourceVersion; with a uid it is not.
         """
         ...
 

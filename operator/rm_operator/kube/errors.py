@@ -1,8 +1,5 @@
 """What can go wrong, as types: the reconciler decides by type, never by reading messages."""
 
-# Names say what happened and read well in an except clause without a suffix.
-# ruff: noqa: N818
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -77,6 +74,10 @@ class Unreachable(ApiError):
         super().__init__(0, "Unreachable", message)
 
 
+class Silent(Unreachable):
+    """A watch said nothing for too long, not even a bookmark: what it follows may not be there any more."""
+
+
 class NotLeader(Exception):
     """A write was attempted without a valid Lease; nothing was sent."""
 
@@ -125,6 +126,12 @@ def error_from_status(
     kind = _BY_STATUS.get(code, ServerError if code >= 500 else ApiError)
     if kind is Conflict and reason == "AlreadyExists":
         kind = AlreadyExists
+    elif code == 422 and any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ()):
+        # An apply that names the uid of an object whose name another one has by now.
+        kind = Conflict
+    elif code == 500 and message.startswith("failed to create typed patch object"):
+        # An apply with a field that the schema does not have, or of another type: not the server's failure.
+        kind = Invalid
     elif reason in _EXPIRED:
         kind = Gone
     elif code == 403:

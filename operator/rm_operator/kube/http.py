@@ -17,6 +17,7 @@ from rm_operator.kube.errors import (
     NotFound,
     NotLeader,
     ServerError,
+    Silent,
     TooManyRequests,
     Unreachable,
     error_from_status,
@@ -190,7 +191,7 @@ class HttpClient:
             if buffer:
                 raise Unreachable(f"the watch of {resource.name} was cut off in the middle of an event")
         except TimeoutError:
-            raise Unreachable(f"the watch of {resource.name} was silent for {inactivity_seconds:.0f} s") from None
+            raise Silent(f"the watch of {resource.name} was silent for {inactivity_seconds:.0f} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"the watch of {resource.name} broke: {error!r}") from None
         except ConfigError as error:

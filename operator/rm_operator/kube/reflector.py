@@ -7,7 +7,7 @@ from random import Random
 from typing import Final, Protocol
 
 from rm_operator.kube.client import KubeClient
-from rm_operator.kube.errors import ApiError, Gone, ServerError, TooManyRequests, Unreachable
+from rm_operator.kube.errors import ApiError, Gone, ServerError, Silent, TooManyRequests, Unreachable
 from rm_operator.kube.resources import Resource
 from rm_operator.kube.store import Changes, Store
 
@@ -39,7 +39,7 @@ class Reflector:
     """One list-and-watch loop into one store.
 
     After each list the store equals it, so what was deleted unseen is swept. A broken watch goes on where it stood;
-    only a position that the server no longer knows (410) or an unexplained error costs a list.
+    only a position that the server no longer knows (410), silence or an unexplained error costs a list.
     """
 
     def __init__(
@@ -85,6 +85,11 @@ class Reflector:
                 continue
             except Gone:
                 logger.info("the position in %s is too old: listing again", self.store.resource.name)
+                self._listed = False
+            except Silent as error:
+                # A live server sends bookmarks. One that was restored from a backup waits, without a word, for a
+                # position that lies in the future of its past.
+                logger.info("%s: %s: listing again", self.store.resource.name, error)
                 self._listed = False
             except (Unreachable, TooManyRequests, ServerError) as error:
                 logger.info("%s: %s", self.store.resource.name, error)

@@ -28,7 +28,7 @@ MAX_BACKOFF_SECONDS: Final = 300.0
 _MAX_DOUBLINGS: Final = 20
 
 
-class QueueClosed(Exception):  # noqa: N818 - an end, not an error
+class QueueClosed(Exception):
     """The queue was closed and what was in line has been dropped."""
 
 

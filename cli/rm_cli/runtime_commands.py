@@ -1,0 +1,173 @@
+"""Commands that the images of a workload run (``resolve``, ``fetch``, ``push``, ``serve``), and ``models push``."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+from rm_api.conditions import Reason
+from rm_api.names import SERVE_PORT
+from rm_api.report import Report
+
+_DIRECTORY: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+_DESTINATION: Final = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--source", required=True, help="hf://organisation/model, oci://registry/repository:tag or https://host/directory/"
+)
+@click.option("--revision", help="Branch, tag, commit or digest; what the source is now, without it.")
+def resolve(source: str, revision: str | None) -> None:
+    """Report what the model at SOURCE is: revision, figures, digests."""
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.sources import resolve_model
+
+    def action() -> Report:
+        facts = resolve_model(source, revision)
+        return Report(
+            reason=Reason.RESOLVED, digest=facts["weightsDigest"], sizeBytes=facts["weightBytes"], facts=facts
+        )
+
+    sys.exit(run_reported(action))
+
+
+@click.group()
+def fetch() -> None:
+    """Fetch a model or an artifact, complete or not at all."""
+
+
+@fetch.command("model")
+@click.option("--source", required=True, help="As for resolve.")
+@click.option("--revision", required=True, help="The revision that resolve reported.")
+@click.option("--weights-digest", required=True, help="The digest of the weights that resolve reported.")
+@click.option("--dest", "destination", type=_DESTINATION, required=True, help="An empty directory.")
+def fetch_model_command(source: str, revision: str, weights_digest: str, destination: Path) -> None:
+    """Fetch a model at a revision, and check its weights."""
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.sources import fetch_model
+
+    def action() -> Report:
+        size = fetch_model(source, revision, weights_digest, destination)
+        return Report(reason=Reason.READY, digest=weights_digest, sizeBytes=size)
+
+    sys.exit(run_reported(action))
+
+
+@fetch.command("artifact")
+@click.option("--reference", required=True, help="HOST/REPOSITORY@sha256:…")
+@click.option("--key", required=True, help="The key that the artifact must be of.")
+@click.option("--dest", "destination", type=_DESTINATION, required=True, help="An empty directory.")
+def fetch_artifact_command(reference: str, key: str, destination: Path) -> None:
+    """Fetch an artifact by digest, and check all of it."""
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.store import ArtifactStore, Reference
+
+    def action() -> Report:
+        artifact = ArtifactStore().pull(reference, destination, key=key)
+        size = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file() and not path.is_symlink())
+        return Report(
+            reason=Reason.READY,
+            digest=Reference.parse(reference).digest,
+            sizeBytes=size,
+            versions=dict(artifact.versions),
+        )
+
+    sys.exit(run_reported(action))
+
+
+def _versions(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, separator, version in pairs:
+        if not (name and separator and version):
+            raise click.BadParameter(f"{name!r} is not NAME=VERSION")
+    return {name: version for name, _, version in pairs}
+
+
+@click.command()
+@click.option("--dir", "directory", type=_DIRECTORY, required=True, help="The compiled model.")
+@click.option("--reference", required=True, help="HOST/REPOSITORY:TAG")
+@click.option("--key", required=True, help="The artifact's key.")
+@click.option("--format", "format_", required=True, help="Its format, by which a runtime plugin knows it.")
+@click.option("--product", "products", multiple=True, help="A product that it runs on; any, without it.")
+@click.option("--driver", "drivers", multiple=True, help="A driver version that loads it; any, without it.")
+@click.option("--version", "versions", multiple=True, callback=_versions, help="NAME=VERSION of a tool that made it.")
+def push(
+    directory: Path,
+    reference: str,
+    key: str,
+    format_: str,
+    products: tuple[str, ...],
+    drivers: tuple[str, ...],
+    versions: dict[str, str],
+) -> None:
+    """Push a compiled model to the artifact store."""
+    from rm_abstract.core.resource import BuildArtifact
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.store import ArtifactStore
+
+    def action() -> Report:
+        artifact = BuildArtifact(directory, key, format_, products, drivers, versions)
+        pushed = ArtifactStore().push(artifact, reference)
+        return Report(reason=Reason.BUILT, digest=pushed.digest, sizeBytes=pushed.size_bytes, versions=versions)
+
+    sys.exit(run_reported(action))
+
+
+@click.command()
+@click.option("--plugin", required=True, help="Name of the runtime plugin.")
+@click.option("--artifact", type=_DESTINATION, required=True, help="Directory of the artifact.")
+@click.option("--served-name", required=True, help="Name of the model in the API.")
+@click.option("--port", type=click.IntRange(1, 65535), default=SERVE_PORT, show_default=True)
+@click.option(
+    "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers that are generated at a time."
+)
+@click.option("--max-queue", type=click.IntRange(0), help="Answers that may wait; four times --max-batch, without it.")
+@click.option(
+    "--max-sequence-length",
+    type=click.IntRange(1),
+    help="Tokens of prompt and answer; the model's own limit, without it.",
+)
+def serve(
+    plugin: str,
+    artifact: Path,
+    served_name: str,
+    port: int,
+    max_batch: int,
+    max_queue: int | None,
+    max_sequence_length: int | None,
+) -> None:
+    """Serve an artifact with the OpenAI API."""
+    from rm_abstract.serve.main import serve as run
+
+    sys.exit(
+        run(
+            plugin,
+            artifact,
+            served_name,
+            port=port,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            max_sequence_length=max_sequence_length,
+        )
+    )
+
+
+@click.group()
+def models() -> None:
+    """Models in OCI registries."""
+
+
+@models.command("push")
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("reference")
+def push_model_command(directory: Path, reference: str) -> None:
+    """Push the model in DIRECTORY to REFERENCE, such as oci://registry.example.com/models/name:v1."""
+    from rm_abstract.core.errors import WorkloadError
+    from rm_abstract.store import push_model
+
+    try:
+        click.echo(push_model(directory, reference))
+    except WorkloadError as error:
+        click.echo(f"{error.reason}: {error}", err=True)
+        sys.exit(error.code)

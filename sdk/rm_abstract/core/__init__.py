@@ -1,0 +1,1 @@
+"""What plugins are made of: resources, artifacts, the plugin interface, adapters for binary-only tools."""

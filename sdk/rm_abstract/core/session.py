@@ -1,0 +1,111 @@
+"""A loaded model that generates tokens: what a runtime plugin gives, and the server drives."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    """The model ended its text."""
+    LENGTH = "length"
+    """The limit of tokens was reached."""
+    CANCELLED = "cancelled"
+    """It was cancelled."""
+    ERROR = "error"
+    """The engine failed."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate from. ``temperature`` 0 is greedy: the most likely token each time."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    max_tokens: int
+    """At least one; together with the prompt within the session's ``max_sequence_length``."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    ignore_eos: bool = False
+
+
+Sink = Callable[[Sequence[int], FinishReason | None], None]
+"""Receives tokens in order, on a thread of the engine; the last call, and only it, has a finish reason.
+
+The token that ends a text is passed like any other, so that usage counts what was computed.
+"""
+
+
+class Generation(ABC):
+    """A generation that goes on."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End it soon. Harmless at any time and from any thread; the sink still gets its last call."""
+
+
+class Tokenizer(ABC):
+    """Text to tokens and back. Safe to call from any thread."""
+
+    @abstractmethod
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of ``text``."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens`` without special tokens; bytes that are no character yet come out as U+FFFD."""
+
+    @abstractmethod
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt of a conversation, up to where the assistant speaks. ValueError where the template refuses it."""
+
+
+class Session(ABC):
+    """A model that is loaded. ``execute`` may be called from any thread."""
+
+    tokenizer: Tokenizer
+    max_sequence_length: int
+    """Tokens of prompt and answer together."""
+    vocabulary_size: int
+    default_temperature: float = 1.0
+    """What the model's authors recommend, where a request names none."""
+    default_top_p: float = 1.0
+
+    @abstractmethod
+    def execute(self, request: GenerationRequest, sink: Sink) -> Generation:
+        """Begin a generation and return at once."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> str:
+        """Why the engine can generate no more; empty while it can."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Cancel what goes on and free the model."""
+
+
+def generate(session: Session, request: GenerationRequest) -> tuple[list[int], FinishReason]:
+    """Generate, and wait for the end: the tokens and why it ended."""
+    tokens: list[int] = []
+    end: list[FinishReason] = []
+    done = threading.Event()
+
+    def sink(new: Sequence[int], finish: FinishReason | None) -> None:
+        tokens.extend(new)
+        if finish is not None:
+            end.append(finish)
+            done.set()
+
+    session.execute(request, sink)
+    done.wait()
+    return tokens, end[0]

@@ -1,0 +1,213 @@
+"""HTTP for sources and the store: credentials by host, no silent plain text, downloads that resume."""
+
+import base64
+import netrc
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx2
+from rm_api.conditions import Reason
+from rm_api.names import ENV_NETRC
+
+from rm_abstract.core.errors import BadInput, SourceUnreachable
+
+ENV_PLAIN_HTTP_HOSTS: Final = "RMA_PLAIN_HTTP_HOSTS"
+"""Hosts (``host:port``, comma-separated) that are spoken to without TLS."""
+
+_CHUNK: Final = 1 << 20
+_RESUMES: Final = 5
+_TIMEOUT: Final = httpx2.Timeout(60, connect=10)
+
+
+class NotFound(BadInput):
+    """The server says that there is no such thing."""
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A user name and password, or a token as the password."""
+
+    login: str
+    password: str
+
+    @property
+    def basic(self) -> str:
+        """Value of an Authorization header."""
+        return "Basic " + base64.b64encode(f"{self.login}:{self.password}".encode()).decode()
+
+
+class Credentials:
+    """Credentials by host, from a netrc file. A ``default`` entry is ignored: a credential is for its host only."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._hosts: dict[str, Credential] = {}
+        if path is None:
+            return
+        try:
+            entries = netrc.netrc(str(path)).hosts
+        except FileNotFoundError:
+            raise BadInput(f"{ENV_NETRC} names {path}, which does not exist") from None
+        except netrc.NetrcParseError as error:
+            raise BadInput(f"the credentials are not a valid netrc file: {error.msg} (line {error.lineno})") from None
+        self._hosts = {
+            host: Credential(login, secret) for host, (login, _, secret) in entries.items() if host != "default"
+        }
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Those of the file that ``$NETRC`` names; none without it."""
+        path = os.environ.get(ENV_NETRC)
+        return cls(Path(path) if path else None)
+
+    def of(self, url: httpx2.URL) -> Credential | None:
+        """The credential for a URL's host; an entry with the port comes before one without."""
+        return self._hosts.get(netloc(url)) or self._hosts.get(url.host)
+
+
+def netloc(url: httpx2.URL) -> str:
+    """``host`` or ``host:port`` of a URL."""
+    return url.netloc.decode("ascii")
+
+
+class HostAuth(httpx2.Auth):
+    """Sends the credential of the request's host with the request. A redirect elsewhere drops it."""
+
+    def __init__(self, credentials: Credentials, *, bearer: bool = False) -> None:
+        self._credentials = credentials
+        self._bearer = bearer
+
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Add the header, if there is a credential."""
+        credential = self._credentials.of(request.url)
+        if credential:
+            request.headers["Authorization"] = f"Bearer {credential.password}" if self._bearer else credential.basic
+        yield request
+
+
+class Http:
+    """An HTTP client. Methods raise SourceUnreachable, BadInput or NotFound, with the host's name in the message."""
+
+    def __init__(
+        self,
+        auth: Callable[[Credentials], httpx2.Auth] = HostAuth,
+        *,
+        credentials: Credentials | None = None,
+        plain_hosts: Iterable[str] | None = None,
+        unreachable: Reason = Reason.SOURCE_UNREACHABLE,
+    ) -> None:
+        """Credentials and plain-text hosts come from the environment where they are not given.
+
+        ``unreachable`` is the reason that a failure to reach a host is reported with.
+        """
+        if plain_hosts is None:
+            plain_hosts = os.environ.get(ENV_PLAIN_HTTP_HOSTS, "").split(",")
+        self._plain_hosts = frozenset(host.strip() for host in plain_hosts if host.strip())
+        self._unreachable = unreachable
+        self._client = httpx2.Client(
+            auth=auth(credentials or Credentials.from_environment()),
+            follow_redirects=True,
+            timeout=_TIMEOUT,
+            headers={"User-Agent": "rm-abstract"},
+            event_hooks={"request": [self._refuse_plain_text]},
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def base(self, host: str) -> str:
+        """``https://host``, or ``http://host`` for a host that is spoken to in plain text."""
+        return f"{'http' if host in self._plain_hosts else 'https'}://{host}"
+
+    def _refuse_plain_text(self, request: httpx2.Request) -> None:
+        if request.url.scheme != "https" and netloc(request.url) not in self._plain_hosts:
+            raise BadInput(
+                f"{netloc(request.url)} was reached without TLS; if that is meant, name it in {ENV_PLAIN_HTTP_HOSTS}"
+            )
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Iterable[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx2.Response]:
+        """Send a request and give its response, whose body is not read yet. Any status below 400 is success."""
+        try:
+            with self._client.stream(method, url, headers=headers, content=content, params=params) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise self._refusal(response)
+                yield response
+        except httpx2.HTTPError as error:
+            host = netloc(httpx2.URL(url))
+            raise SourceUnreachable(
+                f"{host} does not answer: {str(error) or type(error).__name__}", reason=self._unreachable
+            ) from error
+        except httpx2.InvalidURL as error:
+            raise BadInput(f"{url} is not a valid URL: {error}") from error
+
+    def request(self, method: str, url: str, **options: Any) -> httpx2.Response:
+        """Send a request, and give the response with its body read. Options as in ``open``."""
+        with self.open(method, url, **options) as response:
+            response.read()
+            return response
+
+    def read(self, url: str, start: int, length: int) -> bytes:
+        """``length`` bytes of a file from ``start``, less at its end; by a range request where the server does them."""
+        parts = bytearray()
+        for chunk in self._ranged(url, start, start + length - 1):
+            parts += chunk
+            if len(parts) >= length:
+                break
+        return bytes(parts[:length])
+
+    def download(self, url: str) -> Iterator[bytes]:
+        """The whole file in pieces. A broken connection is resumed where it broke; the caller checks digest or size."""
+        done, left = 0, _RESUMES
+        while True:
+            try:
+                for chunk in self._ranged(url, done, None):
+                    done += len(chunk)
+                    yield chunk
+                return
+            except SourceUnreachable:
+                left -= 1
+                if left == 0 or done == 0:
+                    raise
+
+    def _ranged(self, url: str, start: int, last: int | None) -> Iterator[bytes]:
+        # Without this, a server may compress, and then ranges count compressed bytes.
+        headers = {"Accept-Encoding": "identity"}
+        if start or last is not None:
+            headers["Range"] = f"bytes={start}-{'' if last is None else last}"
+        with self.open("GET", url, headers=headers) as response:
+            skip = 0 if response.status_code == 206 else start
+            for chunk in response.iter_bytes(_CHUNK):
+                if skip >= len(chunk):
+                    skip -= len(chunk)
+                    continue
+                yield chunk[skip:]
+                skip = 0
+
+    def _refusal(self, response: httpx2.Response) -> Exception:
+        host, status = netloc(response.request.url), response.status_code
+        path = response.request.url.path
+        if status in (401, 403):
+            return BadInput(
+                f"{host} refuses {path} ({status}): credentials are missing or not sufficient; "
+                f"put an entry for machine {response.request.url.host} into the netrc of the credentials Secret"
+            )
+        if status in (404, 410):
+            return NotFound(f"{host} has no {path}")
+        if status in (408, 425, 429) or status >= 500:
+            return SourceUnreachable(f"{host} cannot answer now ({status} for {path})", reason=self._unreachable)
+        detail = response.text[:200]
+        return BadInput(f"{host} refuses {path} ({status}): {detail}")

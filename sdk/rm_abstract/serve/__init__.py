@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over the session of a runtime plugin."""

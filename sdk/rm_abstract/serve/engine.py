@@ -1,0 +1,152 @@
+"""Brings requests of the API to a session: a limited number at a time, a limited number waiting."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.serve.schema import ApiError, ApiRequest
+from rm_abstract.serve.text import TextStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one choice since the last piece."""
+
+    choice: int
+    """Number of the answer: those to the first prompt come first."""
+    text: str
+    tokens: int
+    """Tokens computed for it."""
+    finish: FinishReason | None
+    """STOP or LENGTH in the last piece of a choice."""
+
+
+class Engine:
+    """Runs at most ``max_batch`` generations at a time, in the order in which they came; ``max_queue`` may wait."""
+
+    def __init__(self, session: Session, *, max_batch: int, max_queue: int) -> None:
+        self.session = session
+        self._slots = asyncio.Semaphore(max_batch)
+        self._capacity = max_batch + max_queue
+        self._admitted = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.failed = asyncio.Event()
+        """Set when the session has failed for good."""
+        self.draining = False
+        """True once it takes no more requests."""
+
+    async def drained(self) -> None:
+        """Wait until nothing is being generated."""
+        await self._idle.wait()
+
+    @asynccontextmanager
+    async def admit(self, request: ApiRequest) -> AsyncIterator[AsyncIterator[Piece]]:
+        """The pieces of all choices, as they come. ApiError 429 or 503 at once; leaving it cancels what goes on."""
+        if self.draining:
+            raise ApiError(503, "this server is shutting down", code="shutting_down", headers={"Retry-After": "1"})
+        if self.session.failure:
+            raise ApiError(503, f"the engine has failed: {self.session.failure}", code="engine_failed")
+        count = len(request.prompts) * request.choices
+        if self._admitted + count > self._capacity:
+            raise ApiError(
+                429, f"{self._admitted} answers are being generated or wait; no more than {self._capacity} may",
+                code="queue_full", headers={"Retry-After": "1"},
+            )  # fmt: skip
+        self._admitted += count
+        self._idle.clear()
+        try:
+            async with aclosing(self._run(request)) as pieces:
+                yield pieces
+        finally:
+            self._admitted -= count
+            if not self._admitted:
+                self._idle.set()
+
+    async def _run(self, request: ApiRequest) -> AsyncGenerator[Piece, None]:
+        queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._choice(index * request.choices + number, number, prompt, request, queue))
+            for index, prompt in enumerate(request.prompts)
+            for number in range(request.choices)
+        ]
+        left = len(tasks)
+        try:
+            while left:
+                piece = await queue.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                left -= piece.finish is not None
+                yield piece
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _choice(
+        self,
+        choice: int,
+        number: int,
+        prompt: list[int],
+        request: ApiRequest,
+        out: asyncio.Queue[Piece | BaseException],
+    ) -> None:
+        try:
+            async with self._slots:
+                async for piece in self._generate(choice, number, prompt, request):
+                    out.put_nowait(piece)
+        except Exception as error:
+            out.put_nowait(error)
+
+    async def _generate(self, choice: int, number: int, prompt: list[int], request: ApiRequest) -> AsyncIterator[Piece]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[Sequence[int], FinishReason | None]] = asyncio.Queue()
+
+        def sink(tokens: Sequence[int], finish: FinishReason | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (tokens, finish))
+
+        room = self.session.max_sequence_length - len(prompt)
+        text = TextStream(self.session.tokenizer, request.stop)
+        generation = self.session.execute(
+            GenerationRequest(
+                prompt=prompt,
+                max_tokens=min(request.max_tokens or room, room),
+                temperature=request.temperature,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                # Answers to one prompt must differ from each other, and be the same again for the same seed.
+                seed=None if request.seed is None else request.seed + number,
+                presence_penalty=request.presence_penalty,
+                frequency_penalty=request.frequency_penalty,
+                ignore_eos=request.ignore_eos,
+            ),
+            sink,
+        )
+        finish: FinishReason | None = None
+        try:
+            while finish is None:
+                tokens, finish = await events.get()
+                if finish in (FinishReason.ERROR, FinishReason.CANCELLED):
+                    if self.session.failure:
+                        self.failed.set()
+                    raise ApiError(
+                        500,
+                        f"the engine failed: {self.session.failure or 'the generation was dropped'}",
+                        code="engine_failed",
+                    )
+                counted = 0
+                pieces = []
+                for token in tokens:
+                    counted += 1
+                    pieces.append(text.push([token]))
+                    if text.stopped:
+                        break
+                if finish is not None and not text.stopped:
+                    pieces.append(text.finish())
+                if text.stopped:
+                    finish = FinishReason.STOP
+                yield Piece(choice, "".join(pieces), counted, finish)
+        finally:
+            generation.cancel()

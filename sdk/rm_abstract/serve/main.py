@@ -1,0 +1,156 @@
+"""Serves an artifact: device checks, load, server, graceful end, and the report of all of it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from rm_api.conditions import Reason
+from rm_api.names import ENV_ENGINE_REPORT, SERVE_PORT, ExitCode
+
+from rm_abstract.core.errors import ArtifactMismatch, ToolchainFailure, WorkloadError
+from rm_abstract.core.plugin import BackendConfig, Plugin, get_registry
+from rm_abstract.core.resource import BuildArtifact, Resource
+from rm_abstract.core.session import Session
+from rm_abstract.reporting import leave_report
+from rm_abstract.serve.app import Api
+from rm_abstract.serve.engine import Engine
+
+
+def write_engine_report(members: Mapping[str, Any]) -> None:
+    """Write what was observed to ``$RMA_ENGINE_REPORT``, whole or not at all; nothing without that variable."""
+    name = os.environ.get(ENV_ENGINE_REPORT)
+    if not name:
+        return
+    path = Path(name)
+    part = path.with_suffix(".part")
+    part.write_text(
+        json.dumps({key: value for key, value in members.items() if value}, sort_keys=True), encoding="utf-8"
+    )
+    part.replace(path)
+
+
+def _observed(resources: list[Resource], versions: Mapping[str, str]) -> dict[str, Any]:
+    """Several devices of one pod are one entry, joined by commas."""
+
+    def joined(name: str) -> str:
+        values = [str(resource.attributes.get(name, "")) for resource in resources]
+        return ",".join(values) if any(values) else ""
+
+    products = sorted({str(resource.attributes.get("product", "")) for resource in resources} - {""})
+    device = {"serial": joined("serial"), "node": joined("node"), "product": ",".join(products)}
+    drivers = sorted({str(resource.attributes.get("driver", "")) for resource in resources} - {""})
+    return {
+        "observedDevice": {key: value for key, value in device.items() if value},
+        "driver": ",".join(drivers),
+        "versions": dict(versions),
+    }
+
+
+def serve(
+    plugin_name: str,
+    artifact_dir: Path,
+    served_name: str,
+    *,
+    port: int = SERVE_PORT,
+    max_batch: int = 8,
+    max_queue: int | None = None,
+    max_sequence_length: int | None = None,
+) -> ExitCode:
+    """Serve the artifact until SIGTERM, and return the exit code. What was begun is finished first.
+
+    ``max_queue`` is how many requests may wait for a place in the batch; four batches by default.
+    """
+    observed: dict[str, Any] = {}
+    try:
+        plugin = get_registry().get_plugin(plugin_name)
+        artifact = BuildArtifact.read(artifact_dir)
+        formats = plugin.metadata().formats
+        if artifact.format not in formats:
+            raise ArtifactMismatch(
+                f"plugin {plugin_name} serves {', '.join(formats)}, but the artifact is {artifact.format}"
+            )
+        observed = _observed(plugin.probe(), {})
+        plugin.initialize()
+        observed["versions"] = plugin.versions()
+        config = BackendConfig(max_batch_size=max_batch, max_sequence_length=max_sequence_length)
+        prepared = plugin.prepare_resource(artifact, config)
+        command = plugin.serve_command(prepared, served_name=served_name, port=port)
+        if command is not None:
+            write_engine_report(observed)
+            os.execvp(command[0], command)  # noqa: S606 (the engine's own server takes this process over)
+        session = plugin.create_session(prepared)
+        write_engine_report(observed)
+        queue = 4 * max_batch if max_queue is None else max_queue
+        _run(plugin, session, served_name, port=port, max_batch=max_batch, max_queue=queue)
+    except WorkloadError as error:
+        return _failed(error, observed)
+    return ExitCode.OK
+
+
+def _failed(error: WorkloadError, observed: Mapping[str, Any]) -> ExitCode:
+    print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        write_engine_report({**observed, "reason": error.reason, "message": str(error)})
+    leave_report(error.report())
+    return error.code
+
+
+class _Server(uvicorn.Server):
+    """Answers 503 while it finishes what was begun, instead of closing its port at the first signal."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the second signal ends at once."""
+        if self._engine.draining or sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+        else:
+            self._engine.draining = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        async def drain() -> None:
+            await self._engine.drained()
+            self.should_exit = True
+
+        self._draining = asyncio.ensure_future(drain())
+
+    async def watch(self) -> None:
+        """End the server when the engine has failed: a process that can generate nothing must not look alive."""
+        await self._engine.failed.wait()
+        self.should_exit = True
+
+
+def _run(plugin: Plugin, session: Session, served_name: str, *, port: int, max_batch: int, max_queue: int) -> None:
+    async def main() -> None:
+        engine = Engine(session, max_batch=max_batch, max_queue=max_queue)
+        application = Api(engine, served_name).application()
+        config = uvicorn.Config(
+            application, host="", port=port, lifespan="off", access_log=False, timeout_keep_alive=75
+        )
+        server = _Server(config, engine)
+        watch = asyncio.create_task(server.watch())
+        try:
+            await server.serve()
+        finally:
+            watch.cancel()
+
+    try:
+        asyncio.run(main())
+        if session.failure:
+            raise ToolchainFailure(f"the engine failed: {session.failure}", reason=Reason.ENGINE_FAILED)
+    finally:
+        session.close()
+        plugin.cleanup()

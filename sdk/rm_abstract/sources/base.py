@@ -1,0 +1,91 @@
+"""What every source of models offers."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.store.layers import file_chunks
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a model."""
+
+    size: int
+    digest: str = ""
+    """``sha256:…`` of its content, where the source knows it."""
+
+
+class ModelSource(ABC):
+    """A model in Hugging Face layout at one revision. Methods raise BadInput, SourceUnreachable, ArtifactMismatch."""
+
+    revision: str
+    """What it is pinned to: a digest, or a commit."""
+    files: Mapping[str, SourceFile]
+    """Every file that is fetched, by its path in the model's directory."""
+
+    @abstractmethod
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """``length`` bytes of a file from ``start``; less at its end. For config.json and the heads of weights."""
+
+    @abstractmethod
+    def stream(self, name: str) -> Iterator[bytes]:
+        """A whole file in pieces."""
+
+    def digest(self, name: str) -> str:
+        """Digest of a file's content; it is read for that where the source does not know it."""
+        known = self.files[name].digest
+        if known:
+            return known
+        digest, size = hash_chunks(self.stream(name))
+        self.check(name, size, digest)
+        return digest
+
+    def fetch(self, directory: Path) -> dict[str, str]:
+        """Write every file under ``directory``, and return the digests of what was written."""
+        digests = {}
+        for name in self.files:
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as out:
+                digests[name], size = hash_chunks(self.stream(name), out)
+            self.check(name, size, digests[name])
+        return digests
+
+    def check(self, name: str, size: int, digest: str) -> None:
+        """Raise ArtifactMismatch where a file's size or digest is not what the source announced."""
+        file = self.files[name]
+        if size != file.size:
+            raise ArtifactMismatch(f"{name} has {size} bytes, but was announced with {file.size}")
+        if file.digest and digest != file.digest:
+            raise ArtifactMismatch(f"{name} has digest {digest}, but was announced as {file.digest}")
+
+    def require(self, name: str) -> SourceFile:
+        """The file, or BadInput where the model has none of that name."""
+        if name not in self.files:
+            raise BadInput(f"the model has no {name}")
+        return self.files[name]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def hash_chunks(chunks: Iterable[bytes], out: BinaryIO | None = None) -> tuple[str, int]:
+    """Digest and number of the bytes in ``chunks``, which are written to ``out`` where that is given."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+        if out is not None:
+            out.write(chunk)
+    return "sha256:" + digest.hexdigest(), size
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Digest and size of a file."""
+    return hash_chunks(file_chunks(path))

@@ -1,0 +1,199 @@
+"""What a model is: figures from config.json and the tensors, and digests of what a compiled artifact depends on."""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rm_abstract.core.errors import BadInput
+from rm_abstract.sources.base import ModelSource
+from rm_abstract.sources.safetensors import INDEX, MAX_HEADER, SINGLE, Tensor, header_length, shards_of, tensors_of
+
+CONFIG_DENYLIST: Final = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "_attn_implementation_autoset"}
+)
+"""Fields of config.json that say where a model came from, and cannot change what is computed from it.
+
+Everything else counts: a field that is left out by mistake would let two different models share an artifact.
+"""
+
+_AUXILIARY: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_NOT_AUXILIARY: Final = frozenset({"config.json", INDEX})
+_EXPERT: Final = re.compile(r"\.experts\.")
+_PACKED: Final = (".qweight", ".weight_packed")
+_FORMATS: Final = {
+    "F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16",
+    "F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U8": "int8", "F4": "int4",
+}  # fmt: skip
+_ALIASES: Final = {
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    "head_dim": ("head_dim",),
+    "num_experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
+}
+"""The same figure has different names in different families."""
+
+
+def canonical_digest(value: Any) -> str:
+    """Digest of ``value`` as JSON with sorted members and no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(digests: Mapping[str, str]) -> str:
+    """Digest of the weights, from the digests of their files by name."""
+    return canonical_digest(sorted(digests.items()))
+
+
+def weight_files(source: ModelSource) -> list[str]:
+    """Names of the files that hold the weights. Raises BadInput where there are none in safetensors format."""
+    if INDEX in source.files:
+        names = shards_of(source.read(INDEX, 0, source.files[INDEX].size))
+    elif SINGLE in source.files:
+        names = [SINGLE]
+    else:
+        raise BadInput(
+            f"the model has neither {SINGLE} nor {INDEX}; weights in other formats must be converted to safetensors"
+        )
+    for name in names:
+        source.require(name)
+    return names
+
+
+def model_facts(source: ModelSource) -> dict[str, Any]:
+    """The facts that a ModelDeployment's status keeps, less source and revision. BadInput where one cannot be told."""
+    config = _config(source)
+    nested = config.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
+    names = weight_files(source)
+    tensors = [tensor for name in names for tensor in _tensors(source, name)]
+    if not tensors:
+        raise BadInput("the weights hold no tensor")
+    bits = _packed_bits(config)
+    heads = _figure(text, "num_attention_heads")
+    head_dim = _figure(text, "head_dim", optional=True) or max(1, _figure(text, "hidden_size") // heads)
+    architectures = config.get("architectures")
+    if not (isinstance(architectures, list) and architectures and isinstance(architectures[0], str)):
+        raise BadInput("config.json names no architecture: architectures is missing or not a list of names")
+    total, active = _parameters(tensors, text, bits)
+    return {
+        "architecture": architectures[0],
+        "parameters": total,
+        "activeParameters": active,
+        "weightBytes": sum(tensor.bytes for tensor in tensors),
+        "dtype": _dtype(tensors, config, bits),
+        "layers": _figure(text, "num_hidden_layers"),
+        "heads": heads,
+        "kvHeads": _figure(text, "num_key_value_heads", optional=True) or heads,
+        "headDim": head_dim,
+        "maxSequenceLength": _figure(text, "max_position_embeddings"),
+        "configDigest": _config_digest(source, config),
+        "tensorsDigest": canonical_digest(
+            sorted([tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors)
+        ),
+        "weightsDigest": weights_digest({name: source.digest(name) for name in names}),
+    }
+
+
+def _config(source: ModelSource) -> dict[str, Any]:
+    size = source.require("config.json").size
+    if size > MAX_HEADER:
+        raise BadInput(f"config.json has {size} bytes, which cannot be right")
+    try:
+        config = json.loads(source.read("config.json", 0, size))
+    except ValueError as error:
+        raise BadInput(f"config.json is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise BadInput("config.json is no JSON object")
+    return config
+
+
+def _config_digest(source: ModelSource, config: dict[str, Any]) -> str:
+    """Config, and what else a compiler takes over into its result: tokenizer, chat template, generation defaults.
+
+    A corrected chat template leaves config.json and weights as they are, and must still not get the old artifact.
+    """
+    kept = {key: value for key, value in config.items() if key not in CONFIG_DENYLIST}
+    auxiliary = {
+        name: source.digest(name)
+        for name in source.files
+        if "/" not in name and name not in _NOT_AUXILIARY and posixpath.splitext(name)[1] in _AUXILIARY
+    }
+    return canonical_digest({"config": kept, "files": auxiliary})
+
+
+def _tensors(source: ModelSource, name: str) -> list[Tensor]:
+    size = source.files[name].size
+    head = source.read(name, 0, min(size, 1 << 20))
+    length = header_length(head)
+    if len(head) < 8 or length > min(MAX_HEADER, size - 8):
+        raise BadInput(f"{name} is no safetensors file: its header would have {length} of its {size} bytes")
+    header = head[8 : 8 + length]
+    if len(header) < length:
+        header += source.read(name, 8 + len(header), length - len(header))
+    return tensors_of(name, header, size)
+
+
+def _figure(config: Mapping[str, Any], name: str, *, optional: bool = False) -> int:
+    """A figure of config.json by any of its names, at least 1; 0 if it is optional and not there."""
+    for alias in _ALIASES[name]:
+        value = config.get(alias)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BadInput(f"config.json: {alias} is {value!r}, but must be a whole number of at least 1")
+        return value
+    if optional:
+        return 0
+    raise BadInput(f"config.json lacks {name}; known names of it are {', '.join(_ALIASES[name])}")
+
+
+def _packed_bits(config: Mapping[str, Any]) -> int:
+    """Bits of a weight where several are packed into one number (GPTQ, AWQ, compressed-tensors); 0 where none are."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return 0
+    bits = quantization.get("bits") or quantization.get("w_bit")
+    if bits is None and isinstance(quantization.get("config_groups"), dict):
+        groups = [group for group in quantization["config_groups"].values() if isinstance(group, dict)]
+        bits = next((group["weights"]["num_bits"] for group in groups if isinstance(group.get("weights"), dict)), None)
+    return bits if bits in (4, 8) else 0
+
+
+def _parameters(tensors: list[Tensor], config: Mapping[str, Any], bits: int) -> tuple[int, int]:
+    """Parameters, and those that one token uses: of a mixture of experts, only as many experts as it is routed to."""
+    total = experts = 0
+    for tensor in tensors:
+        count = tensor.elements
+        if bits and tensor.name.endswith(_PACKED) and tensor.dtype in ("I32", "U32"):
+            count = count * 32 // bits
+        total += count
+        if _EXPERT.search(tensor.name):
+            experts += count
+    available = _figure(config, "num_experts", optional=True)
+    routed = _figure(config, "num_experts_per_tok", optional=True)
+    if not experts or not available or not routed:
+        return total, total
+    return total, total - experts + experts * min(routed, available) // available
+
+
+def _dtype(tensors: list[Tensor], config: Mapping[str, Any], bits: int) -> str:
+    """The format of most bytes."""
+    if bits:
+        return f"int{bits}"
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[_FORMATS.get(tensor.dtype, "")] += tensor.bytes
+    dtype = sizes.most_common(1)[0][0]
+    if not dtype:
+        raise BadInput(
+            f"the weights are in number formats that are not supported: {', '.join(sorted({t.dtype for t in tensors}))}"
+        )
+    return dtype

@@ -1,0 +1,109 @@
+"""Models on the Hugging Face hub, or on a server that speaks its API (``HF_ENDPOINT``)."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from rm_api.conditions import Reason
+
+from rm_abstract.core.errors import BadInput, SourceUnreachable
+from rm_abstract.http import Credentials, HostAuth, Http, NotFound, netloc
+from rm_abstract.sources.base import ModelSource, SourceFile, hash_file
+
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)?")
+_FETCHED: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors")
+"""What a model needs. Weights in other formats, pictures and code of the author's are left where they are."""
+
+
+class HfSource(ModelSource):
+    """A model ``ORGANISATION/NAME``; the revision is the commit. The token is the password in the netrc."""
+
+    def __init__(self, location: str, revision: str | None) -> None:
+        if not _REPOSITORY.fullmatch(location):
+            raise BadInput(f"hf://{location} is no repository; one looks like hf://organisation/model")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        try:
+            import huggingface_hub  # noqa: PLC0415 (optional, and slow to import)
+        except ImportError as error:
+            raise BadInput(
+                f"hf:// needs the package huggingface_hub, which this image does not have: {error}",
+                reason=Reason.RESOLVE_FAILED,
+            ) from error
+        self._hub = huggingface_hub
+        self._repository = location
+        self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        credentials = Credentials.from_environment()
+        credential = credentials.of(httpx2.URL(self._endpoint))
+        self._token: str | bool = credential.password if credential else False
+        self._http = Http(partial(HostAuth, bearer=True), credentials=credentials)
+        with self._translated():
+            info = huggingface_hub.HfApi(endpoint=self._endpoint, token=self._token).model_info(
+                location, revision=revision, files_metadata=True, timeout=60
+            )
+        self.revision = str(info.sha)
+        self.files = {
+            sibling.rfilename: SourceFile(sibling.size, f"sha256:{sibling.lfs.sha256}" if sibling.lfs else "")
+            for sibling in info.siblings or ()
+            if "/" not in sibling.rfilename and sibling.rfilename.endswith(_FETCHED)
+        }
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        errors = self._hub.errors
+        host = netloc(httpx2.URL(self._endpoint))
+        try:
+            yield
+        except errors.RevisionNotFoundError as error:
+            raise NotFound(f"hf://{self._repository} has no such revision") from error
+        except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+            raise BadInput(
+                f"{host} shows no hf://{self._repository}: it does not exist, or needs credentials; "
+                f"put an entry for machine {httpx2.URL(self._endpoint).host} with a token as password into the netrc"
+            ) from error
+        except errors.HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (408, 429) or status >= 500:
+                raise SourceUnreachable(f"{host} cannot answer now ({status})") from error
+            raise BadInput(
+                f"{host} refuses hf://{self._repository} ({status}): {error.server_message or error}"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise SourceUnreachable(f"{host} does not answer: {str(error) or type(error).__name__}") from error
+
+    def _url(self, name: str) -> str:
+        return str(self._hub.hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint))
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """See the base class."""
+        return self._http.read(self._url(name), start, length)
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """See the base class."""
+        return self._http.download(self._url(name))
+
+    def fetch(self, directory: Path) -> dict[str, str]:
+        """See the base class. The hub's client downloads, which is faster than one connection; the digests are ours."""
+        options: dict[str, Any] = {
+            "allow_patterns": sorted(self.files),
+            "token": self._token,
+            "endpoint": self._endpoint,
+        }
+        with self._translated():
+            self._hub.snapshot_download(self._repository, revision=self.revision, local_dir=directory, **options)
+        shutil.rmtree(directory / ".cache", ignore_errors=True)
+        digests = {}
+        for name in self.files:
+            digests[name], size = hash_file(directory / name)
+            self.check(name, size, digests[name])
+        return digests
+
+    def close(self) -> None:
+        """See the base class."""
+        self._http.close()

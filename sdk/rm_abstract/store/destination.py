@@ -1,0 +1,56 @@
+"""Directories that are filled completely or not at all, also mount points, which cannot be renamed onto."""
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from rm_abstract.core.errors import BadInput
+
+MARKER: Final = ".rma-fetch"
+"""Directory that marks a destination as ours, and in which things are prepared. What is beside it may be replaced."""
+
+
+class Destination:
+    """A context manager: fill ``path``, then ``publish``; without that, nothing is left but the marker.
+
+    The destination must be absent, empty, or one that was filled in this way before: that one is emptied and filled
+    anew, so that a container that is started again gets what it asks for.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._marker = directory / MARKER
+        self.path = self._marker / "tree"
+        """Where to put the content."""
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if not self._marker.is_dir() and any(self._directory.iterdir()):
+            raise BadInput(
+                f"{self._directory} is not empty, and was not filled by this command; name an empty directory"
+            )
+        self._marker.mkdir(exist_ok=True)
+        for entry in self._directory.iterdir():
+            if entry != self._marker:
+                _remove(entry)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir()
+        return self
+
+    def publish(self, *, last: str) -> None:
+        """Move the content into place; the entry ``last``, by which readers know that it is complete, comes last."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
+            entry.rename(self._directory / entry.name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -62,7 +62,7 @@ def installed(cluster: Cluster) -> Installed:
 @pytest.fixture(scope="session")
 def model_source(installed: Installed) -> str:
     """The scripted model in the cluster's registry."""
-    return _push(installed, "scripted-llama", "plain")
+    return _push(installed, "scripted-llama", "base")
 
 
 @pytest.fixture(scope="session")

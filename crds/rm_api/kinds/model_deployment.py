@@ -97,7 +97,7 @@ class Requirements(ApiModel):
     """What the deployment needs, whatever it runs on."""
 
     dtype: DType | None = None
-    """Number format; the model's own where absent."""
+    """Number format; where absent the model's own, or the nearest that the target takes without quantising."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence in tokens, prompt and answer; by default the workload's, at most the model's own limit."""
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None

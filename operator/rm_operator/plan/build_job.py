@@ -8,6 +8,7 @@ from rm_api.kinds import BuildArtifactSpec
 from rm_api.kinds.build_profile import Step
 
 from rm_operator.plan import pods
+from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, name_of, namespace_of, owner_reference
 
 _STEP_VOLUMES = ["bin", "tmp", "model", "work", "output", "cache"]
@@ -25,13 +26,7 @@ def variables(spec: BuildArtifactSpec) -> dict[str, str]:
         "OUTPUT": names.OUTPUT_DIR,
         "WORK": names.WORK_DIR,
         "CACHE_DIR": names.CACHE_DIR,
-        "TARGET": spec.target.target_string,
-        "DTYPE": spec.dtype.value,
-        "TP": "1",
-        "PP": "1",
-        "MAX_SEQ": str(spec.shape.max_sequence_length or ""),
-        "MAX_BATCH": str(spec.shape.max_batch_size or ""),
-        "DEVICE_COUNT": "1",
+        **build_variables(spec.target, spec.dtype, spec.shape),
     }
 
 

@@ -17,6 +17,7 @@ from rm_api.names import ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan import pods
+from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
 
 _SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
@@ -213,13 +214,7 @@ def _variables(variant: Variant) -> dict[str, str]:
         "CACHE_DIR": names.CACHE_DIR,
         "SERVED_NAME": variant.served_name,
         "PORT": str(names.SERVE_PORT),
-        "TARGET": spec.target.target_string,
-        "DTYPE": spec.dtype.value,
-        "TP": "1",
-        "PP": "1",
-        "MAX_SEQ": str(spec.shape.max_sequence_length or ""),
-        "MAX_BATCH": str(spec.shape.max_batch_size or ""),
-        "DEVICE_COUNT": "1" if variant.accelerator_spec.resource_name else "0",
+        **build_variables(spec.target, spec.dtype, spec.shape),
     }
 
 

@@ -1,0 +1,55 @@
+"""What the tests of the chain do again and again: deploy, wait for a condition, ask the model."""
+
+from typing import Any
+
+from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
+
+OURS = "app.kubernetes.io/managed-by=rm-abstract"
+NPU = {"accelerators": {"names": ["simulated-npu"]}}
+SMALL = {"workload": {"inputTokens": 256, "outputTokens": 64}}
+
+
+def deploy(kubectl: Kubectl, name: str, source: str, **spec: Any) -> None:
+    """Applies a ModelDeployment."""
+    kubectl.apply(
+        {
+            "apiVersion": "rm-abstract.io/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": name},
+            "spec": {"model": {"source": source}, **SMALL, **spec},
+        }
+    )
+
+
+def wait_for(kubectl: Kubectl, name: str, reason: str, *, on: str = "Ready", timeout: float = 60) -> dict[str, Any]:
+    """The ModelDeployment once its condition has the reason; says the last state otherwise."""
+    last: dict[str, Any] = {}
+
+    def reached() -> dict[str, Any] | None:
+        current = kubectl.get("mdep", name)
+        last.update(condition(current, on))
+        return current if last.get("reason") == reason else None
+
+    try:
+        found: dict[str, Any] = wait_until(f"{name}: {on} is not {reason}", reached, timeout=timeout)
+    except CommandFailed as error:
+        raise AssertionError(f"{error}; it is {last}") from None
+    return found
+
+
+def ask(kubectl: Kubectl, name: str, messages: list[dict[str, str]], **options: Any) -> dict[str, Any]:
+    """A greedy chat completion through the deployment's Service."""
+    body = {"model": name, "messages": messages, "max_tokens": 128, "temperature": 0, **options}
+    answer: dict[str, Any] = kubectl.post(f"{name}:http", "/v1/chat/completions", body)
+    return answer
+
+
+def serving_pods(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
+    """Pods that serve a deployment."""
+    return kubectl.list("pods", selector=f"rm-abstract.io/deployment={name}")
+
+
+def left_over(kubectl: Kubectl) -> list[str]:
+    """Objects of ours in the namespace, as kind/name."""
+    kinds = "jobs,pods,deployments,services,configmaps,controllerrevisions"
+    return [f"{each['kind']}/{each['metadata']['name']}" for each in kubectl.list(kinds, selector=OURS)]

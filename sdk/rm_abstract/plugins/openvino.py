@@ -10,7 +10,8 @@ from rm_abstract import __version__
 from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
-from rm_abstract.core.session import FinishReason, GenerationRequest
+from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.plugins.child import ChildSession
 from rm_abstract.plugins.openvino_model import (
     EXPORT_COMMAND,
     PROPERTIES,
@@ -101,9 +102,10 @@ class OpenVinoPlugin(Plugin):
         info = ModelInfo.read(resource.path, config.max_sequence_length)
         return OpenVinoModel(resource.path, info, config.max_batch_size or _DEFAULT_BATCH)
 
-    def create_session(self, resource: OpenVinoModel) -> "GenAiSession":
+    def create_session(self, resource: OpenVinoModel) -> Session:
         """See the base class. Raises ArtifactMismatch where the model cannot be loaded."""
-        return GenAiSession(resource)
+        # GenAI's step holds the interpreter: in this process, a long prompt would keep even health checks waiting.
+        return ChildSession(GenAiTokenizer(resource.directory), GenAiSession, resource)
 
     def versions(self) -> dict[str, str]:
         """See the base class."""

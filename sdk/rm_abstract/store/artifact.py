@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rm_api.conditions import Reason
 from rm_api.names import (
+    MAX_LAYER_BYTES,
     MEDIA_TYPE_CONFIG,
     MEDIA_TYPE_LAYER,
     MEDIA_TYPE_MANIFEST,
@@ -42,8 +43,9 @@ class PushedArtifact:
 class ArtifactStore:
     """Artifacts in OCI registries. Failures to reach one have the reason ``StoreUnreachable``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_layer_bytes: int = MAX_LAYER_BYTES) -> None:
         self._registry = Registry(unreachable=Reason.STORE_UNREACHABLE)
+        self._max_layer_bytes = max_layer_bytes
 
     def close(self) -> None:
         """Close the connections."""
@@ -65,7 +67,7 @@ class ArtifactStore:
             raise BadInput(f"{artifact.path} holds nothing to push", reason=Reason.TOOLCHAIN_FAILED)
         artifact.write()
         layers = []
-        for layer in pack(artifact.path):
+        for layer in pack(artifact.path, self._max_layer_bytes):
             descriptor = Descriptor(MEDIA_TYPE_LAYER, layer.digest(), layer.size, {})
             self._registry.put_blob(target, descriptor.digest, descriptor.size, layer.content)
             layers.append(descriptor)

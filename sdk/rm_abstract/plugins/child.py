@@ -1,0 +1,155 @@
+"""A session in a process of its own: for engines that hold the interpreter while they compute, or that may crash."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from itertools import count
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rm_api.conditions import Reason
+
+from rm_abstract.core.errors import ToolchainFailure, WorkloadError
+from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, Sink, Tokenizer
+
+_CLOSE_SECONDS = 10
+
+
+class _Remote(Generation):
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+
+    def cancel(self) -> None:
+        self._cancel()
+
+
+class ChildSession(Session):
+    """The session that ``factory(*args)`` makes in a new process. Both must be picklable; the tokenizer stays here.
+
+    The server stays responsive while the engine computes, and an engine that dies becomes a ``failure`` that names its
+    exit code. Raises what the factory raises.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, factory: Callable[..., Session], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_main, args=(theirs, factory, args), name="engine", daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise ToolchainFailure(
+                f"the engine ended with {self._process.exitcode} while it loaded the model", reason=Reason.ENGINE_FAILED
+            ) from None
+        if isinstance(answer, WorkloadError):
+            self._process.join()
+            raise answer
+        self.tokenizer = tokenizer
+        self.max_sequence_length, self.vocabulary_size, self.default_temperature, self.default_top_p = answer
+        self._lock = threading.Lock()
+        self._sinks: dict[int, Sink] = {}
+        self._numbers = count()
+        self._failure = ""
+        self._closing = False
+        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def failure(self) -> str:
+        """See the base class."""
+        return self._failure
+
+    def execute(self, request: GenerationRequest, sink: Sink) -> Generation:
+        """See the base class."""
+        number = next(self._numbers)
+        with self._lock:
+            gone = bool(self._failure) or self._closing
+            if not gone:
+                self._sinks[number] = sink
+                self._send((number, request))
+        if gone:
+            sink((), FinishReason.ERROR)
+        return _Remote(lambda: self._cancel(number))
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            if number in self._sinks:
+                self._send((number, None))
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            return  # the process has ended; the reader finds that out and says so
+
+    def _read(self) -> None:
+        while True:
+            try:
+                number, tokens, finish, failure = self._connection.recv()
+            except (EOFError, OSError):
+                break
+            with self._lock:
+                self._failure = self._failure or failure
+                sink = self._sinks.get(number) if finish is None else self._sinks.pop(number, None)
+            if sink is not None:
+                sink(tokens, finish)
+        self._process.join()
+        with self._lock:
+            if not self._closing and not self._failure:
+                self._failure = f"its process ended with {self._process.exitcode}"
+            sinks = list(self._sinks.values())
+            self._sinks.clear()
+        for sink in sinks:
+            sink((), FinishReason.CANCELLED if self._closing else FinishReason.ERROR)
+
+    def close(self) -> None:
+        """See the base class."""
+        with self._lock:
+            self._closing = True
+            self._send(None)
+        self._process.join(_CLOSE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+        self._reader.join()
+        self._connection.close()
+
+
+def _main(connection: Connection, factory: Callable[..., Session], args: tuple[Any, ...]) -> None:
+    # Signals go to the whole group in a terminal; the server decides when the engine ends, by closing the connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        session = factory(*args)
+    except WorkloadError as error:
+        connection.send(error)
+        return
+    limits = (session.max_sequence_length, session.vocabulary_size, session.default_temperature, session.default_top_p)
+    connection.send(limits)
+    lock = threading.Lock()
+    running: dict[int, Generation] = {}
+
+    def sink(number: int, tokens: Any, finish: FinishReason | None) -> None:
+        with lock:
+            connection.send((number, list(tokens), finish, session.failure))
+
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            break
+        if message is None:
+            break
+        number, request = message
+        if request is None:
+            generation = running.pop(number, None)
+            if generation is not None:
+                generation.cancel()
+        else:
+            running[number] = session.execute(
+                request,
+                lambda tokens, finish, number=number: sink(number, tokens, finish),  # type: ignore[misc]
+            )
+    session.close()

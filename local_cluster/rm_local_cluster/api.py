@@ -30,6 +30,7 @@ def up(
     kubeconfig: Path | None = None,
     driver: Literal["auto"] | Driver = "auto",
     name: str | None = None,
+    outside: bool | None = None,
     progress: Progress = to_stderr,
 ) -> Cluster:
     """Return a cluster that takes pods, starting one where there is none: in seconds, and in minutes the very first
@@ -37,8 +38,9 @@ def up(
 
     In this order: the cluster of a kubeconfig that the user names (the argument, RM_KUBECONFIG, KUBECONFIG), kind
     where a Docker engine answers, a node of our own; `driver` picks one of them instead. `name` tells several
-    clusters apart (default: RM_LOCAL_CLUSTER_NAME, else `rma`). `progress` gets one line at a time. Raises
-    LocalClusterError, saying what to do.
+    clusters apart (default: RM_LOCAL_CLUSTER_NAME, else `rma`). `outside` lets the pods of a node of our own reach
+    what this machine reaches (default: RM_LOCAL_CLUSTER_OUTSIDE, else no): it is asked for, as it needs packet filter
+    rules on the machine. `progress` gets one line at a time. Raises LocalClusterError, saying what to do.
     """
     paths = NodePaths(cluster_name(name))
     named, chosen = _choose(kubeconfig, driver)
@@ -52,9 +54,11 @@ def up(
             image = os.environ.get("RM_KIND_REGISTRY_IMAGE") or kind.REGISTRY_IMAGE
             cluster = kind.Kind(paths, command).up(kind.tools(progress), image, progress)
         else:
+            if outside is None:
+                outside = os.environ.get("RM_LOCAL_CLUSTER_OUTSIDE", "0") not in {"", "0"}
             if not node.is_running(paths):
                 _prepare_machine(progress)
-            cluster = node.up(paths, progress)
+            cluster = node.up(paths, outside=outside, progress=progress)
         paths.chosen.write_text(cluster.to_json(), encoding="utf-8")
     return cluster
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from . import paths
 from .errors import LocalClusterError
 from .families import COMPILE_FLAGS, Family
+from .logs import last_lines
 
 Progress = Callable[[str], None]
 
@@ -198,15 +199,3 @@ def _prune(family: Family, current: Path) -> None:
 def _binaries_of_nodes() -> str:
     """The specifications of all nodes as one text, in which a directory in use occurs by its path."""
     return "\n".join(spec.read_text(encoding="utf-8") for spec in paths.nodes_root().glob("*/spec.json"))
-
-
-def last_lines(log: Path, count: int) -> str:
-    """The last `count` lines of a log that may be large or absent."""
-    try:
-        with log.open("rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - 64 * 1024))
-            lines = handle.read().decode(errors="replace").splitlines()
-    except OSError as error:
-        return f"({error})"
-    return "\n".join(lines[-count:]) or "(nothing)"

@@ -58,6 +58,11 @@ class Addresses:
         return self.services[10]
 
 
+def of_node(node: str) -> Addresses:
+    """The addresses of which `node` is the node's."""
+    return Addresses(IPv4Network((node, 16), strict=False))
+
+
 def choose(taken: Iterable[IPv4Network]) -> Addresses:
     """Choose the first block that overlaps none of `taken`. Raises LocalClusterError when there is none."""
     in_use = list(taken)

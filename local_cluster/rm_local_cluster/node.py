@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import addons, build, cgroups, network
-from .build import Progress, last_lines
+from . import addons, build, cgroups, egress, network
+from .build import Progress
 from .capabilities import has_capability
-from .components import CNI_DIRECTORIES, NodePlan, prepare
+from .components import prepare
 from .errors import LocalClusterError
 from .families import NODE_FAMILIES
+from .logs import last_lines
 from .model import Cluster
+from .packages import CNI_DIRECTORIES
 from .paths import NodePaths
+from .plan import NodePlan
 from .process import Process, wait_until
 from .shell import run
 
@@ -25,10 +28,16 @@ _STOP_SECONDS = 60
 _INOTIFY_INSTANCES = 1024
 
 
-def up(paths: NodePaths, progress: Progress) -> Cluster:
-    """Return the running node's cluster, starting it when there is none. The caller holds the node's lock."""
+def up(paths: NodePaths, *, outside: bool, progress: Progress) -> Cluster:
+    """Return the running node's cluster, starting it when there is none; `outside` lets its pods reach what this
+    machine reaches.
+
+    The caller holds the node's lock.
+    """
     running = _reusable(paths, progress)
     if running is not None:
+        if outside and not egress.is_open(paths):
+            _equip(running, outside=True, progress=progress)
         return running
     binaries = build.ensure(NODE_FAMILIES, progress)
     stop(paths)
@@ -39,12 +48,12 @@ def up(paths: NodePaths, progress: Progress) -> Cluster:
     )
     try:
         _start(plan, progress)
-        _complete(plan, progress)
+        cluster = _cluster(plan)
+        _equip(cluster, outside=outside, progress=progress)
     except BaseException:
         # The logs stay for whoever looks into it; the next `up` or `down` removes them.
         end(paths)
         raise
-    cluster = _cluster(plan)
     paths.cluster.write_text(cluster.to_json(), encoding="utf-8")
     return cluster
 
@@ -84,6 +93,7 @@ def end(paths: NodePaths) -> None:
     # The kernel takes the link away with the network namespace, a moment after the last process.
     if not wait_until(lambda: not interface.exists(), 5):
         network.disconnect(paths.name)
+    egress.close(paths)
     if paths.root.exists():
         cgroups.remove_from_outside(paths.name)
 
@@ -131,13 +141,12 @@ def _plan(paths: NodePaths, binaries: Mapping[str, Path]) -> NodePlan:
     cni = next((directory for directory in CNI_DIRECTORIES if (directory / "bridge").exists()), None)
     if cni is None:
         raise LocalClusterError("the CNI plugins are not installed: install the package containernetworking-plugins")
-    images = addons.write_images(paths.root / "archives", binaries)
     mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     return NodePlan(
         paths=paths,
         addresses=network.choose(network.networks_in_use()),
         binaries=binaries,
-        images=images,
+        archives=addons.write_images(paths.root / "archives", binaries),
         cni_directory=cni,
         may_lower_oom_score=has_capability("SYS_RESOURCE"),
         cgroup_version=cgroups.version(mountinfo),
@@ -224,16 +233,20 @@ def _await_running(paths: NodePaths, supervisor: Process, progress: Progress) ->
         raise LocalClusterError(f"the node's supervisor ended: {last_lines(paths.logs / 'supervisor.log', 10)}")
 
 
-def _complete(plan: NodePlan, progress: Progress) -> None:
+def _equip(cluster: Cluster, *, outside: bool, progress: Progress) -> None:
     """Bring what runs inside the cluster, and wait until the node takes pods and names resolve."""
 
     def kubectl(*arguments: str, stdin: str | None = None) -> None:
-        run([plan.binaries["kubectl"], "--kubeconfig", plan.paths.kubeconfig, *arguments], stdin=stdin)
+        run([cluster.kubectl, "--kubeconfig", cluster.kubeconfig, *arguments], stdin=stdin)
 
+    addresses = network.of_node(cluster.node_ip or "")
+    if outside:
+        progress("letting pods reach the outside through this machine")
+        egress.open_for(NodePaths(cluster.name), addresses)
     progress("waiting for the node to be Ready and for the cluster's DNS")
-    manifests = addons.manifests(plan.addresses, plan.images)
+    manifests = addons.manifests(addresses, egress.resolvers() if outside else ())
     kubectl("apply", "--server-side", "--field-manager=rm-local-cluster", "-f", "-", stdin=manifests)
-    node = f"node/{plan.paths.name}"
+    node = f"node/{cluster.name}"
     kubectl("wait", "--for=create", node, "--timeout=60s")
     kubectl("wait", "--for=condition=Ready", node, "--timeout=60s")
     kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s")

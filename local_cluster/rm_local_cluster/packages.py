@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .build import Progress
-from .components import CNI_DIRECTORIES
 from .shell import run
 
 # Debian's package of every command. The last three and busybox make images; the node itself runs without.
@@ -22,6 +21,7 @@ PACKAGES: Mapping[str, str] = {
     "skopeo": "skopeo",
     "mmdebstrap": "mmdebstrap",
 }
+CNI_DIRECTORIES = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 _CNI_PACKAGE = "containernetworking-plugins"
 _SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

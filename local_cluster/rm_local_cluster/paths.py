@@ -70,6 +70,11 @@ class NodePaths:
         return nodes_root() / f"{self.name}.json"
 
     @property
+    def outside(self) -> Path:
+        """There while the machine has rules that let the node reach the outside."""
+        return nodes_root() / f"{self.name}.outside"
+
+    @property
     def cluster(self) -> Path:
         """The node's cluster as JSON; there once the node was brought up to its end."""
         return self.root / "cluster.json"

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from . import cgroups
-from .build import last_lines
 from .errors import LocalClusterError
+from .logs import last_lines
 from .shell import run
 
 _POLL = 0.05
@@ -190,9 +190,12 @@ class Supervisor:
         directory = Path("/run/rm-abstract/settings")
         directory.mkdir(parents=True)
         for setting, value in self._spec.fixed_settings.items():
+            real = Path("/proc/sys") / setting.replace(".", "/")
+            if not real.exists():
+                continue
             shown = directory / setting
             shown.write_text(f"{value}\n", encoding="ascii")
-            run(["mount", "--bind", shown, "/proc/sys/" + setting.replace(".", "/")])
+            run(["mount", "--bind", shown, real])
 
     def _open_new_volumes(self) -> None:
         # The provisioner in the controller manager makes directories that only root may write, whatever user the pod

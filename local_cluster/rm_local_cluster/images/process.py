@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..build import last_lines
 from ..errors import LocalClusterError
+from ..logs import last_lines
 
 Progress = Callable[[str], None]
 

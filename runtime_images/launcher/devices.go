@@ -101,23 +101,23 @@ func deviceNumbers(device uint64) (major, minor uint32) {
 	return major, minor
 }
 
-// observed describes the devices for the report.
+// observed describes the devices for the report, several in one entry, joined by commas. The nodes are what was found;
+// the rest is what the device plugin said of them, until an engine says what it sees itself.
 func observed(nodes []deviceNode) map[string]any {
 	device := map[string]any{}
 	if len(nodes) == 0 {
 		return device
 	}
-	var list []map[string]any
+	var paths []string
 	for _, node := range nodes {
-		list = append(list, map[string]any{"path": node.path, "major": node.major, "minor": node.minor})
+		paths = append(paths, node.path)
 	}
-	device["nodes"] = list
-	if product := os.Getenv("RMA_DEVICE_PRODUCT"); product != "" {
-		device["product"] = product
-	}
-	for member, variable := range map[string]string{"serials": "RMA_DEVICE_SERIALS", "ids": "DEVICE_IDS"} {
+	device["node"] = strings.Join(paths, ",")
+	for member, variable := range map[string]string{
+		"product": "RMA_DEVICE_PRODUCT", "serial": "RMA_DEVICE_SERIALS", "id": "DEVICE_IDS",
+	} {
 		if value := os.Getenv(variable); value != "" {
-			device[member] = strings.Split(value, ",")
+			device[member] = value
 		}
 	}
 	return device

@@ -71,6 +71,7 @@ func init() {
 		"lines":  manyLines,
 		"alloc":  allocate,
 		"spawn":  spawn,
+		"join":   join,
 		"orphan": orphan,
 		"trap":   trap,
 		"count":  countProcesses,
@@ -113,26 +114,32 @@ func spawn(text string) {
 	command := self(strings.Split(text, ",")...)
 	must(command.Start())
 	fmt.Println("spawned", command.Process.Pid)
+	spawned = append(spawned, command)
 }
 
-// orphan=N makes N processes whose parent ends at once, and which end soon after; it returns when all are orphans.
-func orphan(text string) {
-	for range number(text) {
-		must(self("spawn=sleep=50ms").Run())
+var spawned []*exec.Cmd
+
+// join waits for what was spawned, however it ends.
+func join(string) {
+	for _, command := range spawned {
+		_ = command.Wait()
 	}
 }
 
-// trap=SIGNAL,ACTION,… waits for a signal and then does the actions.
+// orphan=N:DURATION makes N processes whose parent ends at once and which live that long; it returns when all are orphans.
+func orphan(text string) {
+	count, length, _ := strings.Cut(text, ":")
+	for range number(count) {
+		must(self("spawn=sleep=" + length).Run())
+	}
+}
+
+// trap=SIGNAL waits for a signal.
 func trap(text string) {
-	parts := strings.Split(text, ",")
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.Signal(number(parts[0])))
+	signal.Notify(signals, syscall.Signal(number(text)))
 	fmt.Println("trapping")
 	fmt.Println("caught", int((<-signals).(syscall.Signal)))
-	for _, argument := range parts[1:] {
-		name, value, _ := strings.Cut(argument, "=")
-		actions[name](value)
-	}
 }
 
 // countProcesses waits until no zombie is left in /proc and prints the processes that there are.

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from . import doctor as machine
-from . import existing, kind, node, packages
+from . import existing, kind, machine, node, packages
 from .build import Progress
 from .errors import LocalClusterError
 from .kubeconfig import named_by_user

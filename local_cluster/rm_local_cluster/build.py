@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,8 +40,8 @@ def go_version(go: str) -> str:
         version = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         raise LocalClusterError(f"the Go toolchain {go} does not run: {error}") from error
-    numbers = version.removeprefix("go").split("-")[0].split(".")
-    if len(numbers) < 2 or not all(n.isdigit() for n in numbers[:2]) or tuple(map(int, numbers[:2])) < MINIMUM_GO:
+    numbers = re.match(r"go(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < MINIMUM_GO:
         wanted = ".".join(map(str, MINIMUM_GO))
         raise LocalClusterError(
             f"{go} is {version or 'of unknown version'}, the cluster's binaries need Go {wanted} or newer"

@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -81,7 +81,7 @@ def networks_in_use() -> list[IPv4Network]:
     return parse_routes(routes)
 
 
-def parse_routes(routes: Sequence[dict[str, object]]) -> list[IPv4Network]:
+def parse_routes(routes: Sequence[Mapping[str, object]]) -> list[IPv4Network]:
     """The destinations in the output of `ip -json -4 route`, but for the default route."""
     found = []
     for route in routes:

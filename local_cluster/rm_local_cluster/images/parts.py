@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import build as binaries
 from ..errors import LocalClusterError
-from ..families import COMPILE_FLAGS, REGISTRY
+from ..families import REGISTRY
 from . import keys
 from .catalogue import Image, Part
 from .process import Progress, run_logged
@@ -67,7 +67,7 @@ def _launcher(root: Path, scratch: Path, progress: Progress) -> Path:
     binaries.go_version(go)
     target = scratch / "rma-launch"
     # The flags of the Dockerfile's own stage, so that the host's Go makes the same program.
-    argv: list[str | Path] = [go, "build", *COMPILE_FLAGS, "-buildvcs=false", "-ldflags=-s -w", "-o", target, "."]
+    argv: list[str | Path] = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", target, "."]
     run_logged(
         argv,
         scratch / "launcher.log",

@@ -18,7 +18,6 @@ from rm_abstract.core.errors import BadInput, SourceUnreachable
 ENV_PLAIN_HTTP_HOSTS: Final = "RMA_PLAIN_HTTP_HOSTS"
 """Hosts (``host:port``, comma-separated) that are spoken to without TLS."""
 
-_CHUNK: Final = 1 << 20
 _RESUMES: Final = 5
 _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
 
@@ -175,7 +174,7 @@ class Http:
         while True:
             try:
                 for chunk in self._ranged(url, done, None):
-                    done += len(chunk)
+                    done, left = done + len(chunk), _RESUMES
                     yield chunk
                 return
             except SourceUnreachable:
@@ -190,7 +189,7 @@ class Http:
             headers["Range"] = f"bytes={start}-{'' if last is None else last}"
         with self.open("GET", url, headers=headers) as response:
             skip = 0 if response.status_code == 206 else start
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_bytes():
                 if skip >= len(chunk):
                     skip -= len(chunk)
                     continue

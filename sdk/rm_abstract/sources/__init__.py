@@ -1,6 +1,7 @@
 """Where models come from: ``oci://``, ``https://`` and ``hf://``; what they are, and fetching them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,28 +17,29 @@ __all__ = ["ModelSource", "fetch_model", "open_source", "resolve_model"]
 _MAX_SOURCE: Final = 1024
 
 
-def _oci(location: str, revision: str | None) -> ModelSource:
+def _oci(location: str) -> ModelSource:
     from rm_abstract.sources.oci import OciSource  # noqa: PLC0415 (each scheme loads its own client)
 
-    return OciSource(location, revision)
+    return OciSource(location)
 
 
-def _https(location: str, revision: str | None) -> ModelSource:
+def _https(location: str) -> ModelSource:
     from rm_abstract.sources.https import HttpsSource  # noqa: PLC0415
 
-    return HttpsSource(location, revision)
+    return HttpsSource(location)
 
 
-def _hf(location: str, revision: str | None) -> ModelSource:
+def _hf(location: str) -> ModelSource:
     from rm_abstract.sources.hf import HfSource  # noqa: PLC0415
 
-    return HfSource(location, revision)
+    return HfSource(location)
 
 
-_SCHEMES: Final[dict[str, Callable[[str, str | None], ModelSource]]] = {"hf": _hf, "https": _https, "oci": _oci}
+_SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {"hf": _hf, "https": _https, "oci": _oci}
 
 
-def open_source(uri: str, revision: str | None = None) -> ModelSource:
+@contextmanager
+def open_source(uri: str, revision: str | None = None) -> Iterator[ModelSource]:
     """The model at ``uri``, at ``revision`` or as it is now. Raises BadInput, NotFound or SourceUnreachable."""
     scheme, separator, location = uri.partition("://")
     if not separator or scheme not in _SCHEMES:
@@ -47,18 +49,21 @@ def open_source(uri: str, revision: str | None = None) -> ModelSource:
         raise BadInput(f"the source is longer than {_MAX_SOURCE} characters")
     if "@" in location.partition("/")[0]:
         raise BadInput("the source holds a user name; put credentials into a netrc, never into a URI")
-    return _SCHEMES[scheme](location, revision)
+    source = _SCHEMES[scheme](location)
+    try:
+        source.open(revision)
+        yield source
+    finally:
+        source.close()
 
 
 def resolve_model(uri: str, revision: str | None = None) -> dict[str, Any]:
     """Facts of the model at ``uri``, as the field ``model`` of a ModelDeployment's status has them."""
-    source = open_source(uri, revision)
     try:
-        return {"source": uri, "revision": source.revision, **model_facts(source)}
+        with open_source(uri, revision) as source:
+            return {"source": uri, "revision": source.revision, **model_facts(source)}
     except ArtifactMismatch as error:
         raise BadInput(str(error)) from error
-    finally:
-        source.close()
 
 
 def fetch_model(uri: str, revision: str, expected_weights: str, destination: Path) -> int:
@@ -66,19 +71,13 @@ def fetch_model(uri: str, revision: str, expected_weights: str, destination: Pat
 
     Raises ArtifactMismatch where it is no longer at ``revision``, or its weights do not have the digest expected.
     """
-    source = open_source(uri, revision)
-    try:
+    with open_source(uri, revision) as source, Destination(destination) as place:
         if source.revision != revision:
-            raise ArtifactMismatch(
-                f"{uri} has changed since it was resolved: it was {revision}, and is {source.revision}"
-            )
-        with Destination(destination) as place:
-            digests = source.fetch(place.path)
-            found = weights_digest({name: digests[name] for name in weight_files(source)})
-            if found != expected_weights:
-                raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
-            size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
-            place.publish(last="config.json")
+            raise ArtifactMismatch(f"{uri} has changed: it was {revision}, and is {source.revision} now")
+        digests = source.fetch(place.path)
+        found = weights_digest({name: digests[name] for name in weight_files(source)})
+        if found != expected_weights:
+            raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
+        size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
+        place.publish(last="config.json")
         return size
-    finally:
-        source.close()

@@ -29,6 +29,10 @@ class ModelSource(ABC):
     """Every file that is fetched, by its path in the model's directory."""
 
     @abstractmethod
+    def open(self, revision: str | None) -> None:
+        """Find out what is at ``revision``, or there now. Called once, before anything else."""
+
+    @abstractmethod
     def read(self, name: str, start: int, length: int) -> bytes:
         """``length`` bytes of a file from ``start``; less at its end. For config.json and the heads of weights."""
 

@@ -24,28 +24,32 @@ _FETCHED: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetenso
 class HfSource(ModelSource):
     """A model ``ORGANISATION/NAME``; the revision is the commit. The token is the password in the netrc."""
 
-    def __init__(self, location: str, revision: str | None) -> None:
+    def __init__(self, location: str) -> None:
         if not _REPOSITORY.fullmatch(location):
             raise BadInput(f"hf://{location} is no repository; one looks like hf://organisation/model")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         try:
             import huggingface_hub  # noqa: PLC0415 (optional, and slow to import)
+            from huggingface_hub import errors  # noqa: PLC0415
         except ImportError as error:
             raise BadInput(
                 f"hf:// needs the package huggingface_hub, which this image does not have: {error}",
                 reason=Reason.RESOLVE_FAILED,
             ) from error
-        self._hub = huggingface_hub
+        self._hub, self._errors = huggingface_hub, errors
         self._repository = location
         self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         credentials = Credentials.from_environment()
         credential = credentials.of(httpx2.URL(self._endpoint))
         self._token: str | bool = credential.password if credential else False
         self._http = Http(partial(HostAuth, bearer=True), credentials=credentials)
+
+    def open(self, revision: str | None) -> None:
+        """See the base class."""
         with self._translated():
-            info = huggingface_hub.HfApi(endpoint=self._endpoint, token=self._token).model_info(
-                location, revision=revision, files_metadata=True, timeout=60
+            info = self._hub.HfApi(endpoint=self._endpoint, token=self._token).model_info(
+                self._repository, revision=revision, files_metadata=True, timeout=60
             )
         self.revision = str(info.sha)
         self.files = {
@@ -56,7 +60,7 @@ class HfSource(ModelSource):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        errors = self._hub.errors
+        errors = self._errors
         host = netloc(httpx2.URL(self._endpoint))
         try:
             yield

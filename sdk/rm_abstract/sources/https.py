@@ -40,12 +40,15 @@ class HttpsSource(ModelSource):
     makes another revision.
     """
 
-    def __init__(self, location: str, revision: str | None) -> None:
+    def __init__(self, location: str) -> None:
         host, _, path = location.partition("/")
         if not host or any(mark in location for mark in "?#"):
             raise BadInput(f"https://{location} is no directory; one looks like https://host/models/name/")
         self._http = Http()
-        self._base = f"{self._http.base(host)}/{path.rstrip('/')}"
+        self._base = f"{self._http.base(host)}/{path}".rstrip("/")
+
+    def open(self, revision: str | None) -> None:
+        """See the base class."""
         validators: dict[str, str] = {}
         files: dict[str, SourceFile] = {}
 
@@ -81,7 +84,7 @@ class HttpsSource(ModelSource):
         text = json.dumps(listing, separators=(",", ":"), ensure_ascii=False)
         self.revision = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
         if revision not in (None, self.revision):
-            raise ArtifactMismatch(f"https://{location} has changed: it was {revision}, and is {self.revision} now")
+            raise ArtifactMismatch(f"{self._base} has changed: it was {revision}, and is {self.revision} now")
 
     def _head(self, name: str) -> httpx2.Response:
         return self._http.request("HEAD", f"{self._base}/{name}", headers={"Accept-Encoding": "identity"})

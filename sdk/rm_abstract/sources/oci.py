@@ -11,7 +11,7 @@ from rm_api.names import OCI_ANNOTATION_TITLE
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.sources.base import ModelSource, SourceFile, hash_chunks, hash_file
 from rm_abstract.sources.safetensors import MAX_HEADER, header_length
-from rm_abstract.store.layers import extract, members, safe_name
+from rm_abstract.store.layers import extract, safe_name, walk
 from rm_abstract.store.reference import Reference
 from rm_abstract.store.registry import Descriptor, Registry
 
@@ -34,15 +34,20 @@ class OciSource(ModelSource):
     once when the source is opened, because neither the files in them nor their digests can be known otherwise.
     """
 
-    def __init__(self, location: str, revision: str | None) -> None:
-        reference = Reference.parse(location)
-        self._reference = reference.at(revision) if revision else reference
+    def __init__(self, location: str) -> None:
+        self._reference = Reference.parse(location)
         self._registry = Registry()
-        manifest = self._registry.manifest(self._reference)
-        self.revision = manifest.digest
         self._titled: dict[str, Descriptor] = {}
         self._tars: list[Descriptor] = []
         self._heads: dict[str, bytes] = {}
+
+    def open(self, revision: str | None) -> None:
+        """See the base class."""
+        if revision:
+            self._reference = self._reference.at(revision)
+        location = str(self._reference)
+        manifest = self._registry.manifest(self._reference)
+        self.revision = manifest.digest
         for layer in manifest.layers:
             if is_tar(layer):
                 self._tars.append(layer)
@@ -61,15 +66,18 @@ class OciSource(ModelSource):
 
     def _scan(self) -> dict[str, SourceFile]:
         files: dict[str, SourceFile] = {}
+
+        def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+            name = safe_name(member.name)
+            if name is None or member.isdir():
+                return
+            if not member.isfile():
+                raise BadInput(f"{member.name} in a layer is no regular file; a model's files must be")
+            digest, self._heads[name] = _read_member(archive, member)
+            files[name] = SourceFile(member.size, digest)
+
         for layer in self._tars:
-            for member, archive in members(self._registry.blob(self._reference, layer), compressed=_compressed(layer)):
-                name = safe_name(member.name)
-                if name is None or member.isdir():
-                    continue
-                if not member.isfile():
-                    raise BadInput(f"{member.name} in a layer is no regular file; a model's files must be")
-                digest, self._heads[name] = _read_member(archive, member)
-                files[name] = SourceFile(member.size, digest)
+            walk(self._registry.blob(self._reference, layer), visit, compressed=_compressed(layer))
         return files
 
     def read(self, name: str, start: int, length: int) -> bytes:

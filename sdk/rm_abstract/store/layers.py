@@ -148,13 +148,15 @@ class ByteStream(RawIOBase):
             pass
 
 
-def members(chunks: Iterable[bytes], *, compressed: bool) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """Members of a tar that arrives in pieces, all of which are read. Raises ArtifactMismatch where it is no tar."""
+def walk(
+    chunks: Iterable[bytes], visit: Callable[[tarfile.TarInfo, tarfile.TarFile], None], *, compressed: bool
+) -> None:
+    """Visit the members of a tar that arrives in pieces, all of which are read. ArtifactMismatch where it is no tar."""
     stream = ByteStream(chunks)
     try:
         with tarfile.open(fileobj=stream, mode="r|gz" if compressed else "r|", bufsize=_CHUNK) as archive:
             for member in archive:
-                yield member, archive
+                visit(member, archive)
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise ArtifactMismatch(f"a layer is no valid tar: {error}") from error
     stream.drain()
@@ -165,36 +167,42 @@ def extract(chunks: Iterable[bytes], root: Path, *, compressed: bool = False) ->
 
     Only files, directories and links inside of the tree; owners, times and set-id bits are dropped.
     """
-    for member, archive in members(chunks, compressed=compressed):
+
+    def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         name = safe_name(member.name)
-        if name is None:
-            continue
-        if posixpath.basename(name).startswith(_WHITEOUT):
-            raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
-        parent = _directory(root, posixpath.dirname(name))
-        target = parent / posixpath.basename(name)
-        if member.isdir():
-            _directory(root, name)
-        elif member.isfile():
-            _unlink(target)
-            source = archive.extractfile(member)
-            assert source is not None
-            with source, target.open("xb") as file:
-                shutil.copyfileobj(source, file, _CHUNK)
-            target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
-        elif member.issym():
-            _check_link(root, parent, member.linkname, ArtifactMismatch)
-            _unlink(target)
-            target.symlink_to(member.linkname)
-        elif member.islnk():
-            linked = safe_name(member.linkname)
-            original = root / linked if linked else root
-            if not original.is_file() or not original.resolve().is_relative_to(root.resolve()):
-                raise ArtifactMismatch(f"{member.name} links to {member.linkname}, which is no file of the layer")
-            _unlink(target)
-            os.link(original.resolve(), target)
-        else:
-            raise ArtifactMismatch(f"{member.name} is neither a file, a directory nor a link")
+        if name is not None:
+            _extract_member(member, archive, root, name)
+
+    walk(chunks, visit, compressed=compressed)
+
+
+def _extract_member(member: tarfile.TarInfo, archive: tarfile.TarFile, root: Path, name: str) -> None:
+    if posixpath.basename(name).startswith(_WHITEOUT):
+        raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
+    parent = _directory(root, posixpath.dirname(name))
+    target = parent / posixpath.basename(name)
+    if member.isdir():
+        _directory(root, name)
+    elif member.isfile():
+        _unlink(target)
+        source = archive.extractfile(member)
+        assert source is not None
+        with source, target.open("xb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+        target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+    elif member.issym():
+        _check_link(root, parent, member.linkname, ArtifactMismatch)
+        _unlink(target)
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        linked = safe_name(member.linkname)
+        original = root / linked if linked else root
+        if not original.is_file() or not original.resolve().is_relative_to(root.resolve()):
+            raise ArtifactMismatch(f"{member.name} links to {member.linkname}, which is no file of the layer")
+        _unlink(target)
+        os.link(original.resolve(), target)
+    else:
+        raise ArtifactMismatch(f"{member.name} is neither a file, a directory nor a link")
 
 
 def safe_name(name: str) -> str | None:

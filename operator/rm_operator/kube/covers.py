@@ -4,8 +4,9 @@ Server-side apply would answer the same question, for the price of a write. Here
 field that we set must be as we set it; what others added (defaults, status, an autoscaler's replicas) does not matter.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 Path = tuple[str | int, ...]
@@ -70,6 +71,7 @@ _UNITS: Final = {
     "Pi": Decimal(2) ** 50,
     "Ei": Decimal(2) ** 60,
 }
+_QUANTITY: Final = re.compile(r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:([eE][+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i))?")
 _MISSING: Final = object()
 # Set by the API server or only meaningful in a request; never part of the comparison.
 _REQUEST_ONLY: Final = frozenset({"resourceVersion", "uid", "managedFields"})
@@ -92,16 +94,11 @@ def differences(live: Mapping[str, Any], desired: Mapping[str, Any]) -> tuple[Di
 
 def quantity(value: str | int | float) -> Decimal:
     """A Kubernetes quantity as a number: ``500m`` is 0.5, ``1Gi`` 1073741824. Raises ValueError."""
-    text = str(value)
-    number = text.rstrip("EPTGMKkimnu")
-    try:
-        return Decimal(number) * _UNITS[text[len(number) :]]
-    except (InvalidOperation, KeyError):
-        pass
-    try:
-        return Decimal(text)  # 1e3, 12E6
-    except InvalidOperation:
-        raise ValueError(f"{value!r} is not a quantity") from None
+    found = _QUANTITY.fullmatch(str(value))
+    if found is None:
+        raise ValueError(f"{value!r} is not a quantity")
+    number, exponent, unit = found.groups()
+    return Decimal(number + (exponent or "")) * _UNITS[unit or ""]
 
 
 def _compare(live: Any, desired: Any, path: Path, found: list[Difference]) -> None:

@@ -72,10 +72,14 @@ class LeaderElector:
             await asyncio.sleep(self._times.retry_period)
         logger.info("%s leads", self._identity)
         self.leading.set()
+        pause = self._times.retry_period
         while (left := self._valid_until - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(min(self._times.retry_period, left))
-            if not await self._attempt() and self._held_by_another():
+            await asyncio.sleep(min(pause, left))
+            renewed = await self._attempt()
+            if not renewed and self._held_by_another():
                 break
+            # After a failure the time that is left is worth more than the requests.
+            pause = self._times.retry_period if renewed else self._times.retry_period / 4
         self._valid_until = float("-inf")
         self.leading.clear()
         logger.error("%s lost the Lease %s/%s", self._identity, self._namespace, self._name)

@@ -16,7 +16,7 @@ from rm_operator.kube.store import ObjectKey, Store, key_of, version_of
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 60.0
-FIRST_SWEEPS_SECONDS: Final = 2.0
+FIRST_SWEEPS_SECONDS: Final = 1.0
 LIST_SECONDS: Final = 100.0
 _POLL_SECONDS: Final = 0.05
 

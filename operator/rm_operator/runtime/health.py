@@ -1,6 +1,7 @@
 """/metrics, /healthz and /readyz, and the watch over the event loop."""
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
@@ -88,9 +89,13 @@ class HealthServer:
         )
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, port=self._port, reuse_address=True)
-        await site.start()
-        port: int = self._runner.addresses[0][1]
+        # One socket for both families, so that port 0 means one port.
+        if socket.has_dualstack_ipv6():
+            listener = socket.create_server(("", self._port), family=socket.AF_INET6, dualstack_ipv6=True)
+        else:
+            listener = socket.create_server(("", self._port))
+        await web.SockSite(self._runner, listener).start()
+        port: int = listener.getsockname()[1]
         return port
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ makes of an apply is tested against a real one.
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ class Seen:
 
 @dataclass(eq=False)
 class _Watcher:
-    prefix: str
+    collection: str
     selector: str | None
     lines: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
 
@@ -148,7 +149,7 @@ class FakeApi:
         self._history.append((self.version, kind, path, obj))
         line = orjson.dumps({"type": kind, "object": obj}) + b"\n"
         for watcher in self._watchers:
-            if path.startswith(watcher.prefix) and _matches(obj, watcher.selector):
+            if _within(path, watcher.collection) and _matches(obj, watcher.selector):
                 watcher.lines.put_nowait(line)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
@@ -173,8 +174,8 @@ class FakeApi:
         return self._delete(request, decoded)
 
     def _list(self, request: web.Request) -> web.Response:
-        prefix, selector = _prefix(request.path), request.query.get("labelSelector")
-        paths = sorted(path for path, obj in self._objects.items() if path.startswith(prefix) and _matches(obj, selector))
+        selector = request.query.get("labelSelector")
+        paths = sorted(path for path, obj in self._objects.items() if _within(path, request.path) and _matches(obj, selector))
         start, version = 0, self.version
         if token := request.query.get("continue"):
             start, version = (int(part) for part in token.split(":"))
@@ -197,9 +198,9 @@ class FakeApi:
         if since < self._oldest:
             error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             return web.Response(body=orjson.dumps({"type": "ERROR", "object": error}) + b"\n")
-        watcher = _Watcher(_prefix(request.path), request.query.get("labelSelector"))
+        watcher = _Watcher(request.path, request.query.get("labelSelector"))
         for version, kind, path, obj in self._history:
-            if version > since and path.startswith(watcher.prefix) and _matches(obj, watcher.selector):
+            if version > since and _within(path, watcher.collection) and _matches(obj, watcher.selector):
                 watcher.lines.put_nowait(orjson.dumps({"type": kind, "object": obj}) + b"\n")
         self._watchers.add(watcher)
         try:
@@ -266,8 +267,9 @@ class FakeApi:
         return obj
 
 
-def _prefix(path: str) -> str:
-    return path + "/"
+def _within(path: str, collection: str) -> bool:
+    """True if the object at ``path`` is in ``collection``, of one namespace or of all."""
+    return collection + "/" in (path[: len(collection) + 1], re.sub(r"/namespaces/[^/]+", "", path)[: len(collection) + 1])
 
 
 def _matches(obj: dict[str, Any], selector: str | None) -> bool:

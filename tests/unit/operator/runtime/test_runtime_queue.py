@@ -71,7 +71,7 @@ async def test_never_two_workers_on_one_key() -> None:
     for _ in range(500):
         queue.add(rng.choice(keys))
         await asyncio.sleep(rng.random() / 4)
-    while not queue.idle:
+    while not queue.idle:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     queue.close()
     await asyncio.gather(*workers)

@@ -1,0 +1,77 @@
+"""The environment is read completely, and refused completely."""
+
+import pytest
+from rm_operator.config import Config, InvalidConfig
+
+MINIMAL = {
+    "RMA_SYSTEM_NAMESPACE": "rm-abstract-system",
+    "RMA_STORE": "rm-abstract-registry.rm-abstract-system.svc:5000",
+    "RMA_RUNTIME_IMAGE": "registry/rm-abstract-runtime:0.1.0",
+    "RMA_LAUNCHER_IMAGE": "registry/rma-launch:0.1.0",
+}
+
+
+def test_defaults() -> None:
+    config = Config.from_environment(MINIMAL)
+    assert config == Config(
+        system_namespace="rm-abstract-system",
+        store="rm-abstract-registry.rm-abstract-system.svc:5000",
+        runtime_image="registry/rm-abstract-runtime:0.1.0",
+        launcher_image="registry/rma-launch:0.1.0",
+        store_plain_http=False,
+        pod_name="rm-abstract-operator",
+        metrics_port=8080,
+        leader_elect=True,
+        workers=16,
+        image_pull_policy="IfNotPresent",
+    )
+
+
+def test_everything_can_be_set() -> None:
+    config = Config.from_environment(
+        MINIMAL
+        | {
+            "RMA_STORE_PLAIN_HTTP": "true",
+            "POD_NAME": "operator-0",
+            "RMA_METRICS_PORT": "9090",
+            "RMA_LEADER_ELECT": "False",
+            "RMA_WORKERS": "4",
+            "RMA_IMAGE_PULL_POLICY": "Never",
+        }
+    )
+    assert (config.store_plain_http, config.pod_name, config.metrics_port) == (True, "operator-0", 9090)
+    assert (config.leader_elect, config.workers, config.image_pull_policy) == (False, 4, "Never")
+
+
+def test_all_that_is_missing_is_named_at_once() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Config.from_environment({})
+    for name in MINIMAL:
+        assert f"{name} is not set" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RMA_SYSTEM_NAMESPACE", "Not_A_Namespace", "the namespace"),
+        ("RMA_STORE", "https://host:5000", "host:port"),
+        ("RMA_STORE", "host:port", "host:port"),
+        ("RMA_STORE", "host/path", "host:port"),
+        ("RMA_STORE_PLAIN_HTTP", "maybe", "true or false"),
+        ("RMA_METRICS_PORT", "70000", "from 0 to 65535"),
+        ("RMA_METRICS_PORT", "-1", "from 0 to 65535"),
+        ("RMA_WORKERS", "0", "from 1 to 256"),
+        ("RMA_WORKERS", "²", "from 1 to 256"),
+        ("RMA_IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent, Never"),
+    ],
+)
+def test_values_that_cannot_be(name: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=name) as caught:
+        Config.from_environment(MINIMAL | {name: value})
+    assert message in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("store", ["registry:5000", "10.0.0.1:5000", "[fd00::1]:5000", "registry.example.com"])
+def test_stores_that_can_be(store: str) -> None:
+    assert Config.from_environment(MINIMAL | {"RMA_STORE": store}).store == store

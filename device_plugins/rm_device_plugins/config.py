@@ -117,7 +117,8 @@ def _value(where: str, kind: Any, value: object) -> object:
         raise ConfigError(f"{where} must be a string: write it in quotes, '{value}'")
     if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise ConfigError(f"{where} is {value!r}; a {getattr(kind, '__name__', 'list of strings')} is needed")
+    needed = {int: "a whole number", float: "a number"}.get(kind, "a list of strings")
+    raise ConfigError(f"{where} is {value!r}; {needed} is needed")
 
 
 def _camel(name: str) -> str:

@@ -84,7 +84,8 @@ class DevicePlugin:
     async def _watch_devices(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._discover_now.wait(), self._settings.interval_seconds)
+                async with asyncio.timeout(self._settings.interval_seconds):
+                    await self._discover_now.wait()
             self._discover_now.clear()
             await self._discover()
 

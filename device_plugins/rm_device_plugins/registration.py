@@ -133,7 +133,8 @@ class Registrar:
         """Until something happens to a stream, the next attempt is due, or the sockets must be looked at again."""
         due = self._not_before - asyncio.get_running_loop().time()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(POLL_SECONDS, due) if due > 0 else POLL_SECONDS)
+            async with asyncio.timeout(min(POLL_SECONDS, due) if due > 0 else POLL_SECONDS):
+                await self._wake.wait()
 
     async def _step(self) -> None:
         loop = asyncio.get_running_loop()
@@ -222,8 +223,12 @@ class Registrar:
         return any(stream.kubelet == self._kubelet for stream in endpoint.service.streams)
 
     async def _retire(self) -> None:
-        while self._replaced:
-            await self._replaced.pop().close()
+        """Closes the servers whose sockets were lost, but none that a kubelet still listens to: it would take the
+        end of that stream for the end of the resource, and the connection is as good as the new one.
+        """
+        for endpoint in [each for each in self._replaced if not each.service.streams]:
+            self._replaced.remove(endpoint)
+            await endpoint.close()
 
     def _stream_opened(self) -> object:
         self._wake.set()

@@ -47,36 +47,43 @@ async def run_tool(argv: Sequence[str]) -> bytes:
 
     The tool has a process group of its own, which is killed when the caller is cancelled or the tool says too much.
     """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+        transport, said = await loop.subprocess_exec(
+            lambda: _Output(ended), *argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
         )
     except OSError as error:
         raise VendorError(f"{argv[0]} cannot be run: {error.strerror}") from error
-    assert process.stdout is not None
-    assert process.stderr is not None
     try:
-        output, errors = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-        code = await process.wait()
+        await asyncio.shield(ended)
+        code = transport.get_returncode()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+            os.killpg(transport.get_pid(), signal.SIGKILL)
         raise
+    finally:
+        # A process that left the group may hold the pipes open for ever, so they are not waited for.
+        transport.close()
     if code != 0:
-        said = (errors.strip() or output.strip() or b"(it said nothing)").decode(errors="replace")
-        raise VendorError(f"{os.path.basename(argv[0])} ended with {code}: {said[-300:]}")
-    return output
+        words = (said.errors.strip() or said.output.strip() or b"(it said nothing)").decode(errors="replace")
+        raise VendorError(f"{os.path.basename(argv[0])} ended with {code}: {words[-300:]}")
+    return bytes(said.output)
 
 
-async def _read(stream: asyncio.StreamReader) -> bytes:
-    chunks: list[bytes] = []
-    while chunk := await stream.read(65536):
-        chunks.append(chunk)
-        if sum(map(len, chunks)) > MAX_OUTPUT_BYTES:
-            raise VendorError(f"the tool wrote more than {MAX_OUTPUT_BYTES} bytes")
-    return b"".join(chunks)
+class _Output(asyncio.SubprocessProtocol):
+    def __init__(self, ended: "asyncio.Future[None]") -> None:
+        self.output = bytearray()
+        self.errors = bytearray()
+        self._ended = ended
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        into = self.output if fd == 1 else self.errors
+        into += data
+        if len(into) > MAX_OUTPUT_BYTES and not self._ended.done():
+            self._ended.set_exception(VendorError(f"the tool wrote more than {MAX_OUTPUT_BYTES} bytes"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process has ended, and so has everything that held its pipes."""
+        if not self._ended.done():
+            self._ended.set_result(None)

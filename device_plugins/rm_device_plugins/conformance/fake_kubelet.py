@@ -142,7 +142,8 @@ class FakeKubelet:
         channel = kubelet_api.channel(str(self.directory / request.endpoint))
         client = kubelet_api.DevicePluginClient(channel)
         try:
-            await asyncio.wait_for(channel.channel_ready(), DIAL_SECONDS)
+            async with asyncio.timeout(DIAL_SECONDS):
+                await channel.channel_ready()
             options = await client.get_device_plugin_options(pb.Empty())
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             await channel.close()

@@ -64,7 +64,8 @@ def fetch_artifact_command(reference: str, key: str, destination: Path) -> None:
     from rm_abstract.store import ArtifactStore, Reference
 
     def action() -> Report:
-        artifact = ArtifactStore().pull(reference, destination, key=key)
+        with ArtifactStore() as store:
+            artifact = store.pull(reference, destination, key=key)
         size = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file() and not path.is_symlink())
         return Report(
             reason=Reason.READY,
@@ -108,7 +109,8 @@ def push(
 
     def action() -> Report:
         artifact = BuildArtifact(directory, key, format_, products, drivers, versions)
-        pushed = ArtifactStore().push(artifact, reference)
+        with ArtifactStore() as store:
+            pushed = store.push(artifact, reference)
         return Report(reason=Reason.BUILT, digest=pushed.digest, sizeBytes=pushed.size_bytes, versions=versions)
 
     sys.exit(run_reported(action))

@@ -131,13 +131,11 @@ def _config_digest(source: ModelSource, config: dict[str, Any]) -> str:
 
 def _tensors(source: ModelSource, name: str) -> list[Tensor]:
     size = source.files[name].size
-    head = source.read(name, 0, min(size, 1 << 20))
+    head = source.read(name, 0, min(size, 8))
     length = header_length(head)
     if len(head) < 8 or length > min(MAX_HEADER, size - 8):
         raise BadInput(f"{name} is no safetensors file: its header would have {length} of its {size} bytes")
-    header = head[8 : 8 + length]
-    if len(header) < length:
-        header += source.read(name, 8 + len(header), length - len(header))
+    header = source.read(name, 8, length)
     return tensors_of(name, header, size)
 
 

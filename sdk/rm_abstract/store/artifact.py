@@ -4,7 +4,8 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from rm_api.conditions import Reason
 from rm_api.names import (
@@ -41,14 +42,21 @@ class PushedArtifact:
 
 
 class ArtifactStore:
-    """Artifacts in OCI registries. Failures to reach one have the reason ``StoreUnreachable``."""
+    """Artifacts in OCI registries; a context manager, which closes the connections.
+
+    Failures to reach a registry have the reason ``StoreUnreachable``.
+    """
 
     def __init__(self, *, max_layer_bytes: int = MAX_LAYER_BYTES) -> None:
         self._registry = Registry(unreachable=Reason.STORE_UNREACHABLE)
         self._max_layer_bytes = max_layer_bytes
 
-    def close(self) -> None:
-        """Close the connections."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._registry.close()
 
     def resolve_manifest(self, reference: str) -> str | None:

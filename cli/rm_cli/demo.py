@@ -116,12 +116,11 @@ def _serve(kubectl: Kubectl, name: str, source: str, timeout: int) -> dict[str, 
         if told.get("line") != line:
             told["line"] = line
             say(line)
+        if condition(current, "Stalled"):
+            raise CommandFailed(f"{name} cannot be served: {state.get('message')}")
         return current if state.get("status") == "True" else None
 
-    try:
-        found: dict[str, Any] = wait_until(f"{name} is not Ready", ready, timeout=timeout)
-    except CommandFailed as error:
-        raise CommandFailed(f"{error}; last state:{told.get('line', '')}") from None
+    found: dict[str, Any] = wait_until(f"{name} is not Ready", ready, timeout=timeout)
     return found
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Kubectl:
         """stdout of ``kubectl ARGUMENTS``. Raises CommandFailed with what it said."""
         scope = ["--namespace", self.namespace] if self.namespace else []
         command = [str(self.cluster.kubectl), "--kubeconfig", str(self.cluster.kubeconfig), *scope, *arguments]
-        return _run(command, stdin=stdin, timeout=timeout)
+        return run(command, stdin=stdin, timeout=timeout)
 
     def apply(self, *objects: Any) -> None:
         """``kubectl apply --server-side`` of objects as dictionaries."""
@@ -85,12 +85,21 @@ class Kubectl:
 
 def helm(cluster: Cluster, *arguments: str, timeout: float = 600) -> str:
     """stdout of ``helm ARGUMENTS``. Raises CommandFailed with what it said."""
-    return _run([str(cluster.helm), "--kubeconfig", str(cluster.kubeconfig), *arguments], stdin=None, timeout=timeout)
+    return run([str(cluster.helm), "--kubeconfig", str(cluster.kubeconfig), *arguments], timeout=timeout)
 
 
-def _run(command: Sequence[str], *, stdin: str | None, timeout: float) -> str:
+def run(
+    command: Sequence[str],
+    *,
+    stdin: str | None = None,
+    timeout: float = 600,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """stdout of a command. Raises CommandFailed with what it said."""
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise CommandFailed(
             f"{Path(command[0]).name} {' '.join(command[3:])} did not end within {timeout:.0f} s"

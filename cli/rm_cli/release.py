@@ -1,5 +1,7 @@
 """Installs this checkout into a cluster: images, chart, and the examples with the images that were built."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import yaml
 from rm_local_cluster import Cluster, images
 
-from rm_cli.kubectl import Kubectl, helm
+from rm_cli.kubectl import Kubectl, helm, run
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout; these commands are for people who have one."""
@@ -24,7 +26,7 @@ References = Mapping[str, str]
 
 def build_images(cluster: Cluster, progress: Callable[[str], None]) -> References:
     """Builds and pushes what changed; all references."""
-    return images.build(None, push=cluster.image_registry_push, progress=progress)
+    return images.build(push=cluster.image_registry_push, pull=cluster.image_registry_pull, progress=progress)
 
 
 def with_images(value: Any, references: References) -> Any:
@@ -63,9 +65,17 @@ class ModelRegistry:
 
     def push(self, directory: Path, repository: str, tag: str) -> str:
         """Puts a model there; returns the source that a ModelDeployment names."""
-        from rm_abstract.store import push_model
-
         system = Kubectl(self.cluster, SYSTEM_NAMESPACE)
         with system.port_forward(f"svc/{REGISTRY_SERVICE}", 5000) as port:
-            push_model(directory, f"127.0.0.1:{port}/{repository}:{tag}", plain_http=True)
+            host = f"127.0.0.1:{port}"
+            command = [
+                sys.executable,
+                "-m",
+                "rm_cli",
+                "models",
+                "push",
+                str(directory),
+                f"oci://{host}/{repository}:{tag}",
+            ]
+            run(command, environment={**os.environ, "RMA_PLAIN_HTTP_HOSTS": host})
         return f"oci://{STORE_HOST}/{repository}:{tag}"

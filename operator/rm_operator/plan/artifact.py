@@ -14,6 +14,7 @@ from typing import Any
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildArtifactSpec, BuildArtifactStatus
+from rm_api.names import ExitCode
 
 from rm_operator.plan import build_job
 from rm_operator.plan.attempt import Attempt, State
@@ -31,15 +32,8 @@ from rm_operator.plan.model import (
 
 STORE_RETRY_SECONDS = 10
 MAX_PAUSE_SECONDS = 300
-_DETERMINISTIC = frozenset(
-    {
-        Reason.SOURCE_INVALID,
-        Reason.UNSUPPORTED_MODEL,
-        Reason.ARTIFACT_MISMATCH,
-        Reason.BUILD_TIMED_OUT,
-        Reason.OUT_OF_MEMORY,
-    }
-)
+_DETERMINISTIC = frozenset({Reason.BUILD_TIMED_OUT, Reason.OUT_OF_MEMORY})
+_DETERMINISTIC_CODES = frozenset({ExitCode.BAD_INPUT, ExitCode.ARTIFACT_MISMATCH})
 
 
 class Presence(StrEnum):
@@ -181,7 +175,8 @@ class _Planner:
             }
         )
         # What the vendor's tool does not explain may be the node's fault: it gets one more chance.
-        again = retryable or (reason not in _DETERMINISTIC and attempt.number < 2)
+        deterministic = attempt.exit_code in _DETERMINISTIC_CODES or reason in _DETERMINISTIC
+        again = retryable or (not deterministic and attempt.number < 2)
         if not again:
             self._not_ready(reason, f"{message} (attempt {attempt.number}; the same input would fail again)")
             self.conditions.set(

@@ -30,7 +30,8 @@ class Engine:
         self.session = session
         self._slots = asyncio.Semaphore(max_batch)
         self._capacity = max_batch + max_queue
-        self._admitted = 0
+        self.admitted = 0
+        """Answers that are being generated or wait."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.failed = asyncio.Event()
@@ -50,19 +51,19 @@ class Engine:
         if self.session.failure:
             raise ApiError(503, f"the engine has failed: {self.session.failure}", code="engine_failed")
         count = len(request.prompts) * request.choices
-        if self._admitted + count > self._capacity:
+        if self.admitted + count > self._capacity:
             raise ApiError(
-                429, f"{self._admitted} answers are being generated or wait; no more than {self._capacity} may",
+                429, f"{self.admitted} answers are being generated or wait; no more than {self._capacity} may",
                 code="queue_full", headers={"Retry-After": "1"},
             )  # fmt: skip
-        self._admitted += count
+        self.admitted += count
         self._idle.clear()
         try:
             async with aclosing(self._run(request)) as pieces:
                 yield pieces
         finally:
-            self._admitted -= count
-            if not self._admitted:
+            self.admitted -= count
+            if not self.admitted:
                 self._idle.set()
 
     async def _run(self, request: ApiRequest) -> AsyncGenerator[Piece, None]:

@@ -48,7 +48,7 @@ class Inventory:
         self._state_file = state_file
         self._now = now
         self._entries: dict[str, Entry] = {}
-        self._saved = ""
+        self._saved: object = None
         self._changed = asyncio.Event()
         self.driver = ""
         self.product = ""
@@ -126,25 +126,26 @@ class Inventory:
         self._save()
 
     def _save(self) -> None:
+        entries = self.entries()
+        kept = (self.driver, self.product, [(entry.device, entry.healthy, entry.missing_since) for entry in entries])
+        if kept == self._saved:
+            return
+        self._saved = kept
         state = {
             "version": STATE_VERSION,
             "driver": self.driver,
             "product": self.product,
             "devices": [
                 {**asdict(entry.device), "healthy": entry.healthy, "missing_since": entry.missing_since}
-                for entry in self.entries()
+                for entry in entries
             ],
         }
-        text = json.dumps(state)
-        if text == self._saved:
-            return
         temporary = self._state_file.with_name(f"{self._state_file.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text)
+            temporary.write_text(json.dumps(state))
             temporary.replace(self._state_file)
         except OSError as error:
             log.warning("the inventory cannot be kept", file=self._state_file, cause=str(error))
-        self._saved = text
 
     def load(self) -> None:
         """Takes up the devices that an earlier instance knew, unhealthy until the first discovery has spoken.

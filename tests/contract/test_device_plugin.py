@@ -711,6 +711,22 @@ class TestLife:
             lists = [each.health for each in kubelet.resource(RESOURCE).snapshots if each.endpoint == last]
             assert len(lists) == 1, "a healthy device was healthy from the first list on"
 
+    async def test_an_id_follows_its_device_through_re_enumeration(self, directory: Path, kubelet: FakeKubelet) -> None:
+        vendor = ScriptedVendor(device(0), device(1))
+        async with running(directory, vendor) as run:
+            await kubelet.until_allocatable(RESOURCE, 2)
+            first, second = vendor.devices
+            vendor.devices = [
+                replace(second, index=0, nodes=first.nodes),
+                replace(first, index=1, nodes=second.nodes),
+            ]
+            await run.rounds(2)
+            answer = await kubelet.client(RESOURCE).allocate(allocation("uuid-0"))
+            envs = answer.container_responses[0].envs
+            assert (envs["DEVICE_IDS"], envs["DEVICE_INDEXES"], envs["RMA_DEVICE_SERIALS"]) == ("uuid-0", "1", "SN0")
+            assert envs["RMA_DEVICE_NODES"] == "/dev/npu1=1:3"
+            assert kubelet.allocatable(RESOURCE) == 2
+
     async def test_256_devices_are_allocated_quickly(self, directory: Path, kubelet: FakeKubelet) -> None:
         vendor = ScriptedVendor(*(device(i, numa_nodes=(i // 64,), group=f"card{i // 8}") for i in range(256)))
         async with running(directory, vendor, replace(FAST, interval_seconds=1)):

@@ -277,3 +277,19 @@ async def test_what_can_never_work_ends_at_once_with_what_to_change(
     _, errors = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == ExitCode.BAD_INPUT
     assert says in json.loads(errors.splitlines()[-1])["cause"]
+
+
+async def test_a_port_that_is_taken_is_an_error_that_may_pass(tmp_path: Path, directory: Path, root: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"root": str(root)}))
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        process = await asyncio.create_subprocess_exec(
+            *command(directory, file, taken.getsockname()[1]),
+            env={**os.environ, "RMA_RESOURCE_NAME": RESOURCE},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == ExitCode.TRANSIENT
+    assert "in use" in json.loads(errors.splitlines()[-1])["cause"]

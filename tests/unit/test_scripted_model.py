@@ -174,7 +174,7 @@ def test_every_token_needs_the_topic_the_form_and_the_tokens_before(oracle: Orac
                 needed[step].add(position)
     for step, earlier in enumerate(needed):
         last = len(prompt) - 1 + step
-        expected = {topic, form} | ({last - 1, last - 2} if step >= 3 else set())
+        expected = {topic, form} | ({last - 1, last - 2} if step >= 2 else set())
         assert expected <= earlier, f"token {step} needs only {earlier}"
 
 

@@ -16,7 +16,7 @@ from rm_cli.cluster_commands import say
 from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
 
 NAMESPACE = "rm-abstract-demo"
-QUESTION = [{"role": "user", "content": "Hello!"}]
+QUESTION = [{"role": "user", "content": "Tell me a story about the sea."}]
 SCRIPTED = "the scripted model (a small Llama with chosen weights)"
 
 

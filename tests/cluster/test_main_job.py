@@ -197,7 +197,7 @@ def test_the_operator_killed_in_the_middle_loses_nothing(
     hello: Kubectl, installed: Installed, model_source: str, model_directory: Path
 ) -> None:
     # Another shape bucket is another artifact.
-    deploy(hello, "killed", model_source, requirements={"maxSequenceLength": 2000}, **NPU)
+    deploy(hello, "killed", model_source, requirements={"maxSequenceLength": 800}, **NPU)
 
     def kill() -> None:
         selector = "app.kubernetes.io/component=operator"

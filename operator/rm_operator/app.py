@@ -103,6 +103,7 @@ class Operator:
         self._die = die or _exit
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._vitals: dict[str, Vital] = {}
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
@@ -243,11 +244,13 @@ class Operator:
     def _ended(self, task: asyncio.Task[None]) -> None:
         """No part of the operator ends by itself: without it the others would be a zombie."""
         self._tasks.discard(task)
-        if not task.cancelled():
-            logger.critical("%s ended", task.get_name(), exc_info=task.exception())
+        if not self._stopping:
+            error = None if task.cancelled() else task.exception()
+            logger.critical("%s ended", task.get_name(), exc_info=error)
             self._die(1)
 
     async def _cancel_tasks(self) -> None:
+        self._stopping = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -62,6 +62,10 @@ class TokenBucket:
             await asyncio.sleep(-self._tokens / self._rate)
 
 
+class _PageExpired(Exception):
+    """The snapshot behind a continue token was compacted away while we were paging."""
+
+
 class HttpClient:
     """A :class:`~rm_operator.kube.client.KubeClient` for one API server.
 
@@ -133,14 +137,12 @@ class HttpClient:
         if resource_version is not None:
             params["resourceVersion"] = resource_version
         accept = _METADATA_LIST if metadata_only else _JSON
-        for restarts in range(LIST_RESTARTS + 1):
+        for _ in range(LIST_RESTARTS):
             try:
                 return await self._pages(resource, resource.path(namespace), params, accept)
-            except Gone:
-                # The snapshot behind the continue token was compacted away while we were paging.
-                if restarts == LIST_RESTARTS:
-                    raise
-        raise AssertionError("unreachable")
+            except _PageExpired:
+                continue
+        raise Gone(410, "Expired", f"the list of {resource.name} expired {LIST_RESTARTS} times before its end")
 
     async def watch(
         self,
@@ -263,7 +265,12 @@ class HttpClient:
     async def _pages(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> ObjectList:
         items: list[dict[str, Any]] = []
         while True:
-            page = await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
+            try:
+                page = await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
+            except Gone as error:
+                if "continue" in params:
+                    raise _PageExpired from error
+                raise
             items += page.get("items") or ()
             metadata = page["metadata"]
             if not metadata.get("continue"):

@@ -75,9 +75,7 @@ REFUSALS: list[tuple[int, dict[str, Any], type[ApiError]]] = [
     (500, {"reason": "InternalError"}, errors.ServerError),
     (
         500,
-        {
-            "message": "failed to create typed patch object (ns/a; apps/v1, Kind=Deployment): .spec.x: field not declared"
-        },
+        {"message": "failed to create typed patch object (ns/a; apps/v1, Kind=Job): .spec.x: field not …"},
         errors.Invalid,
     ),
     (503, {"reason": "ServiceUnavailable"}, errors.ServerError),

@@ -1,0 +1,148 @@
+"""etcd and kube-apiserver as processes of the tests' own, and what else a test of them needs."""
+
+import asyncio
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import yaml
+from rm_local_cluster import build, families
+from rm_local_cluster.pki import Authority, write_signing_key
+from rm_operator.kube.auth import Connection, StaticToken
+from rm_operator.kube.resources import Resource
+
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", False)
+CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
+START_SECONDS = 90
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ApiServer:
+    """etcd and kube-apiserver as processes of ours, with an administrator and a user without rights."""
+
+    def __init__(self, directory: Path) -> None:
+        binaries = build.ensure([families.KUBERNETES, families.ETCD], print)
+        self._directory = directory
+        self._etcd = str(binaries["etcd"])
+        self._binary = str(binaries["kube-apiserver"])
+        self._etcd_port, self._peer_port, self.port = free_port(), free_port(), free_port()
+        authority = Authority(directory, "ca")
+        self._serving = authority.issue("apiserver", "kube-apiserver", hosts=["127.0.0.1", "localhost"])
+        self._signing_key, self._signing_public = write_signing_key(directory, "service-account")
+        self.ca = authority.pair.certificate
+        self.url = f"https://127.0.0.1:{self.port}"
+        self._tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody")}
+        groups = {"admin": "system:masters", "nobody": "nobody"}
+        lines = [f'{token},{name},{name},"{groups[name]}"' for name, token in self._tokens.items()]
+        (directory / "tokens.csv").write_text("\n".join(lines))
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start what does not run; returns when it accepts connections."""
+        etcd = (
+            self._etcd,
+            f"--data-dir={self._directory / 'etcd'}",
+            f"--listen-client-urls=http://127.0.0.1:{self._etcd_port}",
+            f"--advertise-client-urls=http://127.0.0.1:{self._etcd_port}",
+            f"--listen-peer-urls=http://127.0.0.1:{self._peer_port}",
+            "--unsafe-no-fsync",
+        )
+        server = (
+            self._binary,
+            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
+            f"--secure-port={self.port}",
+            "--bind-address=127.0.0.1",
+            f"--tls-cert-file={self._serving.certificate}",
+            f"--tls-private-key-file={self._serving.key}",
+            f"--token-auth-file={self._directory / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self._signing_public}",
+            f"--service-account-signing-key-file={self._signing_key}",
+            "--service-cluster-ip-range=10.250.0.0/16",
+            # Nobody makes the accounts that pods would need here.
+            "--disable-admission-plugins=ServiceAccount",
+            "--shutdown-delay-duration=0s",
+        )
+        for name, argv in (("etcd", etcd), ("kube-apiserver", server)):
+            if name not in self._processes:
+                with (self._directory / f"{name}.log").open("ab") as log:
+                    self._processes[name] = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if (code := self._processes["kube-apiserver"].poll()) is not None:
+                raise AssertionError(f"kube-apiserver ended with {code}; see {self._directory}/kube-apiserver.log")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError(f"kube-apiserver does not listen; see {self._directory}/kube-apiserver.log")
+
+    def kill(self) -> None:
+        """End kube-apiserver without grace; etcd, and so the cluster's state, stays."""
+        server = self._processes.pop("kube-apiserver")
+        server.kill()
+        server.wait()
+
+    def freeze(self) -> None:
+        """Stop kube-apiserver in its tracks: connections stay open and say nothing."""
+        self._processes["kube-apiserver"].send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._processes["kube-apiserver"].send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End both processes."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+    def connection(self, user: str = "admin") -> Connection:
+        """The address, with the credentials of ``admin`` (everything) or ``nobody`` (nothing)."""
+        tls = ssl.create_default_context(cafile=str(self.ca))
+        return Connection(self.url, tls, StaticToken(self._tokens[user]))
+
+    def kubeconfig(self, path: Path, user: str = "admin") -> Path:
+        """Write a kubeconfig for ``user`` to ``path``."""
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "tests",
+                    "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": user}}],
+                    "clusters": [
+                        {"name": "tests", "cluster": {"server": self.url, "certificate-authority": str(self.ca)}}
+                    ],
+                    "users": [{"name": user, "user": {"token": self._tokens[user]}}],
+                }
+            )
+        )
+        return path
+
+
+async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 20.0) -> None:
+    """Return once ``condition`` holds; fail with ``what`` if it does not within ``seconds``."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        found = condition()
+        if found if isinstance(found, bool) else await found:
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"not within {seconds:.0f} s: {what}"
+        await asyncio.sleep(0.02)

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from rm_device_plugins import kubelet_api, registration, service
+from rm_device_plugins import kubelet_api, registration
 from rm_device_plugins.config import PluginSettings
 from rm_device_plugins.conformance.fake_kubelet import FakeKubelet
 from rm_device_plugins.kubelet_api import HEALTHY, UNHEALTHY
@@ -206,6 +206,31 @@ class TestRegistration:
                 assert kubelet.capacity(RESOURCE) == 0
                 assert await kubelet.until_allocatable(RESOURCE, 2) < 2
 
+    async def test_a_new_kubelet_socket_alone_is_enough_and_a_strangers_stream_is_no_registration(
+        self, directory: Path, kubelet: FakeKubelet
+    ) -> None:
+        async with running(directory, ScriptedVendor(device(0))) as run:
+            await kubelet.until_allocatable(RESOURCE, 1)
+            (name,) = run.sockets()
+            async with kubelet_api.channel(str(directory / name)) as channel:
+                stranger = kubelet_api.DevicePluginClient(channel).list_and_watch(pb.Empty())
+                await anext(aiter(stranger))
+                await kubelet.restart(wipe=False)
+                assert await kubelet.until_allocatable(RESOURCE, 1) < 2
+                assert run.sockets() == [name]
+
+    async def test_a_new_kubelet_is_not_made_to_wait_for_the_old_ones_refusals(
+        self, directory: Path, kubelet: FakeKubelet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(registration, "BACKOFF_FIRST_SECONDS", 60)
+        monkeypatch.setattr(registration, "BACKOFF_MAX_SECONDS", 60)
+        kubelet.refuse = lambda request: "not now"
+        async with running(directory, ScriptedVendor(device(0))) as run:
+            await kubelet.until(lambda: "not now" in run.plugin.registrar.problem, 5, "the refusal")
+            kubelet.refuse = lambda request: ""
+            await kubelet.restart(wipe=False)
+            assert await kubelet.until_allocatable(RESOURCE, 1) < 2
+
     async def test_survives_a_kubelet_that_is_long_away(self, directory: Path, kubelet: FakeKubelet) -> None:
         async with running(directory, ScriptedVendor(device(0))) as run:
             await kubelet.until_allocatable(RESOURCE, 1)
@@ -375,7 +400,7 @@ class TestStream:
             await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0, 2, "the device is dead")
             await run.rounds(5)
             assert kubelet.allocatable(RESOURCE) == 0
-            assert len(kubelet.resource(RESOURCE).snapshots) <= 3 + lasted / service.COALESCE_SECONDS
+            assert len(kubelet.resource(RESOURCE).snapshots) <= 3 + 4 * lasted
 
     async def test_every_stream_gets_every_state_and_leaves_nothing_behind(
         self, directory: Path, kubelet: FakeKubelet

@@ -207,6 +207,26 @@ async def test_a_status_tool_that_fails_takes_no_device_away(
         assert (await plugin.report())["message"] == ""
 
 
+async def test_a_status_tool_that_hangs_is_killed_with_its_children(
+    directory: Path, root: Path, kubelet: FakeKubelet, tmp_path: Path
+) -> None:
+    tool, child = tmp_path / "smi", tmp_path / "child"
+    tool.write_text(f"#!/bin/sh\nsleep infinity &\necho $! > {child}.new\nmv {child}.new {child}\nwait\n")
+    tool.chmod(0o755)
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    async with plugin_process(directory, root, statusTool=[str(tool)]):
+        await kubelet.until(child.exists, 15, "the tool runs")
+        first = int(child.read_text())
+        assert runs(first)
+        await kubelet.until(lambda: not runs(first), 5, "the tool's child is killed")
+
+
 async def test_sigterm_removes_its_socket_and_a_killed_one_leaves_no_trace_for_long(
     directory: Path, root: Path, kubelet: FakeKubelet
 ) -> None:

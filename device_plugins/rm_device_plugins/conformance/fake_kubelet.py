@@ -92,10 +92,13 @@ class FakeKubelet:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    async def start(self) -> None:
-        """Removes every socket in the directory and serves; devices are known again when plugins have registered."""
+    async def start(self, *, wipe: bool = True) -> None:
+        """Removes every socket in the directory and serves; devices are known again when plugins have registered.
+
+        Without ``wipe`` only its own socket is new, as where something else than the kubelet keeps the directory.
+        """
         for path in self.directory.iterdir():
-            if stat.S_ISSOCK(path.lstat().st_mode):
+            if stat.S_ISSOCK(path.lstat().st_mode) and (wipe or path == self.socket_path):
                 path.unlink()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((kubelet_api.handlers(kubelet_api.REGISTRATION, self),))
@@ -120,10 +123,10 @@ class FakeKubelet:
             with socket.socket(socket.AF_UNIX) as leftover:
                 leftover.bind(str(self.socket_path))
 
-    async def restart(self, *, killed: bool = False) -> None:
+    async def restart(self, *, killed: bool = False, wipe: bool = True) -> None:
         """Ends and starts, as an update of the kubelet does."""
         await self.stop(killed=killed)
-        await self.start()
+        await self.start(wipe=wipe)
 
     async def register(self, request: pb.RegisterRequest, context: Any) -> pb.Empty:
         """Registration.Register."""

@@ -37,7 +37,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	cd runtime_images/launcher && go vet ./... && test -z "$$(gofmt -l .)"
+	cd runtime_images/launcher && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 
 format: $(READY) ## Format the code.
 	$(BIN)/ruff format .

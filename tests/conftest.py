@@ -22,7 +22,7 @@ def _say(line: str) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A real Kubernetes, not the one of `make demo`. It is stopped at the end if this session started it."""
-    os.environ.setdefault("RM_LOCAL_CLUSTER_NAME", "rma-test")
+    os.environ.setdefault("RM_LOCAL_CLUSTER_NAME", "rmatest")
     was_running = rm_local_cluster.status().phase == "Running"
     kubeconfig = os.environ.get("RM_KUBECONFIG")
     found = rm_local_cluster.up(kubeconfig=Path(kubeconfig) if kubeconfig else None, progress=_say)

@@ -79,6 +79,8 @@ class Session(ABC):
     default_temperature: float = 1.0
     """What the model's authors recommend, where a request names none."""
     default_top_p: float = 1.0
+    on_failure: Callable[[], None] | None = None
+    """Called once, on any thread, when the engine has failed; ``failure`` says why."""
 
     @abstractmethod
     def execute(self, request: GenerationRequest, sink: Sink) -> Generation:

@@ -3,7 +3,9 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
@@ -92,18 +94,25 @@ class ChildSession(Session):
             except (EOFError, OSError):
                 break
             with self._lock:
-                self._failure = self._failure or failure
                 sink = self._sinks.get(number) if finish is None else self._sinks.pop(number, None)
+            if failure:
+                self._fail(failure)
             if sink is not None:
                 sink(tokens, finish)
         self._process.join()
+        if not self._closing:
+            self._fail(f"its process ended with {self._process.exitcode}")
         with self._lock:
-            if not self._closing and not self._failure:
-                self._failure = f"its process ended with {self._process.exitcode}"
             sinks = list(self._sinks.values())
             self._sinks.clear()
         for sink in sinks:
             sink((), FinishReason.CANCELLED if self._closing else FinishReason.ERROR)
+
+    def _fail(self, failure: str) -> None:
+        with self._lock:
+            first, self._failure = not self._failure, self._failure or failure
+        if first and self.on_failure is not None:
+            self.on_failure()
 
     def close(self) -> None:
         """See the base class."""
@@ -127,12 +136,15 @@ def _main(connection: Connection, factory: Callable[..., Session], args: tuple[A
         connection.send(error)
         return
     limits = (session.max_sequence_length, session.vocabulary_size, session.default_temperature, session.default_top_p)
-    connection.send(limits)
-    lock = threading.Lock()
+    with suppress(OSError):  # the server has gone while the model was loaded; the loop below ends at once
+        connection.send(limits)
+    lock = threading.RLock()
     running: dict[int, Generation] = {}
 
-    def sink(number: int, tokens: Any, finish: FinishReason | None) -> None:
+    def sink(number: int, tokens: Sequence[int], finish: FinishReason | None) -> None:
         with lock:
+            if finish is not None:
+                running.pop(number, None)
             connection.send((number, list(tokens), finish, session.failure))
 
     while True:
@@ -143,13 +155,9 @@ def _main(connection: Connection, factory: Callable[..., Session], args: tuple[A
         if message is None:
             break
         number, request = message
-        if request is None:
-            generation = running.pop(number, None)
-            if generation is not None:
-                generation.cancel()
-        else:
-            running[number] = session.execute(
-                request,
-                lambda tokens, finish, number=number: sink(number, tokens, finish),  # type: ignore[misc]
-            )
+        with lock:
+            if request is not None:
+                running[number] = session.execute(request, partial(sink, number))
+            elif number in running:
+                running[number].cancel()
     session.close()

@@ -89,6 +89,8 @@ class SteppingSession(Session, Generic[SlotT]):
             left, self._running, self._new = self._running + self._new, [], []
         for running in left:
             running.sink((), FinishReason.ERROR if self._failure else FinishReason.CANCELLED)
+        if self._failure and self.on_failure is not None:
+            self.on_failure()
 
     def _take(self) -> bool:
         """Wait for something to do; False when the session is closed."""

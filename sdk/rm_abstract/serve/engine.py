@@ -34,10 +34,19 @@ class Engine:
         """Answers that are being generated or wait."""
         self._idle = asyncio.Event()
         self._idle.set()
-        self.failed = asyncio.Event()
-        """Set when the session has failed for good."""
         self.draining = False
         """True once it takes no more requests."""
+
+    async def failed(self) -> None:
+        """Wait until the session has failed for good."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(event.set)
+
+        self.session.on_failure = tell
+        if not self.session.failure:
+            await event.wait()
 
     async def drained(self) -> None:
         """Wait until nothing is being generated."""
@@ -130,8 +139,6 @@ class Engine:
             while finish is None:
                 tokens, finish = await events.get()
                 if finish in (FinishReason.ERROR, FinishReason.CANCELLED):
-                    if self.session.failure:
-                        self.failed.set()
                     raise ApiError(
                         500,
                         f"the engine failed: {self.session.failure or 'the generation was dropped'}",

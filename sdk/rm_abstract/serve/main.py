@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
 
     async def watch(self) -> None:
         """End the server when the engine has failed: a process that can generate nothing must not look alive."""
-        await self._engine.failed.wait()
+        await self._engine.failed()
         self.should_exit = True
 
 

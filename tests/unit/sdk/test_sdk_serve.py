@@ -317,7 +317,16 @@ def test_an_engine_that_fails_says_so_everywhere(served: Served) -> None:
     assert httpx2.get(f"{served.url}/health").status_code == 503
     response = served.post("/v1/completions", prompt="a")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
-    until(served.engine.failed.is_set)
+
+
+async def test_who_waits_for_a_failure_is_told(served: Served) -> None:
+    waiting = asyncio.create_task(served.engine.failed())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    served.session.broken.set()
+    await asyncio.to_thread(served.post, "/v1/completions", prompt="a")
+    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(served.engine.failed(), 10)
 
 
 def test_health(served: Served) -> None:

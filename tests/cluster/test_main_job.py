@@ -182,6 +182,8 @@ def test_a_device_that_is_not_right_prevents_ready(
         assert condition(deployment, "Available")["message"]
     finally:
         _simulator(installed, *(each.format(**values) for each in repair))
+    # It would come back by itself, but the kubelet's back-off may have grown to minutes.
+    hello.delete("pod", pod)
     wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
 
 

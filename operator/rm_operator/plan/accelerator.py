@@ -1,6 +1,7 @@
 """AcceleratorResource: roll out its device plugin, and say what the nodes have."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,8 @@ from rm_operator.plan.model import (
 KUBELET_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
 CONFIG_DIR = "/etc/rma-device-plugin"
 _FINISHED = ("Succeeded", "Failed")
+_COUNT = re.compile(r"([0-9]+)(?:(k|Ki|[MGTPE]i?)|[eE]([0-9]+))?")
+_POWERS = "KMGTPE"
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,21 @@ def _plugin_problem(plugin_pods: Sequence[Object]) -> str | None:
 
 
 def _sum(nodes: Iterable[Object], what: str, resource: str) -> int:
-    return sum(int((node.get("status") or {}).get(what, {}).get(resource, 0)) for node in nodes)
+    return sum(_count((node.get("status") or {}).get(what, {}).get(resource, 0)) for node in nodes)
+
+
+def _count(quantity: object) -> int:
+    """Devices as the API server writes their number: it shortens 2000 to ``2k``. Raises ValueError."""
+    found = _COUNT.fullmatch(str(quantity))
+    if found is None:
+        raise ValueError(f"{quantity!r} is no number of devices")
+    number, suffix, exponent = found.groups()
+    if exponent:
+        return int(number) * 10 ** int(exponent)
+    if not suffix:
+        return int(number)
+    power = _POWERS.index(suffix[0].upper()) + 1
+    return int(number) * (1024 if suffix.endswith("i") else 1000) ** power
 
 
 def requested(pod: Mapping[str, Any], resource: str) -> int:
@@ -135,11 +152,19 @@ def requested(pod: Mapping[str, Any], resource: str) -> int:
         return 0
     spec = pod.get("spec") or {}
 
-    def of(containers: Iterable[Mapping[str, Any]]) -> list[int]:
-        return [int(((each.get("resources") or {}).get("limits") or {}).get(resource, 0)) for each in containers]
+    def of(container: Mapping[str, Any]) -> int:
+        return _count(((container.get("resources") or {}).get("limits") or {}).get(resource, 0))
 
-    # The scheduler's rule: init containers run one after another, and before the others.
-    return max([sum(of(spec.get("containers") or [])), *of(spec.get("initContainers") or [])])
+    # The scheduler's rule: init containers run one after another, before the others; one that restarts (a sidecar)
+    # stays, beside the later init containers and the others.
+    sidecars = most = 0
+    for container in spec.get("initContainers") or []:
+        if container.get("restartPolicy") == "Always":
+            sidecars += of(container)
+            most = max(most, sidecars)
+        else:
+            most = max(most, sidecars + of(container))
+    return max(most, sidecars + sum(map(of, spec.get("containers") or [])))
 
 
 def _children(accelerator: Object, spec: AcceleratorResourceSpec, settings: Settings) -> list[dict[str, Any]]:
@@ -153,7 +178,8 @@ def _children(accelerator: Object, spec: AcceleratorResourceSpec, settings: Sett
         "labels": label,
         "ownerReferences": [owner_reference(accelerator, controller=True)],
     }
-    host_paths = [KUBELET_PLUGIN_DIR, *plugin.host_paths]
+    # A directory that is named twice is mounted once: the API server refuses two mounts at one path.
+    host_paths = list(dict.fromkeys([KUBELET_PLUGIN_DIR, *plugin.host_paths]))
     volumes: list[dict[str, Any]] = [
         {"name": f"host-{position}", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
         for position, path in enumerate(host_paths)

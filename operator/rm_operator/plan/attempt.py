@@ -65,23 +65,28 @@ def observe(job: Object, pods: Iterable[Object]) -> Attempt:
         report, _ = _report_of(last)
         return Attempt(job, number, State.SUCCEEDED, last["name"] if last else "", report, 0, seconds=seconds)
 
+    # Who ended the pod tells before what its containers said while they were ended.
     failed = next((status for status in statuses if _exit_code(status) not in (None, 0)), None)
-    if failed is not None:
-        return _failure(job, number, failed, seconds)
-    failure = conditions.get("Failed") or conditions.get("FailureTarget")
-    if failure and failure["status"] == "True":
-        if failure.get("reason") == "DeadlineExceeded":
-            running = next((status["name"] for status in statuses if "running" in (status.get("state") or {})), "")
-            where = f" while {running} ran" if running else ""
-            return Attempt(
-                job, number, State.FAILED, running, reason=Reason.BUILD_TIMED_OUT, seconds=seconds,
-                message=f"the attempt exceeded its {job['spec'].get('activeDeadlineSeconds')} seconds{where}",
-            )  # fmt: skip
-        pod_status = (pod or {}).get("status") or {}
-        message = pod_status.get("message") or failure.get("message") or "the pod disappeared"
+    failure = next((conditions[name] for name in ("Failed", "FailureTarget") if _is_true(conditions, name)), None)
+    if failure is not None and failure.get("reason") == "DeadlineExceeded":
+        running = next((status["name"] for status in statuses if "running" in (status.get("state") or {})), "")
+        stage = failed["name"] if failed else running
+        where = f" while {stage} ran" if stage else ""
         return Attempt(
-            job, number, State.FAILED, reason=Reason.RETRYING, retryable=True, message=message, seconds=seconds
-        )
+            job, number, State.FAILED, stage, reason=Reason.BUILD_TIMED_OUT, seconds=seconds,
+            message=f"the attempt exceeded its {job['spec'].get('activeDeadlineSeconds')} seconds{where}",
+        )  # fmt: skip
+    pod_status = (pod or {}).get("status") or {}
+    removed = pod_status.get("phase") == "Failed" and bool(pod_status.get("reason"))
+    if failed is not None and not removed:
+        return _failure(job, number, failed, seconds)
+    if removed or failure is not None:
+        said = pod_status.get("message") or (failure or {}).get("message") or "the pod disappeared"
+        message = f"{pod_status['reason']}: {said}" if removed else said
+        return Attempt(
+            job, number, State.FAILED, failed["name"] if failed else "", reason=Reason.RETRYING, retryable=True,
+            message=message, seconds=seconds,
+        )  # fmt: skip
     return _running(job, number, pod, statuses, seconds)
 
 

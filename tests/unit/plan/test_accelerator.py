@@ -1,0 +1,260 @@
+"""AcceleratorResource: the device plugin that is rolled out, and what is counted on the nodes."""
+
+import copy
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from chain import SETTINGS
+from rm_api import names
+from rm_operator.plan.accelerator import AcceleratorSnapshot, plan, requested
+from rm_operator.plan.model import Plan
+
+Object = dict[str, Any]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RESOURCE = "acme.com/npu"
+PLUGIN: Object = {
+    "image": "acme/plugin:1",
+    "args": ["--cost=$1"],
+    "env": [{"name": "LEVEL", "value": "debug"}],
+    "config": "devices: 4\n",
+    "hostPaths": ["/var/lib/acme", "/var/lib/kubelet/device-plugins"],
+}
+
+
+def _accelerator(**spec: Any) -> Object:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "AcceleratorResource",
+        "metadata": {"name": "npu", "uid": "uid-npu", "generation": 2},
+        "spec": {
+            "type": "NPU",
+            "vendor": "Acme",
+            "product": "X1",
+            "resourceName": RESOURCE,
+            "runtime": {"plugin": "acme", "image": "acme/serve:1"},
+            **spec,
+        },
+    }
+
+
+def _node(name: str, capacity: object = None, allocatable: object = None, **labels: str) -> Object:
+    counts = {"capacity": {}, "allocatable": {}} if capacity is None else {
+        "capacity": {RESOURCE: str(capacity)},
+        "allocatable": {RESOURCE: str(capacity if allocatable is None else allocatable)},
+    }  # fmt: skip
+    return {"metadata": {"name": name, "labels": labels}, "status": counts}
+
+
+def _plan(accelerator: Object, nodes: list[Object] | None = None, **further: Any) -> Plan:
+    members = {"requested": 0, "plugin_pods": [], "children": [], "settings": SETTINGS, **further}
+    return plan(AcceleratorSnapshot(accelerator=accelerator, nodes=nodes or [], **members), NOW)
+
+
+def _condition(made: Plan, name: str) -> Object:
+    assert made.status is not None
+    return next((entry for entry in made.status["conditions"] if entry["type"] == name), {})
+
+
+def _child(made: Plan, kind: str) -> Object:
+    return next(child for child in made.apply if child["kind"] == kind)
+
+
+def test_the_device_plugin_is_a_daemonset_of_the_system_namespace() -> None:
+    made = _plan(_accelerator(devicePlugin=PLUGIN, nodeSelector={"npu": "yes"}))
+    daemonset = _child(made, "DaemonSet")
+    metadata = daemonset["metadata"]
+    assert (metadata["name"], metadata["namespace"]) == ("device-plugin-npu", "system")
+    assert metadata["ownerReferences"][0]["uid"] == "uid-npu"
+    assert metadata["ownerReferences"][0]["controller"] is True
+    template = daemonset["spec"]["template"]
+    assert daemonset["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    pod = template["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["nodeSelector"] == {"npu": "yes"}
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    container = pod["containers"][0]
+    assert (container["image"], container["args"]) == ("acme/plugin:1", ["--cost=$1"])
+    assert "command" not in container
+    assert container["env"] == [
+        {"name": "RMA_RESOURCE_NAME", "value": RESOURCE},
+        {"name": "RMA_ACCELERATOR", "value": "npu"},
+        {"name": "LEVEL", "value": "debug"},
+    ]
+    assert container["ports"][0]["containerPort"] == names.DEVICE_PLUGIN_PORT
+    assert not container["securityContext"].get("privileged")
+    assert daemonset["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_each_directory_is_mounted_once_where_the_host_has_it() -> None:
+    pod = _child(_plan(_accelerator(devicePlugin=PLUGIN)), "DaemonSet")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = pod["containers"][0]["volumeMounts"]
+    assert [mount["mountPath"] for mount in mounts] == [
+        "/var/lib/kubelet/device-plugins", "/var/lib/acme", "/etc/rma-device-plugin",
+    ]  # fmt: skip
+    for mount in mounts[:2]:
+        assert volumes[mount["name"]]["hostPath"] == {"path": mount["mountPath"], "type": "DirectoryOrCreate"}
+    assert mounts[2]["readOnly"] is True
+    assert volumes[mounts[2]["name"]]["configMap"] == {"name": "device-plugin-npu"}
+
+
+def test_another_configuration_rolls_the_pods_and_the_same_does_not() -> None:
+    def of(config: str | None) -> tuple[Object | None, Object]:
+        made = _plan(_accelerator(devicePlugin={**PLUGIN, "config": config}))
+        data = next((child["data"] for child in made.apply if child["kind"] == "ConfigMap"), None)
+        return data, _child(made, "DaemonSet")["spec"]["template"]
+
+    data, template = of("devices: 4\n")
+    assert data == {"config.yaml": "devices: 4\n"}
+    assert of("devices: 4\n")[1] == template
+    assert of("devices: 5\n")[1]["metadata"]["annotations"] != template["metadata"]["annotations"]
+    data, template = of(None)
+    assert data is None
+    assert template["metadata"]["annotations"] == {}
+    assert "config" not in [volume["name"] for volume in template["spec"]["volumes"]]
+
+
+@pytest.mark.parametrize("plugin", [None, {**PLUGIN, "config": None}], ids=["no-plugin", "no-config"])
+def test_children_that_are_not_wanted_any_more_go(plugin: Object | None) -> None:
+    before = [copy.deepcopy(child) for child in _plan(_accelerator(devicePlugin=PLUGIN)).apply]
+    for number, child in enumerate(before):
+        child["metadata"]["uid"] = f"uid-{number}"
+    made = _plan(_accelerator(devicePlugin=plugin), children=before)
+    kept = {child["kind"] for child in made.apply}
+    assert {(gone.kind, gone.uid) for gone in made.delete} == {
+        (child["kind"], child["metadata"]["uid"]) for child in before if child["kind"] not in kept
+    }
+    leaving = [{**child, "metadata": {**child["metadata"], "deletionTimestamp": "x"}} for child in before]
+    assert _plan(_accelerator(devicePlugin=plugin), children=leaving).delete == ()
+
+
+def test_nothing_is_done_for_one_that_is_being_deleted() -> None:
+    leaving = _accelerator(devicePlugin=PLUGIN)
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert _plan(leaving) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "selector", "counts"),
+    [
+        ([], {}, (0, 0, 0)),
+        ([_node("a", 4), _node("b", 2), _node("c")], {}, (2, 6, 6)),
+        ([_node("a", 4, 3)], {}, (1, 4, 3)),
+        ([_node("a", 4, zone="1"), _node("b", 2, zone="2")], {"zone": "2"}, (1, 2, 2)),
+        ([_node("a", 4, zone="1", disk="ssd"), _node("b", 2, zone="1")], {"zone": "1", "disk": "ssd"}, (1, 4, 4)),
+        ([_node("a", "2k", "1500"), _node("b", "1e3"), _node("c", "1Ki")], {}, (3, 4024, 3524)),
+    ],
+    ids=["none", "all", "unhealthy", "selected", "every-label", "as-the-api-server-shortens"],
+)
+def test_devices_are_counted_on_the_nodes_that_have_them(
+    nodes: list[Object], selector: Object, counts: tuple[int, int, int]
+) -> None:
+    status = _plan(_accelerator(nodeSelector=selector), nodes, requested=1).status
+    assert status is not None
+    assert (status["nodes"], status["devices"]["total"], status["devices"]["healthy"]) == counts
+    assert status["devices"]["allocated"] == 1
+    assert status["observedGeneration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "state"),
+    [
+        ({}, [_node("a", 4)], ("True", "Advertised", "4 of 4 acme.com/npu healthy on 1 nodes")),
+        ({"devicePlugin": PLUGIN}, [], ("False", "NoDevices", "no node advertises a healthy acme.com/npu")),
+        (
+            {},
+            [_node("a", 4, 0)],
+            (
+                "False",
+                "NoDevices",
+                "no node advertises a healthy acme.com/npu; install the vendor's device plugin, or set devicePlugin",
+            ),
+        ),
+        ({"type": "CPU", "resourceName": None}, [_node("a"), _node("b")], ("True", "Advertised", "2 nodes")),
+        (
+            {"type": "CPU", "resourceName": None, "nodeSelector": {"zone": "9"}},
+            [_node("a")],
+            ("False", "NoDevices", "no node has the labels {'zone': '9'}"),
+        ),
+    ],
+    ids=["healthy", "plugin-starts", "unhealthy", "cpu", "cpu-nowhere"],
+)
+def test_it_is_ready_where_something_can_be_placed_on_it(
+    spec: Object, nodes: list[Object], state: tuple[str, str, str]
+) -> None:
+    made = _plan(_accelerator(**spec), nodes)
+    entry = _condition(made, "DevicesAdvertised")
+    assert (entry["status"], entry["reason"], entry["message"]) == state
+    assert _condition(made, "Ready")["status"] == state[0]
+    assert bool(_condition(made, "Reconciling")) == (state[0] == "False")
+
+
+CRASH = {
+    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+    "lastState": {"terminated": {"exitCode": 64, "message": "devices: no such directory"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (CRASH, "PluginNotReady", "device plugin p: CrashLoopBackOff: devices: no such directory"),
+        (
+            {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}},
+            "PluginNotReady",
+            "device plugin p: ImagePullBackOff: not found",
+        ),
+        (
+            {"state": {"waiting": {"reason": "ContainerCreating"}}},
+            "NoDevices",
+            "no node advertises a healthy acme.com/npu",
+        ),
+        ({"state": {"running": {}}}, "NoDevices", "no node advertises a healthy acme.com/npu"),
+    ],
+    ids=["crashes", "image", "starts", "runs"],
+)
+def test_what_keeps_the_plugin_from_running_is_said(status: Object, reason: str, message: str) -> None:
+    pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "device-plugin", **status}]}}
+    entry = _condition(_plan(_accelerator(devicePlugin=PLUGIN), plugin_pods=[pod]), "Ready")
+    assert (entry["reason"], entry["message"]) == (reason, message)
+    healthy = _condition(_plan(_accelerator(devicePlugin=PLUGIN), [_node("a", 1)], plugin_pods=[pod]), "Ready")
+    assert healthy["status"] == "True", "what the nodes advertise counts"
+
+
+def _pod(init: list[Object], containers: list[object], phase: str = "Running") -> Object:
+    def one(count: object) -> Object:
+        return {"resources": {"limits": {RESOURCE: str(count), "cpu": "1"}}} if count else {}
+
+    return {
+        "spec": {
+            "initContainers": [
+                {**one(each["count"]), **({"restartPolicy": "Always"} if each.get("stays") else {})} for each in init
+            ],
+            "containers": [one(count) for count in containers],
+        },
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "count"),
+    [
+        (_pod([], [2]), 2),
+        (_pod([], [2, 3, 0]), 5),
+        (_pod([{"count": 4}], [1, 1]), 4),
+        (_pod([{"count": 1}, {"count": 2}], [3]), 3),
+        (_pod([{"count": 1, "stays": True}], [3]), 4),
+        (_pod([{"count": 1, "stays": True}, {"count": 5}], [3]), 6),
+        (_pod([{"count": 5}, {"count": 1, "stays": True}], [3]), 5),
+        (_pod([], ["2k"]), 2000),
+        (_pod([], [2], "Pending"), 2),
+        (_pod([{"count": 4}], [2], "Succeeded"), 0),
+        (_pod([], [2], "Failed"), 0),
+        ({"spec": {"containers": [{"name": "none"}]}}, 0),
+        ({}, 0),
+    ],
+)
+def test_requested_is_what_the_scheduler_reserves(pod: Object, count: int) -> None:
+    assert requested(pod, RESOURCE) == count
+    assert requested(pod, "other.com/npu") == 0

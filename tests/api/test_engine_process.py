@@ -84,6 +84,7 @@ class InProcess:
 
     def __init__(self, server: ApiServer, namespace: str, **config: Any) -> None:
         self.died: list[int] = []
+        self._files = _open_files()
         self.controller: OneChild
         self.stop = asyncio.Event()
         settings = {"system_namespace": namespace, "store": "x:1", "runtime_image": "r", "launcher_image": "l"}
@@ -103,8 +104,18 @@ class InProcess:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
+    async def end(self, task: "asyncio.Task[None]") -> None:
+        """Stop it; returns when it has ended and left nothing open (TLS takes its time to say farewell)."""
+        self.stop.set()
+        await asyncio.wait_for(task, 30)
+        await eventually(lambda: _open_files() <= self._files, "all connections are closed")
+
     async def ready(self) -> bool:
         return bool(self.operator.port) and (await self.get("/readyz"))[0] == 200
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 @asynccontextmanager
@@ -117,8 +128,7 @@ async def running(server: ApiServer, namespace: str, **config: Any) -> AsyncIter
         assert not task.done()
         assert found.died == []
     finally:
-        found.stop.set()
-        await asyncio.wait_for(task, 30)
+        await found.end(task)
 
 
 async def child_says(client: HttpClient, namespace: str, name: str, replicas: int) -> bool:
@@ -239,8 +249,7 @@ class TestHealth:
             (part,) = [each for each in asyncio.all_tasks() if each.get_name() == "reflector of pods"]
             part.cancel()
             await eventually(lambda: found.died == [1], "it is told")
-            found.stop.set()
-            await task
+            await found.end(task)
 
 
 class Process:

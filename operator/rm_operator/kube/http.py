@@ -200,6 +200,9 @@ class HttpClient:
             raise Unreachable(f"no credentials: {error}") from None
         finally:
             if response is not None:
+                # No farewell: the server that we leave may be one that does not answer any more.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
                 response.close()
             if self._observe is not None:
                 self._observe("WATCH", resource, status, loop.time() - started)

@@ -56,8 +56,10 @@ class Report:
     def parse(cls, text: str) -> "Report":
         """The report in ``text``, ignoring unknown members. Raises ReportInvalid: no reason, or a wrong type."""
         try:
-            raw = json.loads(text)
-        except ValueError as error:
+            raw = json.loads(text, parse_constant=_refuse)
+            # Half of a surrogate pair is JSON, but nothing that could be written into a status.
+            json.dumps(raw, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ReportInvalid(f"not JSON: {error}") from None
         if not isinstance(raw, dict) or not isinstance(raw.get("reason"), str) or not raw["reason"]:
             raise ReportInvalid("no reason in it")
@@ -73,6 +75,15 @@ class Report:
         }
         known = {key: raw[key] for key in expected if key in raw}
         for key, value in known.items():
-            if not isinstance(value, expected[key]):
+            if not isinstance(value, expected[key]) or (isinstance(value, bool) and key != "retryable"):
                 raise ReportInvalid(f"{key} is a {type(value).__name__}")
+            if isinstance(value, int | float) and value < 0:
+                raise ReportInvalid(f"{key} is negative")
+        for tool, version in known.get("versions", {}).items():
+            if not isinstance(version, str):
+                raise ReportInvalid(f"versions: that of {tool} is a {type(version).__name__}")
         return cls(**known)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

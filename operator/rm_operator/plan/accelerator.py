@@ -139,11 +139,11 @@ def _count(quantity: object) -> int:
         raise ValueError(f"{quantity!r} is no number of devices")
     number, suffix, exponent = found.groups()
     if exponent:
-        return int(number) * 10 ** int(exponent)
+        return int(number + "0" * int(exponent))
     if not suffix:
         return int(number)
     power = _POWERS.index(suffix[0].upper()) + 1
-    return int(number) * (1024 if suffix.endswith("i") else 1000) ** power
+    return int(int(number) * (1024 if suffix.endswith("i") else 1000) ** power)
 
 
 def requested(pod: Mapping[str, Any], resource: str) -> int:

@@ -1,4 +1,4 @@
-"""What is wrong is refused, or ends in a condition that says why; everything else goes on, and mending the spec heals."""
+"""What is wrong is refused, or ends in a condition that says why; the rest goes on, and mending the spec heals."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,7 +26,12 @@ from support import deploy, left_over, wait_for
     ids=["unknown source", "negative replicas", "unknown policy", "no source", "forbidden variable"],
 )
 def test_the_api_server_refuses(namespace: Kubectl, spec: dict[str, Any], message: str) -> None:
-    bad = {"apiVersion": "rm-abstract.io/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "bad"}, "spec": spec}
+    bad = {
+        "apiVersion": "rm-abstract.io/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": "bad"},
+        "spec": spec,
+    }
     with pytest.raises(CommandFailed, match=message):
         namespace.apply(bad)
 
@@ -78,17 +83,38 @@ def test_deleted_while_its_model_is_read_it_leaves_nothing(namespace: Kubectl, m
     wait_until("objects are left", lambda: not left_over(namespace) and not namespace.list("bart"), timeout=60)
 
 
-@pytest.mark.usefixtures("installed")
-def test_a_model_that_the_compiler_rejects(namespace: Kubectl, unsupported_source: str) -> None:
+@pytest.fixture
+def credulous_profile(namespace: Kubectl, installed: Installed) -> Iterator[str]:
+    """A BuildProfile that claims to support every model; nobody chooses it who does not name it."""
+    (profile,) = installed.example("simulated-npu/build-profile.yaml")
+    name = f"any-model-{namespace.namespace}"
+    profile["metadata"] = {"name": name}
+    spec: Any = profile["spec"]
+    spec |= {"supports": {"dtypes": ["fp16"]}, "priority": -100}
+    namespace.apply(profile)
+    yield name
+    namespace.delete("bprof", name)
+
+
+def test_a_model_that_the_compiler_rejects(
+    namespace: Kubectl, unsupported_source: str, model_source: str, credulous_profile: str
+) -> None:
     deploy(namespace, "odd", unsupported_source)
-    deployment = wait_until(
-        "odd is not stalled",
-        lambda: (found := namespace.get("mdep", "odd")) and condition(found, "Stalled") and found,
-        timeout=180,
+    deployment = wait_for(namespace, "odd", "NoEligibleAccelerator")
+    assert "TapeRecorder" in str(deployment["status"]["placement"]), "every profile says what it supports"
+
+    deploy(namespace, "odd", unsupported_source, buildProfile=credulous_profile)
+    deployment = wait_for(namespace, "odd", "ToolchainFailed", on="Stalled", timeout=180)
+    assert "does not recognize this architecture" in condition(deployment, "Ready")["message"]
+    (failed,) = namespace.list("bart")
+    assert failed["status"]["attempts"] == 2
+    assert failed["status"]["logTail"]
+    # The right model heals it, and nothing is left of what failed.
+    deploy(namespace, "odd", model_source)
+    wait_for(namespace, "odd", "Building", timeout=30)
+    wait_until(
+        "the failed artifact is left", lambda: namespace.get("bart", failed["metadata"]["name"]) is None, timeout=30
     )
-    ready = condition(deployment, "Ready")
-    assert ready["reason"] in ("UnsupportedModel", "ToolchainFailed", "NoEligibleAccelerator", "SourceInvalid")
-    assert ready["message"]
 
 
 @contextlib.contextmanager

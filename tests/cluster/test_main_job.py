@@ -76,9 +76,11 @@ def test_it_was_placed_on_the_npu_and_says_why(hello: Kubectl) -> None:
 def test_the_kubelet_gave_its_pod_a_device(hello: Kubectl) -> None:
     (pod,) = serving_pods(hello, "hello")
     assert pod["spec"]["containers"][0]["resources"]["limits"]["rm-abstract.io/simulated-npu"] == "1"
-    with hello.port_forward(f"pod/{pod['metadata']['name']}", 9009) as port:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/rma/v1/report", timeout=10) as response:
-            report = json.load(response)
+    with (
+        hello.port_forward(f"pod/{pod['metadata']['name']}", 9009) as port,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/rma/v1/report", timeout=10) as response,
+    ):
+        report = json.load(response)
     assert report["ready"] is True
     assert report["observedDevice"]["product"] == "Simulated NPU X1"
     assert report["observedDevice"]["serial"].startswith("SIMX1-")
@@ -213,7 +215,9 @@ def test_the_operator_killed_in_the_middle_loses_nothing(
     assert artifact is not None
     assert artifact["status"]["attempts"] == 1
     messages = [{"role": "user", "content": SAMPLES[2].prompt}]
-    assert ask(hello, "killed", messages)["choices"][0]["message"]["content"] == expected_text(model_directory, messages)
+    assert ask(hello, "killed", messages)["choices"][0]["message"]["content"] == expected_text(
+        model_directory, messages
+    )
     hello.delete("mdep", "killed")
 
 

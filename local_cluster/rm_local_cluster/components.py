@@ -35,6 +35,7 @@ def prepare(plan: NodePlan) -> NodeSpec:
         name=paths.name,
         address=f"{plan.addresses.node}/{plan.addresses.link.prefixlen}",
         gateway=str(plan.addresses.host),
+        services=str(plan.addresses.services),
         logs=str(paths.logs),
         report=str(paths.report),
         binds=(

@@ -177,16 +177,16 @@ def _launch(paths: NodePaths, go: int) -> Process:
     code = "from rm_local_cluster.supervisor import main; raise SystemExit(main())"
     namespaces = ["unshare", "--net", "--mount", "--propagation=slave", "--pid", "--mount-proc", "--fork"]
     namespaces.append("--kill-child=SIGKILL")
-    # The shell ends at once, so that the supervisor is nobody's child here and no one has to wait for it.
-    script = 'setsid "$@" <&"$GO" >>"$LOG" 2>&1 & echo $!'
+    # The shell ends at once, so that the supervisor is nobody's child here and no one has to wait for it. What a shell
+    # starts in the background reads from nowhere, unless it is given something else than the shell's own input.
+    script = 'exec 3<&0; setsid "$@" <&3 3<&- >>"$LOG" 2>&1 & echo $!'
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(Path(__file__).parent.parent),
-        "GO": str(go),
         "LOG": str(paths.logs / "supervisor.log"),
     }
     argv = ["sh", "-c", script, "sh", *namespaces, sys.executable, "-c", code, str(paths.spec)]
-    outer = int(run(argv, environment=environment, inherit=(go,)).stdout)
+    outer = int(run(argv, environment=environment, stdin_from=go).stdout)
     children = Path(f"/proc/{outer}/task/{outer}/children")
 
     def child() -> Process | None:

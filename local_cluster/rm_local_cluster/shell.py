@@ -14,13 +14,13 @@ def run(
     stdin: str | None = None,
     timeout: float = 120,
     environment: Mapping[str, str] | None = None,
-    inherit: Sequence[int] = (),
+    stdin_from: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and capture its output as text.
 
-    `inherit` names file descriptors that the command gets. Raises LocalClusterError when the command is missing,
-    takes longer than `timeout` seconds or, with `check`, fails; the message carries the command and the end of what
-    it said.
+    `stdin` is what the command reads, or `stdin_from` a file descriptor that it reads from. Raises LocalClusterError
+    when the command is missing, takes longer than `timeout` seconds or, with `check`, fails; the message carries the
+    command and the end of what it said.
     """
     command = [str(part) for part in argv]
     shown = " ".join(command)
@@ -29,12 +29,12 @@ def run(
             command,
             check=False,
             input=stdin,
+            stdin=stdin_from,
             capture_output=True,
             text=True,
             timeout=timeout,
             env=environment,
             errors="replace",
-            pass_fds=inherit,
         )
     except FileNotFoundError as error:
         raise LocalClusterError(f"{command[0]} is not installed") from error

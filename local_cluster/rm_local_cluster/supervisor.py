@@ -75,14 +75,16 @@ class Stage:
 class NodeSpec:
     """All that the supervisor has to know.
 
-    `address` is the node's with its prefix length, `gateway` the machine's; `binds` are pairs of a directory and
-    where it is mounted in the node; `fixed_settings` are kernel settings by name (as in sysctl) that the node sees as
-    given and cannot change; `writable_below` is a directory in the node whose new entries every user may write.
+    `address` is the node's with its prefix length, `gateway` the machine's, `services` the Services' network; `binds`
+    are pairs of a directory and where it is mounted in the node; `fixed_settings` are kernel settings by name (as in
+    sysctl) that the node sees as given and cannot change; `writable_below` is a directory in the node whose new
+    entries every user may write.
     """
 
     name: str
     address: str
     gateway: str
+    services: str
     logs: str
     report: str
     binds: tuple[tuple[str, str], ...]
@@ -182,6 +184,10 @@ class Supervisor:
         run(["ip", "addr", "add", self._spec.address, "dev", "eth0"])
         run(["ip", "link", "set", "eth0", "up"])
         run(["ip", "route", "add", "default", "via", self._spec.gateway])
+        # A Service whose rules are not there yet is refused at once. Sent on, its packets would get lost, and the
+        # connection that they belong to would stay lost even when the rules come.
+        for interface in ("cni0", "eth0"):
+            run(["ip", "rule", "add", "iif", interface, "to", self._spec.services, "unreachable"])
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="ascii")
 
     def _fix_settings(self) -> None:

@@ -143,6 +143,7 @@ def kube_proxy(plan: NodePlan, authority: Authority) -> Component:
         "hostnameOverride": plan.paths.name,
         "clientConnection": {"kubeconfig": str(client)},
         "clusterCIDR": str(plan.addresses.pods),
+        "iptables": {"minSyncPeriod": "100ms"},
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
         # The machine's limits for connection tracking are not the node's to change.

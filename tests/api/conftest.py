@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ async def _install_crds(server: ApiServer) -> None:
         for path in sorted(CRDS.glob("*.yaml")):
             await client.apply(CRD, yaml.safe_load(path.read_text()), field_manager="tests")
         for resource in CUSTOM:
-            await eventually(lambda resource=resource: client.serves(resource), f"{resource.name} is served")
+            await eventually(partial(client.serves, resource), f"{resource.name} is served")
 
 
 @pytest.fixture(scope="session")

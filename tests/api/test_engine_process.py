@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ class TestChain:
             await client.create(MODEL_DEPLOYMENTS, body, field_manager="tests")
         async with running(api_server, api_namespace) as found:
             for number in range(10):
-                await eventually(lambda n=number: child_says(client, api_namespace, f"m{n}", 1), "all are reconciled")
+                await eventually(partial(child_says, client, api_namespace, f"m{number}", 1), "all are reconciled")
             queue = found.operator.queue
             await eventually(lambda: queue.idle, "the queue is empty")
             await asyncio.sleep(1)

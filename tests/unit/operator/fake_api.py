@@ -168,9 +168,9 @@ class FakeApi:
                 return self._list(request)
             return status(404, "NotFound", f"{request.path} not found")
         if request.method == "POST":
-            return self._create(request, decoded)
+            return self._create(request, decoded or {})
         if request.method == "PATCH":
-            return self._apply(request, decoded)
+            return self._apply(request, decoded or {})
         return self._delete(request, decoded)
 
     def _list(self, request: web.Request) -> web.Response:

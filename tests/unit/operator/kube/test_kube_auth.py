@@ -167,9 +167,9 @@ class TestPlugins:
         script = tmp_path / "plugin"
         script.write_text(f"#!{sys.executable}\n" + textwrap.dedent(body))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        config = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./plugin", "args": ["a"]}}
-        config["exec"]["env"] = [{"name": "EXTRA", "value": "e"}]  # type: ignore[assignment]
-        found = from_kubeconfig([write(tmp_path / "config", user=config)])
+        command = {"command": "./plugin", "args": ["a"], "env": [{"name": "EXTRA", "value": "e"}]}
+        config = {"apiVersion": "client.authentication.k8s.io/v1", **command}
+        found = from_kubeconfig([write(tmp_path / "config", user={"exec": config})])
         assert isinstance(found.credentials, ExecToken)
         return found.credentials
 
@@ -186,7 +186,7 @@ class TestPlugins:
             print(json.dumps({"status": {"token": token, "expirationTimestamp": expires}}))
             """,
         )
-        assert await asyncio.gather(source.token(), source.token()) == ["ea1", "ea1"]
+        assert list(await asyncio.gather(source.token(), source.token())) == ["ea1", "ea1"]
         source.invalidate()
         assert await source.token() == "ea2"
         assert await source.token() == "ea3", "the second had expired"

@@ -241,7 +241,7 @@ def test_stores_take_answers_of_the_kinds_they_have() -> None:
     assert names(stores[CONFIGMAPS].list()) == ["a"]
     assert stores.unsynced == ("configmaps",)
     stores[CONFIGMAPS].synced.set()
-    assert stores.unsynced == ()
+    assert not stores.unsynced
 
 
 def test_stores_refuse_kinds_that_no_resource_is_known_for() -> None:

@@ -54,7 +54,9 @@ async def test_an_empty_kind_is_synced_at_once(api: FakeApi, client: HttpClient)
 
 
 async def test_ghosts_are_removed_and_told_of(api: FakeApi, client: HttpClient) -> None:
-    store, swept, told = Store(KIND), [], []
+    store = Store(KIND)
+    swept: list[int] = []
+    told: list[str] = []
     for name in "abc":
         store.upsert(api.put(KIND, "ns", name))
     store.on_change(lambda old, new: told.append((old or {})["metadata"]["name"]) if new is None else None)

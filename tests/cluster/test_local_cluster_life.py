@@ -3,6 +3,7 @@
 A node of its own, beside the one that the other tests share: it is killed and taken down here.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -155,6 +156,55 @@ def test_a_node_whose_supervisor_was_killed_is_gone_and_up_clears_away_after_it(
     up(said)
     assert any("ended without being taken down" in line for line in said)
     assert rm_local_cluster.status(name=NAME).healthy
+
+
+@contextlib.contextmanager
+def server_outside(directory: Path) -> Iterator[str]:
+    """A web server beyond this machine: in a network of its own that knows no way to the node, only to this machine's
+    end.
+    """
+    interface, script = f"{NAME}out", "read go; ip addr add 198.51.100.2/30 dev out && ip link set out up && exec"
+    serve = f"{script} busybox httpd -f -p 8000 -h {directory}"
+    argv = ["unshare", "--net", "sh", "-c", serve]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        try:
+            ours = os.readlink("/proc/self/ns/net")
+            assert wait_until(lambda: os.readlink(f"/proc/{process.pid}/ns/net") != ours, 10)
+            output("ip", "link", "add", interface, "type", "veth", "peer", "name", "out", "netns", str(process.pid))
+            output("ip", "addr", "add", "198.51.100.1/30", "dev", interface)
+            output("ip", "link", "set", interface, "up")
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert wait_until(lambda: answers("198.51.100.2", 8000), 10)
+            yield "http://198.51.100.2:8000/"
+        finally:
+            process.kill()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_node_reaches_the_outside_only_while_that_is_asked_for(tmp_path: Path) -> None:
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    before = forwarding.read_text()
+    (tmp_path / "index.html").write_text("outside\n")
+    fetch = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=2).read().decode())"
+    with server_outside(tmp_path) as url:
+        refused = up().exec_in_node([sys.executable, "-c", fetch, url], check=False)
+        assert "timed out" in refused.stderr
+        opened = rm_local_cluster.up(driver="node", name=NAME, outside=True, progress=lambda _: None)
+        assert opened.exec_in_node([sys.executable, "-c", fetch, url]).stdout.strip() == "outside"
+        entered = namespaces(supervisor().pid)
+        assert len(traces(entered)["packet filter rules"]) == 3
+        rm_local_cluster.down(name=NAME)
+    assert traces(entered)["packet filter rules"] == []
+    assert forwarding.read_text() == before
 
 
 def test_an_up_that_was_killed_half_way_does_not_matter() -> None:

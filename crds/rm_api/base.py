@@ -28,15 +28,26 @@ DecimalNumber = Annotated[
     Decimal,
     Field(ge=0),
     PlainSerializer(str, return_type=str),
-    _schema(**{"x-kubernetes-int-or-string": True, "pattern": r"^[0-9]{1,12}(\.[0-9]{1,6})?$", "maxLength": 20}),
-]
-
-# A Kubernetes quantity such as 4Gi or 500m.
-Quantity = Annotated[
-    str,
+    # The pattern holds for strings only, the bounds for integers only.
     _schema(
         **{
             "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "maximum": 999_999_999_999,
+            "pattern": r"^[0-9]{1,12}(\.[0-9]{1,6})?$",
+            "maxLength": 20,
+        }
+    ),
+]
+
+# A Kubernetes quantity such as 4Gi or 500m; whole numbers may be written without quotes.
+Quantity = Annotated[
+    str,
+    Field(coerce_numbers_to_str=True),
+    _schema(
+        **{
+            "x-kubernetes-int-or-string": True,
+            "minimum": 0,
             "pattern": r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$",
             "maxLength": 20,
         }

@@ -56,6 +56,14 @@ class Supports(ApiModel):
     """Number formats it can compile to, the preferred one first."""
 
 
+class StepVariable(EnvVar):
+    """A variable of a step's environment."""
+
+    # Shorter than elsewhere: the API server bounds what checking it may cost.
+    value: Argument = ""
+    """Its value; ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
+
+
 class Step(ApiModel):
     """One command of the build, in an image of the vendor's choice, run by rma-launch without a shell."""
 
@@ -67,7 +75,7 @@ class Step(ApiModel):
     """Program and first arguments. ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
     args: Annotated[list[Argument], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = []
     """Further arguments."""
-    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] = []
+    env: Annotated[list[StepVariable], Field(max_length=32, json_schema_extra=list_map("name"))] = []
     """Variables of the step."""
     resources: Resources = Resources()
     """CPU and memory of the step; the profile's where absent."""
@@ -126,7 +134,13 @@ class ExitCodeMapping(ApiModel):
     """BadInput and UnsupportedModel blame the model, ToolchainFailure the tool; Transient is tried again."""
 
 
-_VARIABLES = "|".join(sorted(BUILD_VARIABLES))
+_KNOWN = ", ".join(sorted(BUILD_VARIABLES))
+_PATTERN = rf"^([^$]|[$][$]|[$][{{]({'|'.join(sorted(BUILD_VARIABLES))})[}}]|[$][^${{])*[$]?$"
+
+
+def _only_known(text: str) -> str:
+    """CEL: ``text`` names no variable but those of the catalogue."""
+    return f"{text}.matches('{_PATTERN}')"
 
 
 class BuildProfileSpec(ApiModel):
@@ -135,9 +149,20 @@ class BuildProfileSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             cel(
-                r"self.steps.all(s, (s.command + (has(s.args) ? s.args : [])).all(a, "
-                rf"a.replace('$$', '').matches('^([^$]|[$][{{]({_VARIABLES})[}}]|[$][^{{])*[$]?$')))",
-                f"a step names a variable that does not exist; there are {', '.join(sorted(BUILD_VARIABLES))}",
+                f"self.steps.all(s, (s.command + (has(s.args) ? s.args : [])).all(a, {_only_known('a')}))",
+                f"a step names a variable that does not exist; there are {_KNOWN}",
+            ),
+            cel(
+                f"self.steps.all(s, !has(s.env) || s.env.all(e, !has(e.value) || {_only_known('e.value')}))",
+                f"a step's environment names a variable that does not exist; there are {_KNOWN}",
+            ),
+            cel(
+                f"self.steps.all(s, !has(s.outputs) || s.outputs.all(o, {_only_known('o')}))",
+                f"a step's output names a variable that does not exist; there are {_KNOWN}",
+            ),
+            cel(
+                f"!has(self.probe) || self.probe.command.all(a, {_only_known('a')})",
+                f"the probe names a variable that does not exist; there are {_KNOWN}",
             ),
         )
     )

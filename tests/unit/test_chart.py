@@ -1,0 +1,255 @@
+"""The chart, as helm renders it: rights that the operator's code needs and no others, values, pods, environment."""
+
+import json
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rm_api import kinds, names
+from rm_local_cluster import existing
+from rm_operator.app import REFLECTED
+from rm_operator.config import Config
+from rm_operator.kube.resources import ALL, CUSTOM, EVENTS, LEASES, resource_of
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/rm-abstract"
+PLAN = ROOT / "operator/rm_operator/plan"
+Object = dict[str, Any]
+Rights = dict[tuple[str, str], set[str]]
+Render = Callable[..., list[Object]]
+
+
+class Refused(Exception):
+    """helm did not take the values; the message is what it said."""
+
+
+@pytest.fixture(scope="session")
+def render() -> Render:
+    """The chart's objects for values as a dictionary."""
+    _, helm = existing.tools(print)
+
+    def run(**values: Any) -> list[Object]:
+        command = [str(helm), "template", "rma", str(CHART), "--namespace=system", "--values=-"]
+        done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Refused(done.stderr)
+        return [obj for obj in yaml.safe_load_all(done.stdout) if obj]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rendered(render: Render) -> list[Object]:
+    """The chart with its own values."""
+    return render()
+
+
+def _one(objects: list[Object], kind: str, name: str) -> Object:
+    return next(obj for obj in objects if obj["kind"] == kind and obj["metadata"]["name"] == name)
+
+
+def _granted(role: Object) -> Rights:
+    found: Rights = defaultdict(set)
+    for rule in role["rules"]:
+        assert set(rule) == {"apiGroups", "resources", "verbs"}
+        for group, resource in product(rule["apiGroups"], rule["resources"]):
+            found[group, resource] |= set(rule["verbs"])
+    return dict(found)
+
+
+# What planners make and what they delete, by kind. Their sources name every kind that they make.
+APPLIED = {"BuildArtifact", "Deployment", "ControllerRevision", "Job", "Service", "ConfigMap", "Pod"}
+# Services and pods go with their owners.
+DELETED = APPLIED - {"Service", "Pod"}
+ROLLED_OUT = {"DaemonSet"}
+OWNERS = (kinds.ACCELERATOR_RESOURCE, kinds.MODEL_DEPLOYMENT, kinds.BUILD_ARTIFACT)
+
+
+def test_the_kinds_that_planners_make_are_those_listed_here() -> None:
+    known = {resource.kind for resource in ALL}
+    sources = "".join(path.read_text() for path in PLAN.rglob("*.py"))
+    made = {kind for kind in known if f'"kind": "{kind}"' in sources}
+    assert made == APPLIED | ROLLED_OUT
+
+
+def test_the_cluster_role_is_what_the_code_needs(rendered: list[Object]) -> None:
+    needed: Rights = defaultdict(set)
+    # kopf and the reflectors list and watch.
+    for resource in [*CUSTOM, *(kept.resource for kept in REFLECTED)]:
+        needed[resource.group, resource.plural] |= {"list", "watch"}
+    for resource in ALL:
+        key = resource.group, resource.plural
+        if resource.kind in APPLIED:
+            # Server-side apply is a patch, and a create where there is nothing; a live object is looked at before.
+            needed[key] |= {"get", "patch"}
+        if resource.kind in APPLIED - {"Pod"}:
+            needed[key] |= {"create"}
+        if resource.kind in DELETED:
+            needed[key] |= {"delete"}
+    for resource in CUSTOM:
+        needed[resource.group, f"{resource.plural}/status"] |= {"patch"}
+    for info in OWNERS:
+        # blockOwnerDeletion asks for the right to change the owner's finalizers.
+        needed[names.GROUP, f"{info.plural}/finalizers"] |= {"update"}
+    needed[EVENTS.group, EVENTS.plural] |= {"create"}
+    assert _granted(_one(rendered, "ClusterRole", "rma-operator")) == needed
+
+
+def test_the_role_in_its_own_namespace_is_what_the_code_needs(rendered: list[Object]) -> None:
+    daemonsets = resource_of({"apiVersion": "apps/v1", "kind": "DaemonSet"})
+    assert _granted(_one(rendered, "Role", "rma-operator")) == {
+        (LEASES.group, LEASES.plural): {"get", "create", "patch"},
+        (daemonsets.group, daemonsets.plural): {"get", "create", "patch", "delete"},
+    }
+
+
+def test_no_right_is_a_wildcard_and_no_secret_is_read(rendered: list[Object]) -> None:
+    for role in (obj for obj in rendered if obj["kind"] in ("Role", "ClusterRole")):
+        for (group, resource), verbs in _granted(role).items():
+            assert "*" not in {group, resource, *verbs}
+            assert resource not in ("secrets", "pods/exec", "serviceaccounts/token", "nodes/proxy")
+
+
+@pytest.mark.parametrize("kind", ["ClusterRoleBinding", "RoleBinding"])
+def test_the_roles_are_bound_to_the_operators_account(rendered: list[Object], kind: str) -> None:
+    binding = _one(rendered, kind, "rma-operator")
+    assert binding["roleRef"]["name"] == "rma-operator"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "rma-operator", "namespace": "system"}]
+    account = _one(rendered, "ServiceAccount", "rma-operator")["metadata"]["name"]
+    assert _one(rendered, "Deployment", "rma-operator")["spec"]["template"]["spec"]["serviceAccountName"] == account
+
+
+def test_tenants_deploy_models_and_see_the_rest(rendered: list[Object]) -> None:
+    edit = _granted(_one(rendered, "ClusterRole", "rma-edit"))
+    assert {resource for _, resource in edit} == {"modeldeployments", "modeldeployments/scale"}
+    view = _granted(_one(rendered, "ClusterRole", "rma-view"))
+    assert {resource for _, resource in view} == {info.plural for info in kinds.KINDS}
+    assert set().union(*view.values()) == {"get", "list", "watch"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"operator": {"replica": 2}}, "replica"),
+        ({"operator": {"replicas": 0}}, "replicas"),
+        ({"operator": {"workers": "many"}}, "workers"),
+        ({"operator": {"logLevel": "LOUD"}}, "logLevel"),
+        ({"images": {"operator": ""}}, "operator"),
+        ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"images": {"sidecar": "x"}}, "sidecar"),
+        ({"crds": {"install": "yes"}}, "install"),
+        ({"store": {"host": "https://registry/"}}, "host"),
+        ({"store": {"plainHttp": True}}, "plainHttp"),
+        ({"store": {"registry": {"persistence": {"sise": "1Gi"}}}}, "sise"),
+        ({"store": {"registry": {"enabled": False}}}, "store.host is needed where store.registry.enabled is false"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(render: Render, values: Object, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        render(**values)
+
+
+def test_an_external_store_leaves_the_registry_out(render: Render, rendered: list[Object]) -> None:
+    assert {obj["kind"] for obj in rendered if obj["metadata"]["name"] == "rma-registry"} == {
+        "PersistentVolumeClaim", "ConfigMap", "Service", "Deployment",
+    }  # fmt: skip
+    for values in (
+        {"host": "registry.example:5000", "plainHTTP": False},
+        {"host": "r", "registry": {"enabled": False}},
+    ):
+        objects = render(store=values)
+        assert [obj for obj in objects if obj["metadata"]["name"] == "rma-registry"] == []
+        assert _environment(objects)["RMA_STORE"] == values["host"]
+
+
+def _environment(objects: list[Object]) -> dict[str, str]:
+    container = _one(objects, "Deployment", "rma-operator")["spec"]["template"]["spec"]["containers"][0]
+    return {entry["name"]: str(entry.get("value", "from-a-field")) for entry in container["env"]}
+
+
+class _Recorder(dict[str, str]):
+    """An environment that remembers what it was asked for."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -> None:
+    images = {"operator": "o:1", "runtime": "r:1", "launcher": "l:1", "registry": "x:1", "pullPolicy": "Never"}
+    environ = _Recorder(
+        _environment(render(images=images, operator={"workers": 3}, store={"host": "s:1", "plainHTTP": False}))
+    )
+    config = Config.from_environment(environ)
+    assert set(environ) - environ.asked == {"HOME"}
+    # The rest is for tests and for people who run it by hand.
+    assert environ.asked - set(environ) == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"}
+    assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
+    assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
+    assert config.workers == 3
+
+
+def test_the_operators_ports_and_probes_are_those_that_it_serves(rendered: list[Object]) -> None:
+    container = _one(rendered, "Deployment", "rma-operator")["spec"]["template"]["spec"]["containers"][0]
+    default = Config(system_namespace="s", store="s", runtime_image="r", launcher_image="l")
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"metrics": default.metrics_port}
+    paths = {name: container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
+    assert paths == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+
+
+def test_pods_are_restricted(rendered: list[Object]) -> None:
+    pods = {obj["metadata"]["name"]: obj["spec"]["template"]["spec"] for obj in rendered if obj["kind"] == "Deployment"}
+    assert pods.keys() == {"rma-operator", "rma-registry"}
+    for name, pod in pods.items():
+        outer = pod["securityContext"]
+        assert outer["runAsNonRoot"] is True
+        assert outer["runAsUser"] > 0
+        assert outer["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+        assert pod.get("automountServiceAccountToken", True) is (name == "rma-operator"), "only it talks to the API"
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_selectors_find_the_pods_and_services_their_ports(rendered: list[Object]) -> None:
+    for name in ("rma-operator", "rma-registry"):
+        deployment, service = _one(rendered, "Deployment", name)["spec"], _one(rendered, "Service", name)["spec"]
+        labels = deployment["template"]["metadata"]["labels"]
+        assert deployment["selector"]["matchLabels"].items() <= labels.items()
+        assert service["selector"].items() <= labels.items()
+        ports = {port["name"] for port in deployment["template"]["spec"]["containers"][0]["ports"]}
+        assert {port["targetPort"] for port in service["ports"]} <= ports
+
+
+def test_crds_are_templates_that_stay(render: Render, rendered: list[Object]) -> None:
+    crds = [obj for obj in rendered if obj["kind"] == "CustomResourceDefinition"]
+    assert {crd["metadata"]["name"] for crd in crds} == {info.crd_name for info in kinds.KINDS}
+    for crd in crds:
+        written = yaml.safe_load((ROOT / "crds" / f"{crd['metadata']['name']}.yaml").read_text())
+        assert crd["spec"] == written["spec"]
+        assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    without = render(crds={"install": False})
+    assert not [obj for obj in without if obj["kind"] == "CustomResourceDefinition"]
+    claim = _one(rendered, "PersistentVolumeClaim", "rma-registry")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}, "artifacts outlive the release"
+
+
+def test_without_persistence_there_is_no_claim(render: Render) -> None:
+    objects = render(store={"registry": {"persistence": {"enabled": False}}})
+    assert not [obj for obj in objects if obj["kind"] == "PersistentVolumeClaim"]
+    volumes = _one(objects, "Deployment", "rma-registry")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "data", "emptyDir": {}} in volumes

@@ -1,0 +1,87 @@
+"""The operator under the chart's roles alone: it takes its Lease, writes states and makes children."""
+
+import asyncio
+import json
+import ssl
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import yaml
+from custom_objects import SMALLEST, apply, custom_object
+from real_api import ApiServer, eventually
+from rm_local_cluster import existing
+from rm_operator.app import Operator
+from rm_operator.config import Config
+from rm_operator.kube.auth import Connection, StaticToken
+from rm_operator.kube.errors import NotFound
+from rm_operator.kube.http import HttpClient
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    DAEMONSETS,
+    EVENTS,
+    JOBS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    SERVICES,
+)
+
+CHART = Path(__file__).parents[2] / "charts/rm-abstract"
+KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+
+
+def _token(server: ApiServer, kubeconfig: Path, namespace: str) -> str:
+    """A token of the operator's account, with the rights that the chart gives it."""
+    kubectl, helm = existing.tools(print)
+
+    def run(*command: str, stdin: str | None = None) -> str:
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
+
+    chart = run(str(helm), "template", namespace, str(CHART), f"--namespace={namespace}")
+    wanted = [obj for obj in yaml.safe_load_all(chart) if obj and obj["kind"] in KINDS]
+    on_server = (str(kubectl), "--kubeconfig", str(server.kubeconfig(kubeconfig)), "--namespace", namespace)
+    run(*on_server, "apply", "-f", "-", stdin=yaml.safe_dump_all(wanted))
+    return run(*on_server, "create", "token", f"{namespace}-operator").strip()
+
+
+async def test_the_charts_roles_are_enough(
+    api_server: ApiServer, client: HttpClient, api_namespace: str, tmp_path: Path
+) -> None:
+    token = _token(api_server, tmp_path / "kubeconfig", api_namespace)
+    connection = Connection(api_server.url, ssl.create_default_context(cafile=str(api_server.ca)), StaticToken(token))
+    config = Config(
+        system_namespace=api_namespace, store="store:5000", runtime_image="r", launcher_image="l", metrics_port=0
+    )
+    died: list[int] = []
+    operator = Operator(config, connection, die=died.append)
+    model = await apply(client, custom_object("ModelDeployment", SMALLEST["ModelDeployment"], api_namespace))
+    plugin = {**SMALLEST["AcceleratorResource"], "devicePlugin": {"image": "acme/plugin:1", "config": "a: 1"}}
+    accelerator = await apply(client, custom_object("AcceleratorResource", plugin, api_namespace))
+    stop = asyncio.Event()
+    task = asyncio.create_task(operator.run(stop))
+    try:
+
+        async def settled() -> bool:
+            jobs = (await client.list(JOBS, api_namespace)).items
+            services = (await client.list(SERVICES, api_namespace)).items
+            states = [
+                await client.get(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"]),
+                await client.get(MODEL_DEPLOYMENTS, api_namespace, model["metadata"]["name"]),
+            ]
+            try:
+                await client.get(DAEMONSETS, api_namespace, f"device-plugin-{accelerator['metadata']['name']}")
+                await client.get(LEASES, api_namespace, "rm-abstract-operator")
+            except NotFound:
+                return False
+            events = (await client.list(EVENTS, api_namespace)).items
+            return bool(jobs and services and events) and all(state.get("status") for state in states)
+
+        await eventually(settled, "children, states, events and the Lease are there", 30)
+        async with aiohttp.ClientSession() as session:
+            metrics = await (await session.get(f"http://127.0.0.1:{operator.port}/metrics")).text()
+        assert [line for line in metrics.splitlines() if 'code="403"' in line or 'status="403"' in line] == []
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 30)
+        await client.delete(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"])
+    assert died == [], json.dumps(died)

@@ -7,7 +7,6 @@ from fake_api import FakeApi
 from rm_operator.kube.http import HttpClient
 
 
-
 @pytest.fixture
 async def api() -> AsyncIterator[FakeApi]:
     async with FakeApi() as running:

@@ -1,7 +1,7 @@
 """An API server in this process, over real HTTP, that can be told to fail in every way that a real one does.
 
-It keeps objects and their history, lists in pages, watches with bookmarks, and knows nothing of schemas. What a real one
-makes of an apply is tested against a real one.
+It keeps objects and their history, lists in pages, watches with bookmarks, and knows nothing of schemas. What a real
+one makes of an apply is tested against a real one.
 """
 
 import asyncio
@@ -39,7 +39,8 @@ class _Watcher:
 
 def status(code: int, reason: str = "", message: str = "", **details: Any) -> web.Response:
     """An error as the API server words it."""
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
+    body |= {"reason": reason, "message": message}
     return web.json_response(body | ({"details": details} if details else {}), status=code)
 
 
@@ -175,7 +176,9 @@ class FakeApi:
 
     def _list(self, request: web.Request) -> web.Response:
         selector = request.query.get("labelSelector")
-        paths = sorted(path for path, obj in self._objects.items() if _within(path, request.path) and _matches(obj, selector))
+        paths = sorted(
+            path for path, obj in self._objects.items() if _within(path, request.path) and _matches(obj, selector)
+        )
         start, version = 0, self.version
         if token := request.query.get("continue"):
             start, version = (int(part) for part in token.split(":"))
@@ -269,7 +272,10 @@ class FakeApi:
 
 def _within(path: str, collection: str) -> bool:
     """True if the object at ``path`` is in ``collection``, of one namespace or of all."""
-    return collection + "/" in (path[: len(collection) + 1], re.sub(r"/namespaces/[^/]+", "", path)[: len(collection) + 1])
+    return collection + "/" in (
+        path[: len(collection) + 1],
+        re.sub(r"/namespaces/[^/]+", "", path)[: len(collection) + 1],
+    )
 
 
 def _matches(obj: dict[str, Any], selector: str | None) -> bool:

@@ -79,7 +79,7 @@ async def test_the_charts_roles_are_enough(
         await eventually(settled, "children, states, events and the Lease are there", 30)
         async with aiohttp.ClientSession() as session:
             metrics = await (await session.get(f"http://127.0.0.1:{operator.port}/metrics")).text()
-        assert [line for line in metrics.splitlines() if 'code="403"' in line or 'status="403"' in line] == []
+        assert [line for line in metrics.splitlines() if 'code="403"' in line] == []
     finally:
         stop.set()
         await asyncio.wait_for(task, 30)

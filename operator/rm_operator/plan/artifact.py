@@ -109,8 +109,8 @@ class _Planner:
     def plan(self) -> Plan:
         finished = tuple(deletion_of(a.job) for a in self.snapshot.attempts if a.state is not State.RUNNING)
         if is_ready(self.snapshot.artifact):
-            reason = Reason(next(e["reason"] for e in self._before_conditions() if e["type"] == ConditionType.BUILT))
-            self._ready(reason)
+            said = (entry["reason"] for entry in self._before_conditions() if entry["type"] == ConditionType.BUILT)
+            self._ready(Reason(next(said, Reason.BUILT)))
             return self._finish(delete=finished)
 
         answer = self.snapshot.answer

@@ -15,6 +15,9 @@ const (
 	maxLineBytes = 64 << 10
 )
 
+// errorLine is a line that names its error, as most tools and every Python exception do: advice often follows it.
+var errorLine = regexp.MustCompile(`^\s*(?:[\w.]*(?:Error|Exception)\b|(?i:fatal|error)\b)`)
+
 // transcript watches what the child writes, line by line: it keeps the last lines and looks for the patterns.
 type transcript struct {
 	mu      sync.Mutex
@@ -23,6 +26,7 @@ type transcript struct {
 
 	lines      []string
 	lastError  string
+	named      string
 	succeeded  bool
 	failedLine string
 	failed     bool
@@ -46,6 +50,9 @@ func (t *transcript) add(raw []byte, fromStderr, overwritten bool) {
 	line = cut(line, tailLineBytes)
 	if fromStderr {
 		t.lastError = line
+		if errorLine.MatchString(line) {
+			t.named = line
+		}
 	}
 	if len(t.lines) == 2*tailLines {
 		t.lines = append(t.lines[:0], t.lines[tailLines:]...)
@@ -66,6 +73,8 @@ func (t *transcript) telling() string {
 	switch {
 	case t.failed:
 		return t.failedLine
+	case t.named != "":
+		return strings.TrimSpace(t.named)
 	case t.lastError != "":
 		return strings.TrimSpace(t.lastError)
 	case len(t.lines) > 0:

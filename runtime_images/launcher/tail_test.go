@@ -108,6 +108,9 @@ func TestTelling(t *testing.T) {
 		{&stdout, "hello\n", "hello"},
 		{&stderr, "  ValueError: x \n\n", "ValueError: x"},
 		{&stdout, "more\n", "ValueError: x"},
+		{&stderr, "You can update the package.\n", "ValueError: x"},
+		{&stderr, "nn.modules.ShapeError: y\nerror_rate 5\n", "nn.modules.ShapeError: y"},
+		{&stderr, "fatal: z\n", "fatal: z"},
 		{&stdout, "a bad thing\n", "a bad thing"},
 		{&stderr, "Traceback\n", "a bad thing"},
 	} {

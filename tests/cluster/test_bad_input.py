@@ -83,8 +83,8 @@ def test_deleted_while_its_model_is_read_it_leaves_nothing(namespace: Kubectl, m
     wait_until("objects are left", lambda: not left_over(namespace) and not namespace.list("bart"), timeout=60)
 
 
-@pytest.fixture
-def credulous_profile(namespace: Kubectl, installed: Installed) -> Iterator[str]:
+@contextlib.contextmanager
+def _credulous_profile(namespace: Kubectl, installed: Installed) -> Iterator[str]:
     """A BuildProfile that claims to support every model; nobody chooses it who does not name it."""
     (profile,) = installed.example("simulated-npu/build-profile.yaml")
     name = f"any-model-{namespace.namespace}"
@@ -92,29 +92,31 @@ def credulous_profile(namespace: Kubectl, installed: Installed) -> Iterator[str]
     spec: Any = profile["spec"]
     spec |= {"supports": {"dtypes": ["fp16"]}, "priority": -100}
     namespace.apply(profile)
-    yield name
-    namespace.delete("bprof", name)
+    try:
+        yield name
+    finally:
+        namespace.delete("bprof", name)
 
 
 def test_a_model_that_the_compiler_rejects(
-    namespace: Kubectl, unsupported_source: str, model_source: str, credulous_profile: str
+    namespace: Kubectl, installed: Installed, unsupported_source: str, model_source: str
 ) -> None:
     deploy(namespace, "odd", unsupported_source)
     deployment = wait_for(namespace, "odd", "NoEligibleAccelerator")
     assert "TapeRecorder" in str(deployment["status"]["placement"]), "every profile says what it supports"
 
-    deploy(namespace, "odd", unsupported_source, buildProfile=credulous_profile)
-    deployment = wait_for(namespace, "odd", "ToolchainFailed", on="Stalled", timeout=180)
-    assert "does not recognize this architecture" in condition(deployment, "Ready")["message"]
-    (failed,) = namespace.list("bart")
-    assert failed["status"]["attempts"] == 2
-    assert failed["status"]["logTail"]
+    with _credulous_profile(namespace, installed) as profile:
+        deploy(namespace, "odd", unsupported_source, buildProfile=profile)
+        deployment = wait_for(namespace, "odd", "ToolchainFailed", on="Stalled", timeout=180)
+        assert "does not recognize this architecture" in condition(deployment, "Ready")["message"]
+        (failed,) = namespace.list("bart")
+        assert failed["status"]["attempts"] == 2
+        assert failed["status"]["logTail"]
     # The right model heals it, and nothing is left of what failed.
     deploy(namespace, "odd", model_source)
     wait_for(namespace, "odd", "Building", timeout=30)
-    wait_until(
-        "the failed artifact is left", lambda: namespace.get("bart", failed["metadata"]["name"]) is None, timeout=30
-    )
+    name = failed["metadata"]["name"]
+    wait_until("the failed artifact is left", lambda: namespace.get("bart", name) is None, timeout=30)
 
 
 @contextlib.contextmanager

@@ -149,7 +149,8 @@ class _Planner:
             stages = {stage: _decimal(spent) for stage, spent in last.seconds.items()}
             update |= {"stage_seconds": stages or None, "build_seconds": _decimal(sum(last.seconds.values()))}
             if last.report and last.report.versions:
-                update["versions"] = dict(last.report.versions)
+                # It is a tool's word: what exceeds the schema must not cost the whole status.
+                update["versions"] = {tool: version[:256] for tool, version in [*last.report.versions.items()][:32]}
         self.status = self.status.model_copy(update=update)
         self._ready(Reason.BUILT if built else Reason.ADOPTED)
         return self._finish(delete=tuple(deletion_of(a.job) for a in self.snapshot.attempts))
@@ -171,7 +172,7 @@ class _Planner:
         self.status = self.status.model_copy(
             update={
                 "failures": attempt.number,
-                "log_tail": [str(line)[:512] for line in tail[-20:]] if isinstance(tail, list) else None,
+                "log_tail": [line[:512] for line in tail.splitlines()[-20:]] if isinstance(tail, str) else None,
             }
         )
         # What the vendor's tool does not explain may be the node's fault: it gets one more chance.

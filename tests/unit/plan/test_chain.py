@@ -235,6 +235,14 @@ def test_failed_builds(code: int, report: dict[str, Any] | None, reason: str, at
         ]
 
 
+def test_the_compilers_last_lines_are_kept() -> None:
+    world = _at_stage("build")
+    report = {"reason": "UnsupportedModel", "message": "no", "facts": {"logTail": "loading\nno such kernel"}}
+    world.finish(world.jobs("build")[0], 64, report=report)
+    world.settle()
+    assert world.of("BuildArtifact")[0]["status"]["logTail"] == ["loading", "no such kernel"]
+
+
 def test_a_failure_is_remembered_without_its_job() -> None:
     world = _at_stage("build")
     world.finish(world.jobs("build")[0], 64, report={"reason": "UnsupportedModel", "message": "no"})

@@ -5,8 +5,19 @@
 >>> cluster.kubeconfig, cluster.image_registry_pull
 """
 
-from .api import doctor, down, status, up
+from .api import doctor, down, restart, status, up
 from .errors import LocalClusterError
 from .model import Cluster, ComponentStatus, Finding, Status
 
-__all__ = ["Cluster", "ComponentStatus", "Finding", "LocalClusterError", "Status", "doctor", "down", "status", "up"]
+__all__ = [
+    "Cluster",
+    "ComponentStatus",
+    "Finding",
+    "LocalClusterError",
+    "Status",
+    "doctor",
+    "down",
+    "restart",
+    "status",
+    "up",
+]

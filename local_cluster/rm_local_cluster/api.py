@@ -85,6 +85,19 @@ def down(*, name: str | None = None, purge: bool = False, progress: Progress = t
             progress(f"the images of {paths.name} are gone")
 
 
+def restart(component: str, *, name: str | None = None, timeout: float = 120, progress: Progress = to_stderr) -> None:
+    """Kill a component of a node of our own, such as `kubelet` or `kube-apiserver`, as a crash would, and start it
+    again.
+
+    Returns when it is up. A component that is dead is started, which mends a node that is Broken. Raises
+    LocalClusterError when there is no such component or node, and when it is not up within `timeout` seconds.
+    """
+    paths = NodePaths(cluster_name(name))
+    with _locked(paths, progress):
+        node.restart(paths, component, timeout)
+        progress(f"{component} was restarted")
+
+
 def status(*, name: str | None = None) -> Status:
     """Look at the cluster that `up` returned last; nothing is started or changed."""
     paths = NodePaths(cluster_name(name))

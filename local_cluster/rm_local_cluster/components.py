@@ -3,7 +3,7 @@
 from . import control_plane, kubeconfig, worker
 from .pki import Authority
 from .plan import VOLUMES, NodePlan
-from .supervisor import NodeSpec, Stage
+from .spec import NodeSpec, Stage
 
 
 def prepare(plan: NodePlan) -> NodeSpec:
@@ -38,6 +38,7 @@ def prepare(plan: NodePlan) -> NodeSpec:
         services=str(plan.addresses.services),
         logs=str(paths.logs),
         report=str(paths.report),
+        restart_request=str(paths.restart_request),
         binds=(
             (str(paths.root / "kubelet"), "/var/lib/kubelet"),
             (str(paths.root / "cni"), "/var/lib/cni"),

@@ -2,7 +2,7 @@
 
 from .pki import Authority, write_signing_key
 from .plan import API_PORT, NodePlan
-from .supervisor import Component, Probe
+from .spec import Component, Probe
 
 
 def etcd(plan: NodePlan) -> Component:

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .logs import last_lines
 from .model import Cluster
 from .packages import CNI_DIRECTORIES
 from .paths import NodePaths
-from .plan import NodePlan
+from .plan import PRIVATE, NodePlan
 from .process import Process, wait_until
 from .shell import run
 
@@ -76,6 +76,25 @@ def report(paths: NodePaths) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return said
+
+
+def restart(paths: NodePaths, component: str, timeout: float) -> None:
+    """Have the supervisor kill a component and start it again; returns once it is up. The caller holds the node's
+    lock.
+    """
+    process = owner(paths)
+    said = report(paths)
+    known = sorted({*said.get("running", ()), *said.get("failed", ())})
+    if process is None:
+        raise LocalClusterError(f"the node {paths.name} does not run; `rm-abstract up` starts it")
+    if component not in known:
+        raise LocalClusterError(f"the node has no component {component!r}; it has {', '.join(known)}")
+    paths.restart_request.write_text(component, encoding="utf-8")
+    process.signal(signal.SIGHUP)
+    if not wait_until(lambda: not paths.restart_request.exists() or not process.alive, timeout):
+        raise LocalClusterError(f"{component} did not come up again within {timeout:g} s")
+    if not is_running(paths):
+        raise LocalClusterError(f"{component} did not come up again: {report(paths).get('message')}")
 
 
 def end(paths: NodePaths) -> None:
@@ -137,7 +156,19 @@ def _answers(cluster: Cluster) -> bool:
     return run(argv, check=False).returncode == 0
 
 
+def check_places(places: Iterable[Path]) -> None:
+    """Raise LocalClusterError for a place that is hidden from a node by a directory of its own."""
+    for place in places:
+        hidden = next((directory for directory in PRIVATE if place.resolve().is_relative_to(directory)), None)
+        if hidden is not None:
+            raise LocalClusterError(
+                f"a node cannot use {place}, as {hidden} is another directory to it; "
+                "set XDG_CACHE_HOME and XDG_STATE_HOME to other places"
+            )
+
+
 def _plan(paths: NodePaths, binaries: Mapping[str, Path]) -> NodePlan:
+    check_places([paths.root, paths.images, binaries["kubelet"]])
     cni = next((directory for directory in CNI_DIRECTORIES if (directory / "bridge").exists()), None)
     if cni is None:
         raise LocalClusterError("the CNI plugins are not installed: install the package containernetworking-plugins")

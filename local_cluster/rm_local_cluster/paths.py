@@ -95,6 +95,11 @@ class NodePaths:
         return self.root / "report.json"
 
     @property
+    def restart_request(self) -> Path:
+        """Names the component that the supervisor is to restart; it removes the file when that is done."""
+        return self.root / "restart"
+
+    @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
         return self.root / "admin.kubeconfig"

@@ -17,6 +17,8 @@ API_PORT = 6443
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Where the controller manager makes the directories of volumes; the path is fixed in it.
 VOLUMES = "/tmp/hostpath_pv"  # noqa: S108
+# Where the node sees other directories than this machine.
+PRIVATE = ("/run", "/sys", "/proc", "/var/log", "/var/lib/kubelet", "/var/lib/cni", VOLUMES)
 
 
 @dataclass(frozen=True)

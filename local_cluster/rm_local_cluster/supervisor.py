@@ -6,122 +6,42 @@ one and what it said last. When this process ends, the kernel ends all that is l
 """
 
 import contextlib
-import ctypes
-import dataclasses
 import json
 import os
 import select
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import time
-import traceback
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from . import cgroups
 from .errors import LocalClusterError
 from .logs import last_lines
+from .probe import complaint
 from .shell import run
+from .spec import Component, NodeSpec, Stage
+from .watch import NewEntries
 
 _POLL = 0.05
 _STOP_SECONDS = 15.0
-_IN_CREATE = 0x100
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How to see that a component is up: an https or http URL that answers 200 (with a client certificate), or a
-    socket that accepts.
-    """
-
-    url: str | None = None
-    unix: str | None = None
-    authority: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-
-
-@dataclass(frozen=True)
-class Component:
-    """One process of the node.
-
-    `start_seconds` bounds the time until `probe` succeeds; `outlived` says that its files are used again by the next
-    node, so that it has to end in order.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    probe: Probe
-    environment: dict[str, str] = field(default_factory=dict)
-    start_seconds: float = 60
-    outlived: bool = False
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Components that start together; then all are waited for, and then `commands` run, before the next stage."""
-
-    components: tuple[Component, ...]
-    commands: tuple[tuple[str, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class NodeSpec:
-    """All that the supervisor has to know.
-
-    `address` is the node's with its prefix length, `gateway` the machine's, `services` the Services' network; `binds`
-    are pairs of a directory and where it is mounted in the node; `fixed_settings` are kernel settings by name (as in
-    sysctl) that the node sees as given and cannot change; `writable_below` is a directory in the node whose new
-    entries every user may write.
-    """
-
-    name: str
-    address: str
-    gateway: str
-    services: str
-    logs: str
-    report: str
-    binds: tuple[tuple[str, str], ...]
-    fixed_settings: dict[str, str]
-    writable_below: str
-    stages: tuple[Stage, ...]
-
-    def to_json(self) -> str:
-        """The specification as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "NodeSpec":
-        """Read what `to_json` wrote."""
-        data: dict[str, Any] = json.loads(text)
-        stages = []
-        for stage in data.pop("stages"):
-            components = []
-            for component in stage["components"]:
-                probe = Probe(**component.pop("probe"))
-                components.append(Component(argv=tuple(component.pop("argv")), probe=probe, **component))
-            stages.append(Stage(tuple(components), tuple(tuple(command) for command in stage["commands"])))
-        binds = tuple((source, target) for source, target in data.pop("binds"))
-        return cls(stages=tuple(stages), binds=binds, **data)
 
 
 class Supervisor:
-    """Runs one node until it is told to stop."""
+    """Runs one node until it is told to stop: by SIGTERM. By SIGHUP it restarts the component that the request file
+    names.
+    """
 
     def __init__(self, spec: NodeSpec) -> None:
         self._spec = spec
         self._running: dict[int, Component] = {}
-        self._stopping = False
-        self._stop_requested = False
-        self._wakeup = -1
-        self._new_volumes = -1
         self._failed: dict[str, str] = {}
+        self._replaced: set[int] = set()
+        self._stop_requested = False
+        self._restart_requested = False
+        self._stopping = False
+        self._wakeup = -1
+        self._volumes: NewEntries | None = None
 
     def run(self) -> int:
         """Run the node to its end; returns the exit status."""
@@ -137,8 +57,8 @@ class Supervisor:
             self._say("Broken", str(error))
         while not self._stop_requested:
             self._reap()
-            if self._new_volumes >= 0:
-                self._open_new_volumes()
+            if self._restart_requested:
+                self._restart()
             self._pause(None)
         self._stop()
         return 0
@@ -149,16 +69,28 @@ class Supervisor:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
+        signal.signal(signal.SIGHUP, self._request_restart)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
 
     def _request_stop(self, _number: int, _frame: object) -> None:
         self._stop_requested = True
 
+    def _request_restart(self, _number: int, _frame: object) -> None:
+        self._restart_requested = True
+
     def _pause(self, seconds: float | None) -> None:
-        """Wait for a signal, for at most so many seconds."""
-        wakers = [waker for waker in (self._wakeup, self._new_volumes) if waker >= 0]
-        for waker in select.select(wakers, [], [], seconds)[0]:
-            os.read(waker, 4096)
+        """Wait for a signal or a new volume, for at most so many seconds."""
+        wakers: list[int | NewEntries] = [self._wakeup]
+        if self._volumes is not None:
+            wakers.append(self._volumes)
+        ready = select.select(wakers, [], [], seconds)[0]
+        if self._wakeup in ready:
+            os.read(self._wakeup, 4096)
+        if self._volumes is not None:
+            for volume in self._volumes.take():
+                # The provisioner in the controller manager lets only root write there, whatever user the pod has.
+                with contextlib.suppress(FileNotFoundError):
+                    volume.chmod(0o777)
 
     # ---- namespaces
 
@@ -177,7 +109,7 @@ class Supervisor:
                 Path(directory).mkdir(parents=True, exist_ok=True)
             run(["mount", "--bind", source, target])
         self._fix_settings()
-        self._new_volumes = _watch_for_new_entries(self._spec.writable_below)
+        self._volumes = NewEntries(Path(self._spec.writable_below))
         # Pods that ask for bidirectional propagation need it; the peers are the mount namespaces made from this one.
         run(["mount", "--make-rshared", "/"])
         run(["ip", "link", "set", "lo", "up"])
@@ -203,51 +135,73 @@ class Supervisor:
             shown.write_text(f"{value}\n", encoding="ascii")
             run(["mount", "--bind", shown, real])
 
-    def _open_new_volumes(self) -> None:
-        # The provisioner in the controller manager makes directories that only root may write, whatever user the pod
-        # has.
-        with os.scandir(self._spec.writable_below) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    os.chmod(entry.path, 0o777)  # noqa: S103
-
     # ---- components
 
     def _start(self, stage: Stage) -> None:
         for component in stage.components:
-            log = self._log(component)
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    component.argv,
-                    env={**os.environ, **component.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            self._running[process.pid] = component
-            # From here on it is reaped below, with whatever the node's processes leave to process 1.
-            process.returncode = 0
+            self._launch(component)
         started = time.monotonic()
         for component in stage.components:
+            self._say("Starting", f"waiting for {component.name}")
             self._await(component, started + component.start_seconds)
         for command in stage.commands:
             run(command, timeout=300)
 
+    def _launch(self, component: Component) -> None:
+        with self._log(component).open("ab") as output:
+            process = subprocess.Popen(
+                component.argv,
+                env={**os.environ, **component.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running[process.pid] = component
+        # From here on it is reaped below, with whatever the node's processes leave to process 1.
+        process.returncode = 0
+
     def _await(self, component: Component, deadline: float) -> None:
-        self._say("Starting", f"waiting for {component.name}")
-        while (complaint := _complaint(component.probe)) is not None:
+        while (wrong := complaint(component.probe)) is not None:
             self._reap()
             if self._stop_requested:
                 raise _Stopped
             if self._failed:
-                raise LocalClusterError(" ".join(self._failed.values()))
+                raise LocalClusterError("\n".join(self._failed.values()))
             if time.monotonic() > deadline:
                 raise LocalClusterError(
-                    f"{component.name} did not come up within {component.start_seconds:g} s ({complaint}); "
+                    f"{component.name} did not come up within {component.start_seconds:g} s ({wrong}); "
                     f"its log {self._log(component)} ends with:\n{last_lines(self._log(component), 10)}"
                 )
             self._pause(_POLL)
+
+    def _restart(self) -> None:
+        """Kill a component as a crash would, or take one that is dead, and start it again."""
+        self._restart_requested = False
+        request = Path(self._spec.restart_request)
+        try:
+            name = request.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        component = next(each for stage in self._spec.stages for each in stage.components if each.name == name)
+        for pid, each in list(self._running.items()):
+            if each is component:
+                self._replaced.add(pid)
+                os.kill(pid, signal.SIGKILL)
+        while any(each is component for each in self._running.values()):
+            self._pause(_POLL)
+            self._reap()
+        self._failed.pop(name, None)
+        try:
+            self._launch(component)
+            self._await(component, time.monotonic() + component.start_seconds)
+        except _Stopped:
+            return
+        except (LocalClusterError, OSError) as error:
+            self._say("Broken", str(error))
+        else:
+            self._say("Running", "")
+        request.unlink()
 
     def _reap(self) -> None:
         while True:
@@ -258,7 +212,9 @@ class Supervisor:
             if pid == 0:
                 return
             component = self._running.pop(pid, None)
-            if component is not None and not self._stopping:
+            if pid in self._replaced:
+                self._replaced.remove(pid)
+            elif component is not None and not self._stopping:
                 self._record_death(component, os.waitstatus_to_exitcode(status))
 
     def _record_death(self, component: Component, code: int) -> None:
@@ -306,44 +262,9 @@ class _Stopped(Exception):
     """The node was told to stop while it started."""
 
 
-def _watch_for_new_entries(directory: str) -> int:
-    """A file descriptor that is readable when an entry was made in the directory; Python has no inotify of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor < 0 or libc.inotify_add_watch(descriptor, directory.encode(), _IN_CREATE) < 0:
-        raise LocalClusterError(f"{directory} cannot be watched: {os.strerror(ctypes.get_errno())}")
-    return descriptor
-
-
-def _complaint(probe: Probe) -> str | None:
-    """Why the probe does not succeed yet, or None."""
-    try:
-        if probe.unix is not None:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(2)
-                connection.connect(probe.unix)
-        if probe.url is not None:
-            context = ssl.create_default_context(cafile=probe.authority) if probe.url.startswith("https:") else None
-            if context is not None and probe.certificate is not None:
-                context.load_cert_chain(probe.certificate, probe.key)
-            # Whatever proxy the machine uses, the node's own addresses are not behind it.
-            opener = urllib.request.build_opener(
-                urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-            )
-            with opener.open(probe.url, timeout=5):
-                pass
-    except (OSError, urllib.error.URLError) as error:
-        return str(error)
-    return None
-
-
 def main() -> int:
     """Run the node that the first argument specifies, once the parent has said that the link is there."""
     spec = NodeSpec.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if not sys.stdin.readline():
         return 1
-    try:
-        return Supervisor(spec).run()
-    except Exception:
-        traceback.print_exc()
-        return 1
+    return Supervisor(spec).run()

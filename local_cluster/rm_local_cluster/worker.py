@@ -7,7 +7,7 @@ from typing import Any
 from . import addons, cgroups
 from .pki import Authority
 from .plan import REGISTRY_PORT, SYSTEM_PATH, NodePlan
-from .supervisor import Component, Probe
+from .spec import Component, Probe
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 

@@ -127,6 +127,27 @@ def test_an_address_that_belongs_to_no_service_is_refused_at_once() -> None:
     assert not isinstance(refusal.value, TimeoutError)
 
 
+def test_a_component_can_be_restarted_as_by_a_crash_and_the_node_goes_on() -> None:
+    second = up()
+    (kubelet,), (server,) = pids_of("kubelet"), pids_of("kube-apiserver")
+    for component in ("kubelet", "kube-apiserver"):
+        rm_local_cluster.restart(component, name=NAME, progress=lambda _: None)
+    assert not {kubelet, server} & {*pids_of("kubelet"), *pids_of("kube-apiserver")}
+    assert wait_until(lambda: rm_local_cluster.status(name=NAME).healthy, 30), rm_local_cluster.status(name=NAME)
+    assert up() == second
+    with pytest.raises(rm_local_cluster.LocalClusterError, match=r"no component 'kubelets'; it has containerd, etcd"):
+        rm_local_cluster.restart("kubelets", name=NAME)
+
+
+def test_restarting_a_dead_component_mends_the_node() -> None:
+    up()
+    (scheduler,) = pids_of("kube-scheduler")
+    os.kill(scheduler, signal.SIGKILL)
+    assert wait_until(lambda: rm_local_cluster.status(name=NAME).phase == "Broken", 10)
+    rm_local_cluster.restart("kube-scheduler", name=NAME, progress=lambda _: None)
+    assert rm_local_cluster.status(name=NAME).healthy
+
+
 def test_a_component_that_dies_is_reported_with_its_last_words_and_up_starts_anew() -> None:
     before = up()
     (scheduler,) = pids_of("kube-scheduler")

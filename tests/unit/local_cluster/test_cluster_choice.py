@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import rm_local_cluster
-from rm_local_cluster import Cluster, LocalClusterError, egress, kubeconfig, machine, packages, paths
+from rm_local_cluster import Cluster, LocalClusterError, egress, kubeconfig, machine, node, packages, paths
 
 GIB = 1024**3
 
@@ -97,6 +97,13 @@ def test_without_a_cluster_status_says_so_and_down_does_nothing() -> None:
     said: list[str] = []
     rm_local_cluster.down(progress=said.append)
     assert said == []
+
+
+@pytest.mark.parametrize("place", ["/run/user/0", "/var/log/cache", "/tmp/hostpath_pv"])
+def test_places_that_are_others_in_the_node_are_refused(place: str, home: Path) -> None:
+    with pytest.raises(LocalClusterError, match=f"a node cannot use {place}.*set XDG_CACHE_HOME"):
+        node.check_places([home, Path(place)])
+    node.check_places([home])
 
 
 def test_a_cluster_survives_being_written(home: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from rm_local_cluster import addons, components, families, network
 from rm_local_cluster.paths import NodePaths
 from rm_local_cluster.plan import NodePlan
-from rm_local_cluster.supervisor import Component, NodeSpec
+from rm_local_cluster.spec import Component, NodeSpec
 
 BINARIES = [name for family in families.NODE_FAMILIES for name in family.packages]
 

@@ -22,7 +22,7 @@ import httpx2
 import openai
 import pytest
 from rm_abstract.core.resource import BuildArtifact
-from rm_abstract.plugins.simulated_npu.blob import MAGIC, Target, write_blob
+from rm_abstract.plugins.simulated_npu.blob import Target, read_program, write_blob
 from rm_abstract.plugins.simulated_npu.compiler import BLOB
 from rm_device_plugins.simulator_tool import change, initialise
 from scripted_model import SAMPLES, expected_text, write_model
@@ -382,14 +382,9 @@ def copied(artifact: BuildArtifact, directory: Path, **changes: Any) -> BuildArt
 def rewrite(
     blob: Path, *, compiler: str | None = None, program: bytes | None = None, target: Target | None = None
 ) -> None:
-    raw = blob.read_bytes()
-    length = int.from_bytes(raw[len(MAGIC) : len(MAGIC) + 4], "big")
-    start = len(MAGIC) + 4
-    header = json.loads(raw[start : start + length])
-    path = blob.with_name(header["name"])
-    path.write_bytes(raw[start + length :] if program is None else program)
-    write_blob(blob, target or Target(header["product"], header["driver"]), compiler or header["compiler"], path)
-    path.unlink()
+    header, content = read_program(blob)
+    target = target or Target(header.product, header.driver)
+    write_blob(blob, target, compiler or header.compiler, content if program is None else program)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What both OpenVINO plugins need of an exported model's directory: tokenizer, limits, end-of-text tokens."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -94,7 +95,11 @@ def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 class GenAiTokenizer(Tokenizer):
-    """The tokenizer that was compiled with the model."""
+    """The tokenizer that was compiled with the model.
+
+    The native one waits for the interpreter while it holds a lock of its own: threads that make their first calls at
+    the same time can wait for each other for ever. So its first calls are made here, and one thread at a time uses it.
+    """
 
     def __init__(self, directory: Path) -> None:
         import openvino_genai  # noqa: PLC0415 (heavy)
@@ -106,21 +111,29 @@ class GenAiTokenizer(Tokenizer):
             self.native: Any = openvino_genai.Tokenizer(directory)
         except RuntimeError as error:
             raise ArtifactMismatch(f"the artifact's tokenizer cannot be loaded: {error}") from error
+        self._lock = threading.Lock()
+        for special in (True, False):
+            self.decode(self.encode("a", add_special_tokens=special))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See the base class."""
-        ids = self.native.encode([text], add_special_tokens=add_special_tokens).input_ids
-        return [int(token) for token in ids.data[0]]
+        with self._lock:
+            ids = self.native.encode([text], add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
+        return [int(token) for token in ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See the base class."""
-        return str(self.native.decode(list(tokens), skip_special_tokens=True)) if tokens else ""
+        if not tokens:
+            return ""
+        with self._lock:
+            return str(self.native.decode(list(tokens), skip_special_tokens=True))
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """See the base class."""
         try:
-            return str(
-                self.native.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True)
-            )
+            with self._lock:
+                return str(
+                    self.native.apply_chat_template([dict(message) for message in messages], add_generation_prompt=True)
+                )
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[-1]) from error

@@ -319,14 +319,18 @@ def test_an_engine_that_fails_says_so_everywhere(served: Served) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
 
 
-async def test_who_waits_for_a_failure_is_told(served: Served) -> None:
-    waiting = asyncio.create_task(served.engine.failed())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    served.session.broken.set()
-    await asyncio.to_thread(served.post, "/v1/completions", prompt="a")
-    await asyncio.wait_for(waiting, 10)
-    await asyncio.wait_for(served.engine.failed(), 10)
+def test_who_waits_for_a_failure_is_told(served: Served) -> None:
+    async def scenario() -> None:
+        waiting = asyncio.create_task(served.engine.failed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        served.session.broken.set()
+        await asyncio.to_thread(served.post, "/v1/completions", prompt="a")
+        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(served.engine.failed(), 10)
+
+    with asyncio.Runner() as runner:
+        runner.run(scenario())
 
 
 def test_health(served: Served) -> None:

@@ -43,22 +43,18 @@ class Header:
     driver: str
     compiler: str
     """Version of the compiler that made the program, which alone can load it."""
-    name: str
-    """File name of the program."""
     size: int
     sha256: str
 
 
-def write_blob(path: Path, target: Target, compiler: str, program: Path) -> Header:
+def write_blob(path: Path, target: Target, compiler: str, program: bytes | memoryview) -> None:
     """Write a blob around ``program``."""
-    content = program.read_bytes()
-    header = Header(
-        target.product, target.driver, compiler, program.name, len(content), hashlib.sha256(content).hexdigest()
-    )
+    content = memoryview(program)
+    header = Header(target.product, target.driver, compiler, content.nbytes, hashlib.sha256(content).hexdigest())
     text = json.dumps(asdict(header), sort_keys=True).encode()
     with path.open("wb") as file:
-        file.write(MAGIC + len(text).to_bytes(4, "big") + text + content)
-    return header
+        file.write(MAGIC + len(text).to_bytes(4, "big") + text)
+        file.write(content)
 
 
 def read_header(path: Path) -> Header:
@@ -66,16 +62,15 @@ def read_header(path: Path) -> Header:
     return _read(path)[0]
 
 
-def unwrap(path: Path, directory: Path) -> Header:
-    """Write the program into ``directory`` under its own name, if it is whole. Raises ArtifactMismatch."""
+def read_program(path: Path) -> tuple[Header, bytes]:
+    """The header and the program of a blob. Raises ArtifactMismatch where the file is none, or is not whole."""
     header, start = _read(path)
     with path.open("rb") as file:
         file.seek(start)
         content = file.read()
     if hashlib.sha256(content).hexdigest() != header.sha256:
         raise ArtifactMismatch(f"{path.name} is damaged: the program does not have the digest in its header")
-    (directory / header.name).write_bytes(content)
-    return header
+    return header, content
 
 
 def _read(path: Path) -> tuple[Header, int]:
@@ -91,7 +86,7 @@ def _read(path: Path) -> tuple[Header, int]:
         raise ArtifactMismatch(f"the artifact has no {path.name}") from None
     except (ValueError, TypeError):
         raise ArtifactMismatch(f"{path.name} has a header that is not valid") from None
-    if size != start + header.size or "/" in header.name or header.name in ("", ".", ".."):
+    if size != start + header.size:
         raise ArtifactMismatch(
             f"{path.name} is damaged: it has {size} bytes, and its header describes {start + header.size}"
         )

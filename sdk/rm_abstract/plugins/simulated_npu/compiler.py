@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -15,7 +14,6 @@ from rm_abstract.plugins.simulated_npu.blob import Target, write_blob
 from rm_abstract.reporting import run_reported
 
 BLOB: Final = "model.simx"
-_PROGRAM: Final = "program.blob"
 _REQUIRED: Final = ("config.json", *TOKENIZER_FILES)
 _OPTIONAL: Final = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json")
 
@@ -40,10 +38,7 @@ def compile_model(model: Path, target: Target, output: Path) -> str:
     except RuntimeError as error:
         raise ToolchainFailure(f"OpenVINO cannot compile the model: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, _PROGRAM)
-        path.write_bytes(program.getvalue())
-        write_blob(output / BLOB, target, compiler, path)
+    write_blob(output / BLOB, target, compiler, program.getbuffer())
     for name in (*_REQUIRED, *_OPTIONAL):
         if (model / name).is_file():
             shutil.copyfile(model / name, output / name)

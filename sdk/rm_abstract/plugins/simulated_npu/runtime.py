@@ -1,6 +1,5 @@
 """Runs a blob: loads the very program that was compiled, and drives it token by token."""
 
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.session import FinishReason, GenerationRequest
 from rm_abstract.plugins.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
-from rm_abstract.plugins.simulated_npu.blob import unwrap
+from rm_abstract.plugins.simulated_npu.blob import read_program
 from rm_abstract.plugins.simulated_npu.sampling import Sampler
 from rm_abstract.plugins.stepping import SteppingSession
 
@@ -38,19 +37,16 @@ class SimulatedNpuSession(SteppingSession[_Slot]):
         import openvino  # noqa: PLC0415 (heavy)
 
         super().__init__()
-        with tempfile.TemporaryDirectory(prefix="rma-sim-") as scratch:
-            header = unwrap(blob, Path(scratch))
-            compiler = openvino.get_version()
-            if header.compiler != compiler:
-                raise ArtifactMismatch(
-                    f"{blob.name} was compiled by {header.compiler}, and only that can load it; here is {compiler}"
-                )
-            try:
-                program = openvino.Core().import_model(
-                    (Path(scratch) / header.name).read_bytes(), "CPU", dict(PROPERTIES)
-                )
-            except RuntimeError as error:
-                raise ArtifactMismatch(f"{blob.name} cannot be loaded: {error}") from error
+        header, content = read_program(blob)
+        compiler = openvino.get_version()
+        if header.compiler != compiler:
+            raise ArtifactMismatch(
+                f"{blob.name} was compiled by {header.compiler}, and only that can load it; here is {compiler}"
+            )
+        try:
+            program = openvino.Core().import_model(content, "CPU", dict(PROPERTIES))
+        except RuntimeError as error:
+            raise ArtifactMismatch(f"{blob.name} cannot be loaded: {error}") from error
         self._program: Any = program
         self._inputs = {name for port in program.inputs for name in port.names}
         self._free: deque[Any] = deque()

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -30,6 +32,7 @@ from rm_abstract.store import ArtifactStore, PushedArtifact, Reference, push_mod
 from rm_abstract.store.registry import Descriptor, Registry, sha256
 from rm_api import names
 from rm_api.conditions import Reason
+from rm_api.kinds.model_deployment import ModelFacts
 
 SECRET_BCRYPT = "$2b$05$6VTik8clX/EJyo4.auMpUeUPUedpyynpC87cDjo97NgD5/qmzB2/K"
 """The password "secret", as htpasswd keeps it."""
@@ -489,3 +492,88 @@ def test_a_registry_with_a_token_service_gets_the_credential_of_that_service_onl
             assert contents(tmp_path / "dest") == contents(artifact.path)
     finally:
         tokens.close()
+
+
+# Commands
+
+
+def rm_abstract(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and report of a command."""
+    log = tmp_path / "termination-log"
+    environment = {**os.environ, "RMA_TERMINATION_LOG": str(log)}
+    program = [sys.executable, "-c", "from rm_cli.main import main; main()"]
+    done = subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert log.exists(), done.stderr
+    assert len(log.read_bytes()) <= names.MAX_TERMINATION_MESSAGE_BYTES
+    return done.returncode, json.loads(log.read_text())
+
+
+def test_the_commands_of_a_build_and_of_a_serving_pod(
+    repository: str, model: Path, artifact: BuildArtifact, tmp_path: Path
+) -> None:
+    push_model(model, f"oci://{repository}/model:v1")
+    code, report = rm_abstract(tmp_path, "resolve", "--source", f"oci://{repository}/model:v1")
+    facts = report["facts"]
+    assert (code, report["reason"]) == (0, "Resolved")
+    ModelFacts.model_validate(facts)
+
+    pinned_model = ["--source", facts["source"], "--revision", facts["revision"]]
+    fetch = ["fetch", "model", *pinned_model, "--dest", str(tmp_path / "fetched")]
+    code, _ = rm_abstract(tmp_path, *fetch, "--weights-digest", facts["weightsDigest"])
+    assert (code, files_of(tmp_path / "fetched")) == (0, files_of(model))
+    code, report = rm_abstract(tmp_path, *fetch, "--weights-digest", "sha256:" + "0" * 64)
+    assert (code, report["reason"]) == (65, "ArtifactMismatch")
+
+    pushing = [
+        "push",
+        "--dir",
+        str(artifact.path),
+        "--reference",
+        f"{repository}:v1",
+        "--key",
+        "key-1",
+        "--format",
+        "fmt",
+    ]
+    code, report = rm_abstract(tmp_path, *pushing, "--product", "X1", "--driver", "1.4.0", "--version", "tool=2.0")
+    assert (code, report["reason"], report["versions"]) == (0, "Built", {"tool": "2.0"})
+    assert report["sizeBytes"] > 300_000
+
+    fetch = ["fetch", "artifact", "--reference", pinned(repository, report["digest"]), "--dest", str(tmp_path / "dest")]
+    code, report = rm_abstract(tmp_path, *fetch, "--key", "key-1")
+    assert (code, contents(tmp_path / "dest")) == (0, contents(artifact.path))
+    code, report = rm_abstract(tmp_path, *fetch, "--key", "key-2")
+    assert (code, report["reason"], report["retryable"]) == (65, "ArtifactMismatch", False)
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "reason"),
+    [
+        ("ftp://host/model", 64, "UnknownSource"),
+        ("oci://{host}/no/such:model", 64, "SourceInvalid"),
+        ("oci://127.0.0.1:1/a:v1", 69, "SourceUnreachable"),
+    ],
+)
+def test_a_model_that_cannot_be_resolved(
+    repository: str,
+    registry: RunningRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    source: str,
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", f"{registry.host},127.0.0.1:1")
+    found, report = rm_abstract(tmp_path, "resolve", "--source", source.format(host=registry.host))
+    assert (found, report["reason"], report["retryable"]) == (code, reason, code == 69)
+    assert report["message"]
+
+
+def test_the_longest_source_still_fits_the_report(
+    repository: str, registry: RunningRegistry, model: Path, tmp_path: Path
+) -> None:
+    # A registry takes names of up to 255 characters.
+    long = f"{registry.host}/{'n' * (254 - len(registry.host))}"
+    push_model(model, f"oci://{long}:{'t' * 128}")
+    code, report = rm_abstract(tmp_path, "resolve", "--source", f"oci://{long}:{'t' * 128}")
+    assert (code, report["facts"]["layers"]) == (0, 1)

@@ -45,8 +45,8 @@ def open_source(uri: str, revision: str | None = None) -> Iterator[ModelSource]:
     if not separator or scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise BadInput(f"{uri!r} has no scheme that is known here; known are {known}", reason=Reason.UNKNOWN_SOURCE)
-    if len(uri) > _MAX_SOURCE:
-        raise BadInput(f"the source is longer than {_MAX_SOURCE} characters")
+    if len(uri.encode()) > _MAX_SOURCE:
+        raise BadInput(f"the source is longer than {_MAX_SOURCE} bytes, and would not fit the report")
     if "@" in location.partition("/")[0]:
         raise BadInput("the source holds a user name; put credentials into a netrc, never into a URI")
     source = _SCHEMES[scheme](location)

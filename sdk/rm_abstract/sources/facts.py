@@ -22,6 +22,7 @@ Everything else counts: a field that is left out by mistake would let two differ
 
 _AUXILIARY: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _NOT_AUXILIARY: Final = frozenset({"config.json", INDEX})
+_MAX_NAME: Final = 128
 _EXPERT: Final = re.compile(r"\.experts\.")
 _PACKED: Final = (".qweight", ".weight_packed")
 _FORMATS: Final = {
@@ -80,7 +81,7 @@ def model_facts(source: ModelSource) -> dict[str, Any]:
     heads = _figure(text, "num_attention_heads")
     head_dim = _figure(text, "head_dim", optional=True) or max(1, _figure(text, "hidden_size") // heads)
     architectures = config.get("architectures")
-    if not (isinstance(architectures, list) and architectures and isinstance(architectures[0], str)):
+    if not (isinstance(architectures, list) and architectures and _is_name(architectures[0])):
         raise BadInput("config.json names no architecture: architectures is missing or not a list of names")
     total, active = _parameters(tensors, text, bits)
     return {
@@ -100,6 +101,10 @@ def model_facts(source: ModelSource) -> dict[str, Any]:
         ),
         "weightsDigest": weights_digest({name: source.digest(name) for name in names}),
     }
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and len(value) <= _MAX_NAME
 
 
 def _config(source: ModelSource) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def test_digests_change_with_what_matters_and_nothing_else(
         ({"num_attention_heads": "four"}, "num_attention_heads is 'four'"),
         ({"max_position_embeddings": None}, "lacks max_position_embeddings"),
         ({"architectures": []}, "names no architecture"),
+        ({"architectures": ["A" * 2000]}, "names no architecture"),
+        ({"architectures": ["not a name\n"]}, "names no architecture"),
     ],
 )
 def test_a_config_that_says_too_little_is_refused(

@@ -18,13 +18,19 @@ def say(line: str) -> None:
     "--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Use this cluster instead of a local one."
 )
 @click.option("--driver", type=click.Choice(["auto", "existing", "kind", "node"]), default="auto", show_default=True)
-def up(kubeconfig: Path | None, driver: str) -> None:
+@click.option("--outside", is_flag=True, help="Let pods of a node of our own reach what this machine reaches.")
+def up(kubeconfig: Path | None, driver: str, outside: bool) -> None:
     """Start a local Kubernetes, or take the one that is named.
 
     Without --kubeconfig: kind where a Docker engine answers, otherwise a node of our own in namespaces of its own.
     """
     try:
-        cluster = rm_local_cluster.up(kubeconfig=kubeconfig, driver=driver, progress=say)  # type: ignore[arg-type]
+        cluster = rm_local_cluster.up(
+            kubeconfig=kubeconfig,
+            driver=driver,  # type: ignore[arg-type]
+            outside=True if outside else None,
+            progress=say,
+        )
     except LocalClusterError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"export KUBECONFIG={cluster.kubeconfig}")
@@ -32,10 +38,11 @@ def up(kubeconfig: Path | None, driver: str) -> None:
 
 
 @click.command()
-def down() -> None:
+@click.option("--purge", is_flag=True, help="Remove the images that its node has pulled, too.")
+def down(purge: bool) -> None:
     """Stop the local Kubernetes and remove every trace of it but the caches."""
     try:
-        rm_local_cluster.down()
+        rm_local_cluster.down(purge=purge, progress=say)
     except LocalClusterError as error:
         raise click.ClickException(str(error)) from None
 

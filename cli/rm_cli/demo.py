@@ -36,7 +36,8 @@ def demo(model: str | None, kubeconfig: Path | None, timeout: int) -> None:
 
 def _demo(model: str | None, kubeconfig: Path | None, timeout: int) -> None:
     watch = _Stopwatch()
-    cluster = rm_local_cluster.up(kubeconfig=kubeconfig, progress=say)
+    # A model from a hub is read by a pod, which has to get there.
+    cluster = rm_local_cluster.up(kubeconfig=kubeconfig, outside=True if model else None, progress=say)
     watch.lap("cluster")
     references = release.build_images(cluster, say)
     watch.lap("images")

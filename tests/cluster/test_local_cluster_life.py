@@ -20,7 +20,7 @@ import rm_local_cluster
 from rm_local_cluster import Cluster, node, paths
 from rm_local_cluster.process import Process, wait_until
 
-NAME = "rmatest"
+NAME = "rmalife"
 PATHS = paths.NodePaths(NAME)
 # In hierarchies that the machine does not mount, the node's groups can only be seen by mounting them somewhere.
 LIST_CONTROL_GROUPS = f"""

@@ -50,7 +50,7 @@ images: $(READY) ## Build the container images.
 	$(BIN)/python -m rm_local_cluster.images
 
 lock: $(READY) ## Resolve the lock file of the development environment again.
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra operator --extra device-plugin --extra runtime --extra cli --output-file requirements/dev.txt pyproject.toml requirements/dev.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra operator --extra device-plugin --extra runtime --extra cli --override requirements/openvino.overrides --output-file requirements/dev.txt pyproject.toml requirements/dev.in
 	$(BIN)/python -m rm_local_cluster.images.locks
 
 down: $(READY) ## Stop the local cluster.

@@ -61,6 +61,37 @@ def installed(cluster: Cluster) -> Installed:
 
 
 @pytest.fixture(scope="session")
+def compiler(cluster: Cluster) -> Iterator[Kubectl]:
+    """kubectl in a namespace whose pod `compiler` runs the compiler's image."""
+    references = release.build_images(cluster, _say, ["openvino-compiler"])
+    kubectl = _new_namespace(cluster)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "compiler"},
+        "spec": {
+            "securityContext": {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "compiler",
+                    "image": references["openvino-compiler"],
+                    "command": ["sleep", "3600"],
+                    "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+                    "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                }
+            ],
+            "volumes": [{"name": "work", "emptyDir": {}}],
+            "terminationGracePeriodSeconds": 0,
+        },
+    }
+    kubectl.apply(pod)
+    kubectl.run("wait", "--for=condition=Ready", "pod/compiler", "--timeout=180s", timeout=190)
+    yield kubectl
+    Kubectl(cluster).delete("namespace", str(kubectl.namespace), wait=False)
+
+
+@pytest.fixture(scope="session")
 def model_source(installed: Installed) -> str:
     """The scripted model in the cluster's registry."""
     return _push(installed, "scripted-llama", "base")

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ References = Mapping[str, str]
 """Image name → reference in the cluster's registry."""
 
 
-def build_images(cluster: Cluster, progress: Callable[[str], None]) -> References:
-    """Builds and pushes what changed; all references."""
-    return images.build(push=cluster.image_registry_push, pull=cluster.image_registry_pull, progress=progress)
+def build_images(cluster: Cluster, progress: Callable[[str], None], names: Sequence[str] | None = None) -> References:
+    """Builds and pushes what changed of these images, by default of all; their references."""
+    return images.build(names, push=cluster.image_registry_push, pull=cluster.image_registry_pull, progress=progress)
 
 
 def with_images(value: Any, references: References) -> Any:

@@ -1,7 +1,6 @@
 """`rm-abstract serve` with real engines: exact text, usage, seeds, the device's part, graceful and failing ends.
 
-The model is the scripted one, exported by `optimum-cli export openvino --weight-format fp16` into the directory that
-RM_TEST_OPENVINO_IR names.
+The model is the scripted one, exported by `optimum-cli export openvino` in the compiler's image.
 """
 
 import json
@@ -24,6 +23,7 @@ import pytest
 from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.plugins.simulated_npu.blob import Target, read_program, write_blob
 from rm_abstract.plugins.simulated_npu.compiler import BLOB
+from rm_cli.kubectl import Kubectl
 from rm_device_plugins.simulator_tool import change, initialise
 from scripted_model import SAMPLES, expected_text, write_model
 from scripted_model.tokenizer import Tokenizer
@@ -38,18 +38,23 @@ RMA_SIM_COMPILE = [
 
 
 @pytest.fixture(scope="module")
-def exported() -> Path:
-    directory = os.environ.get("RM_TEST_OPENVINO_IR")
-    if not directory or not Path(directory, "openvino_model.xml").is_file():
-        pytest.fail("RM_TEST_OPENVINO_IR must name the scripted model as exported by optimum-cli")
-    return Path(directory)
-
-
-@pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model before it was exported, for the oracle."""
     directory = tmp_path_factory.mktemp("model")
     write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exported(original: Path, compiler: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the real compiler makes of the model: it runs in a pod of its image, as in a build."""
+    directory = tmp_path_factory.mktemp("ir")
+    compiler.run("cp", str(original), "compiler:/work/model")
+    command = (
+        "optimum-cli export openvino --model /work/model --task text-generation-with-past --weight-format fp16 /work/ir"
+    )
+    compiler.run("exec", "compiler", "--", *command.split(), timeout=300)
+    compiler.run("cp", "compiler:/work/ir", str(directory))
     return directory
 
 

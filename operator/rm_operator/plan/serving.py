@@ -169,6 +169,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             f"--artifact={names.ARTIFACT_DIR}",
             f"--served-name={served}",
             f"--port={names.SERVE_PORT}",
+            *_limits(variant.artifact_spec),
             *map(pods.literal, runtime.args or []),
         ],
         settings,
@@ -204,6 +205,15 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             **further,
         ),
     }
+
+
+def _limits(artifact: BuildArtifactSpec) -> list[str]:
+    """What is compiled in is what the engine may take."""
+    shape = artifact.shape
+    return [
+        *([f"--max-batch={shape.max_batch_size}"] if shape.max_batch_size else []),
+        *([f"--max-sequence-length={shape.max_sequence_length}"] if shape.max_sequence_length else []),
+    ]
 
 
 def _variables(variant: Variant) -> dict[str, str]:

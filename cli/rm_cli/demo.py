@@ -1,6 +1,7 @@
 """``rm-abstract demo``: the main job on a real Kubernetes, from nothing to an answer."""
 
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -133,10 +134,11 @@ def explain(deployment: dict[str, Any]) -> str:
     ]
     for candidate in placement["candidates"]:
         score = candidate.get("score", "-") if candidate["eligible"] else "not eligible"
-        lines.append(f"  {candidate['name']:<16} {score:>12}  {candidate.get('reason', '')}")
-        terms = "  ".join(f"{term['name']}={term['value']} {term['unit']}" for term in candidate.get("terms") or [])
-        if terms:
-            lines.append(f"  {'':<16} {'':>12}  {terms} [{candidate.get('provenance', '')}]")
+        lines.append(f"  {candidate['name']} ({score}): {candidate.get('reason', '')}")
+        figures = [f"{term['name']} {term['value']} {term['unit']}" for term in candidate.get("terms") or []]
+        if figures:
+            figures.append(f"figures are {candidate.get('provenance', '').lower()}")
+            lines += textwrap.wrap(" · ".join(figures), 110, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

@@ -75,4 +75,3 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     PLUGIN_NOT_READY = "PluginNotReady"
     NO_DEVICES = "NoDevices"
-    INTERNAL_ERROR = "InternalError"

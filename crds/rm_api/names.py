@@ -31,7 +31,6 @@ ROLE_DEVICE_PLUGIN: Final = "device-plugin"
 
 # Annotations.
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
-ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 
 FINALIZER_ARTIFACT: Final = f"{GROUP}/artifact"
 FINALIZER_IN_USE: Final = f"{GROUP}/in-use"

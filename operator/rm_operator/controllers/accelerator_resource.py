@@ -7,7 +7,7 @@ from rm_api import names
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
-from rm_operator.controllers.indexes import resources_requested, scoped
+from rm_operator.controllers.indexes import owners_of, resources_requested, scoped
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CONFIGMAPS, DAEMONSETS, NODES, PODS
 from rm_operator.plan import accelerator as planner
@@ -27,8 +27,8 @@ class AcceleratorResourceController(PlanningController):
         self.watches = (
             Watch(NODES, self._of_node),
             Watch(PODS, self._of_pod),
-            Watch(DAEMONSETS, self._of_child),
-            Watch(CONFIGMAPS, self._of_child),
+            Watch(DAEMONSETS, owners_of(self.kind)),
+            Watch(CONFIGMAPS, owners_of(self.kind)),
         )
 
     async def decide(self, obj: Object, now: datetime) -> Plan:
@@ -72,13 +72,6 @@ class AcceleratorResourceController(PlanningController):
             for each in self.context.stores[ACCELERATOR_RESOURCES].list():
                 if each["spec"].get("resourceName") in requested:
                     yield Key(self.kind, "", name_of(each))
-
-    def _of_child(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        obj = new or old
-        assert obj is not None
-        for reference in obj["metadata"].get("ownerReferences") or []:
-            if reference["kind"] == self.kind:
-                yield Key(self.kind, "", reference["name"])
 
 
 def _facts(node: Object) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from rm_api import names
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
-from rm_operator.controllers.indexes import JOB_NAME_LABEL, scoped
+from rm_operator.controllers.indexes import JOB_NAME_LABEL, owners_of, scoped
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import BUILD_ARTIFACTS, JOBS, MODEL_DEPLOYMENTS, PODS
@@ -28,7 +28,7 @@ class BuildArtifactController(PlanningController):
         self._settings = settings
         self._store = store
         self.watches = (
-            Watch(JOBS, self._of_job),
+            Watch(JOBS, owners_of(self.kind)),
             Watch(PODS, self._of_pod),
             Watch(MODEL_DEPLOYMENTS, self._of_deployment),
         )
@@ -53,13 +53,6 @@ class BuildArtifactController(PlanningController):
             settings=self._settings,
         )
         return planner.plan(snapshot, now)
-
-    def _of_job(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        obj = new or old
-        assert obj is not None
-        for reference in obj["metadata"].get("ownerReferences") or []:
-            if reference["kind"] == self.kind:
-                yield Key(self.kind, namespace_of(obj), reference["name"])
 
     def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         obj = new or old

@@ -11,6 +11,7 @@ from rm_operator.kube.resources import (
     BUILD_ARTIFACTS,
     CONFIGMAPS,
     CONTROLLERREVISIONS,
+    CUSTOM,
     DAEMONSETS,
     DEPLOYMENTS,
     ENDPOINTSLICES,
@@ -20,10 +21,12 @@ from rm_operator.kube.resources import (
     Resource,
 )
 from rm_operator.plan.resolve import source_hash
+from rm_operator.runtime.queue import Key
 
 Object = Mapping[str, Any]
 IndexFunction = Callable[[Object], Iterable[str]]
 
+_CLUSTER_SCOPED = {resource.kind for resource in CUSTOM if not resource.namespaced}
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
@@ -36,6 +39,21 @@ def scoped(namespace: str, value: str) -> str:
 def owner_uids(obj: Object) -> list[str]:
     """uids of an object's owners."""
     return [reference["uid"] for reference in obj["metadata"].get("ownerReferences") or []]
+
+
+def owners_of(kind: str) -> Callable[[Object | None, Object | None], Iterable[Key]]:
+    """Maps a change of a child to the keys of its owners of ``kind``."""
+
+    def keys(old: Object | None, new: Object | None) -> Iterable[Key]:
+        obj = new or old
+        assert obj is not None
+        # An owner is in the namespace of its child, or cluster-scoped: then its kind is, too.
+        namespace = "" if kind in _CLUSTER_SCOPED else obj["metadata"].get("namespace", "")
+        for reference in obj["metadata"].get("ownerReferences") or []:
+            if reference["kind"] == kind:
+                yield Key(kind, namespace, reference["name"])
+
+    return keys
 
 
 def label(key: str) -> IndexFunction:

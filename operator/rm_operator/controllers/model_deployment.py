@@ -9,7 +9,7 @@ from rm_api.kinds.model_deployment import ModelSource
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
-from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, scoped
+from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, owners_of, scoped
 from rm_operator.kube.client import Object
 from rm_operator.kube.errors import NotFound
 from rm_operator.kube.resources import (
@@ -44,10 +44,7 @@ class ModelDeploymentController(PlanningController):
         super().__init__(context)
         self._settings = settings
         self.watches = (
-            Watch(CONFIGMAPS, self._owners),
-            Watch(JOBS, self._owners),
-            Watch(DEPLOYMENTS, self._owners),
-            Watch(SERVICES, self._owners),
+            *(Watch(child, owners_of(self.kind)) for child in (CONFIGMAPS, JOBS, DEPLOYMENTS, SERVICES)),
             Watch(PODS, self._of_pod),
             Watch(ENDPOINTSLICES, self._of_slice),
             Watch(BUILD_ARTIFACTS, self._of_artifact),
@@ -109,13 +106,6 @@ class ModelDeploymentController(PlanningController):
             if not is_deleting(each)
             and not stores[MODEL_DEPLOYMENTS].by_index("source", scoped(namespace, labels_of(each)[names.LABEL_MODEL]))
         ]
-
-    def _owners(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        obj = new or old
-        assert obj is not None
-        for reference in obj["metadata"].get("ownerReferences") or []:
-            if reference["kind"] == self.kind:
-                yield Key(self.kind, namespace_of(obj), reference["name"])
 
     def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         obj = new or old

@@ -12,7 +12,8 @@ from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan.model import Object, from_timestamp, labels_of, name_of
 
-_PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+"""Why a container waits, where its image is the reason."""
 
 
 class State(StrEnum):
@@ -95,7 +96,7 @@ def _running(
 ) -> Attempt:
     for status in statuses:
         waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in _PULL_PROBLEMS:
+        if waiting.get("reason") in PULL_PROBLEMS:
             message = (
                 f"the image of {status['name']} ({status.get('image')}) cannot be pulled: {waiting.get('message')}"
             )

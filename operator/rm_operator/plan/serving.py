@@ -17,6 +17,7 @@ from rm_api.names import ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan import pods
+from rm_operator.plan.attempt import PULL_PROBLEMS
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
 
@@ -242,7 +243,6 @@ _EXIT_REASONS = {
     ExitCode.DRIVER_MISMATCH: Reason.DRIVER_MISMATCH,
     ExitCode.SOURCE_UNREACHABLE: Reason.STORE_UNREACHABLE,
 }
-_PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
 
 def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Trouble:
@@ -283,7 +283,7 @@ def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
 def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:
     state = status.get("state") or {}
     waiting = state.get("waiting") or {}
-    if waiting.get("reason") in _PULL_PROBLEMS:
+    if waiting.get("reason") in PULL_PROBLEMS:
         message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
         return Trouble(Reason.IMAGE_PULL_FAILED, message)
     if waiting.get("reason") == "CreateContainerError":

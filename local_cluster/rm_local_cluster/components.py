@@ -2,7 +2,7 @@
 
 from . import control_plane, kubeconfig, worker
 from .pki import Authority
-from .plan import VOLUMES, NodePlan
+from .plan import SIMULATED_HARDWARE, VOLUMES, NodePlan
 from .spec import NodeSpec, Stage
 
 
@@ -44,6 +44,7 @@ def prepare(plan: NodePlan) -> NodeSpec:
             (str(paths.root / "cni"), "/var/lib/cni"),
             (str(paths.logs / "var"), "/var/log"),
             (str(paths.root / "volumes"), VOLUMES),
+            (str(paths.root / "simulator"), SIMULATED_HARDWARE),
         ),
         writable_below=VOLUMES,
         fixed_settings={

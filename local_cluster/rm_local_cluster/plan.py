@@ -17,8 +17,10 @@ API_PORT = 6443
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Where the controller manager makes the directories of volumes; the path is fixed in it.
 VOLUMES = "/tmp/hostpath_pv"  # noqa: S108
+# Where device plugins of simulated hardware keep what would be the node's devices and driver.
+SIMULATED_HARDWARE = "/var/lib/rma-simulator"
 # Where the node sees other directories than this machine.
-PRIVATE = ("/run", "/sys", "/proc", "/var/log", "/var/lib/kubelet", "/var/lib/cni", VOLUMES)
+PRIVATE = ("/run", "/sys", "/proc", "/var/log", "/var/lib/kubelet", "/var/lib/cni", VOLUMES, SIMULATED_HARDWARE)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import rm_local_cluster
+from installation import Installed
 from rm_cli import release
 from rm_cli.kubectl import Kubectl
 from rm_local_cluster import Cluster
@@ -29,23 +29,6 @@ def cluster() -> Iterator[Cluster]:
     yield found
     if not was_running and "RM_KEEP_CLUSTER" not in os.environ:
         rm_local_cluster.down()
-
-
-@dataclass(frozen=True)
-class Installed:
-    """RM Abstract in the cluster, as `make demo` installs it."""
-
-    cluster: Cluster
-    references: release.References
-
-    @property
-    def system(self) -> Kubectl:
-        """kubectl in the system namespace."""
-        return Kubectl(self.cluster, release.SYSTEM_NAMESPACE)
-
-    def example(self, name: str) -> list[dict[str, object]]:
-        """Objects of an example, with the images that were built here."""
-        return release.example(name, self.references)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Installed
+from installation import Installed
 from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
 from support import deploy, left_over, wait_for
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Installed
+from installation import Installed
 from rm_cli import release
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text, write_model

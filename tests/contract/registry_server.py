@@ -1,10 +1,10 @@
 """A real registry (CNCF distribution) on a loopback port, for one test or for many."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rm_local_cluster import build, families
 
 _START_SECONDS = 20
 
 
-def registry_program() -> str:
-    """The registry that the local cluster was built with, or Debian's."""
-    built = sorted(Path.home().glob(".cache/rm-abstract/bin/registry-*/registry"))
-    found = str(built[-1]) if built else shutil.which("docker-registry") or shutil.which("registry")
-    if not found:
-        raise RuntimeError("there is no registry: run `rm-abstract up` once, or apt-get install docker-registry")
-    return found
+def registry_program() -> Path:
+    """The registry of the local cluster, built if it has not been."""
+    return build.ensure([families.REGISTRY], sys.stderr.write)["registry"]
 
 
 @dataclass
@@ -59,7 +56,7 @@ def running_registry(directory: Path, auth: Mapping[str, Any] | None = None) -> 
     file.write_text(yaml.safe_dump(configuration))
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(
-            [registry_program(), "serve", str(file)],
+            [str(registry_program()), "serve", str(file)],
             stdout=log, stderr=log, env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
         )  # fmt: skip
     try:

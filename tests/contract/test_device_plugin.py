@@ -729,10 +729,16 @@ class TestLife:
             assert (report["driver"], report["product"]) == ("7.1", "Test NPU")
             vendor.error = None
             await kubelet.until_allocatable(RESOURCE, 2)
+        before = len(kubelet.registrations)
         async with running(directory, vendor):
+            # The kubelet may still count the devices of the instance that has just gone.
+            await kubelet.until(lambda: len(kubelet.registrations) > before, 3, "it is registered")
+            last = kubelet.registrations[-1].endpoint
+            await kubelet.until(
+                lambda: kubelet.resource(RESOURCE).snapshots[-1].endpoint == last, 3, "its devices are listed"
+            )
             await kubelet.until_allocatable(RESOURCE, 2)
             assert kubelet.resource(RESOURCE).snapshots[-1].health == {"uuid-0": HEALTHY, "uuid-1": HEALTHY}
-            last = kubelet.registrations[-1].endpoint
             lists = [each.health for each in kubelet.resource(RESOURCE).snapshots if each.endpoint == last]
             assert len(lists) == 1, "a healthy device was healthy from the first list on"
 

@@ -44,7 +44,7 @@ def engine(launch: Launch) -> Iterator[Engine]:
     made.behave()
     yield made
     if hasattr(made, "process"):
-        made.drained.write_text("0")
+        made.drain()
         with running(made.process):
             pass
 
@@ -333,7 +333,7 @@ def test_an_engine_that_never_gets_ready_is_given_up(engine: Engine, how: dict[s
     engine.behave(**how)
     engine.start("--ready-timeout", "1.5", actions=["spawn=sleep=600s", f"serve=${{PORT}},{engine.behaviour}"])
     helper = spawned(engine.process)
-    engine.drained.write_text("0")
+    engine.drain()
     engine.end().failed(ExitCode.TOOLCHAIN_FAILURE, Reason.ENGINE_FAILED, "no token in 1.5s", "last: ")
     until("the helper's end", lambda: not alive(helper))
 
@@ -358,7 +358,7 @@ def test_sigterm_drains(engine: Engine, child_ends_with: int, code: int, reason:
         assert engine.ready()[0] == 503
         assert engine.report()["ready"] is False
         assert engine.get(names.LIVE_PATH)[0] == 200
-    engine.drained.write_text(str(child_ends_with))
+    engine.drain(child_ends_with)
     ended = engine.end()
     assert (ended.code, ended.report.reason) == (code, reason)
     assert "drained" in ended.stdout
@@ -370,7 +370,7 @@ def test_sigterm_before_the_token(engine: Engine) -> None:
     engine.wait_state("GeneratingToken")
     engine.process.terminate()
     engine.wait_state("Draining")
-    engine.drained.write_text("0")
+    engine.drain()
     assert engine.end().code == 0
 
 

@@ -59,6 +59,7 @@ def _demo(model: str | None, kubeconfig: Path | None, timeout: int) -> None:
     }
     everything.apply(namespace)
     kubectl = Kubectl(cluster, NAMESPACE)
+    _clear(kubectl)
     first = _serve(kubectl, "hello", source, timeout)
     answer = kubectl.post(
         "hello:http", "/v1/chat/completions",
@@ -93,14 +94,20 @@ def _scripted_model(cluster: Cluster) -> str:
         return release.ModelRegistry(cluster).push(Path(directory), "models/scripted-llama", "1")
 
 
+def _clear(kubectl: Kubectl) -> None:
+    """Removes what an earlier demo deployed, but for its artifacts; returns once its devices are free."""
+    kubectl.run("delete", "mdep", "--all")
+    serving = "rm-abstract.io/role=serve"
+    wait_until("pods of an earlier demo are left", lambda: not kubectl.list("pods", selector=serving), timeout=120)
+
+
 def _build_jobs(kubectl: Kubectl) -> int:
     # Attempts are counted where they outlive their Jobs.
     return sum(artifact["status"]["attempts"] for artifact in kubectl.list("bart"))
 
 
 def _serve(kubectl: Kubectl, name: str, source: str, timeout: int) -> dict[str, Any]:
-    """Applies a ModelDeployment from scratch and returns it once it is Ready, telling its progress."""
-    kubectl.delete("mdep", name)
+    """Applies a ModelDeployment and returns it once it is Ready, telling its progress."""
     deployment = {
         "apiVersion": "rm-abstract.io/v1alpha1",
         "kind": "ModelDeployment",

@@ -121,6 +121,16 @@ def test_applied_again_under_another_name_it_reuses_the_artifact(
     hello.delete("mdep", "again")
 
 
+def test_deleted_while_it_starts_it_leaves_nothing(hello: Kubectl, model_source: str) -> None:
+    deploy(hello, "brief", model_source)
+    wait_for(hello, "brief", "Built", on="ArtifactReady", timeout=30)
+    hello.delete("mdep", "brief")
+    kinds = "pods,deployments,services,controllerrevisions"
+    selector = "rm-abstract.io/deployment=brief"
+    wait_until("objects are left", lambda: not hello.list(kinds, selector=selector), timeout=120)
+    assert len(hello.list("bart")) == 1
+
+
 def test_kubectl_tells_what_a_person_asks_first(hello: Kubectl) -> None:
     line = hello.run("get", "mdep", "hello", "--no-headers", "-o", "wide")
     for word in ("oci://", "simulated-npu", "True", "Ready", "http://hello."):

@@ -18,7 +18,7 @@ from rm_api.names import ExitCode
 
 from rm_operator.plan import build_job
 from rm_operator.plan.attempt import Attempt, State
-from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.conditions import Conditions, reason_or
 from rm_operator.plan.model import (
     Object,
     Plan,
@@ -110,7 +110,7 @@ class _Planner:
         finished = tuple(deletion_of(a.job) for a in self.snapshot.attempts if a.state is not State.RUNNING)
         if is_ready(self.snapshot.artifact):
             said = (entry["reason"] for entry in self._before_conditions() if entry["type"] == ConditionType.BUILT)
-            self._ready(Reason(next(said, Reason.BUILT)))
+            self._ready(reason_or(next(said, ""), Reason.BUILT))
             return self._finish(delete=finished)
 
         answer = self.snapshot.answer
@@ -196,9 +196,11 @@ class _Planner:
 
     def _remember(self) -> Plan:
         for entry in self._before_conditions():
-            self.conditions.set(
-                ConditionType(entry["type"]), entry["status"] == "True", Reason(entry["reason"]), entry["message"]
-            )
+            if entry["type"] in set(ConditionType):
+                reason = reason_or(entry["reason"], Reason.TOOLCHAIN_FAILED)
+                self.conditions.set(
+                    ConditionType(entry["type"]), entry["status"] == "True", reason, entry.get("message", "")
+                )
         return self._finish()
 
     def _before_conditions(self) -> list[dict[str, Any]]:

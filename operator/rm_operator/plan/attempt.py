@@ -10,6 +10,7 @@ from rm_api.conditions import Reason
 from rm_api.names import LABEL_ATTEMPT, ExitCode
 from rm_api.report import Report, ReportInvalid
 
+from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.model import Object, from_timestamp, labels_of, name_of
 
 PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
@@ -131,10 +132,7 @@ def _failure(job: Object, number: int, status: Mapping[str, Any], seconds: Mappi
             message=f"{stage} of {name_of(job)} ended with {code} and left no report ({problem})",
             retryable=ExitCode(code).retryable if known else True,
         )  # fmt: skip
-    try:
-        reason = Reason(report.reason)
-    except ValueError:
-        reason = Reason.TOOLCHAIN_FAILED
+    reason = reason_or(report.reason, Reason.TOOLCHAIN_FAILED)
     retryable = report.retryable or (code in (ExitCode.SOURCE_UNREACHABLE, ExitCode.TRANSIENT))
     return Attempt(
         job, number, State.FAILED, stage, report, code, reason, f"{stage}: {report.message}", retryable, seconds

@@ -13,6 +13,14 @@ _ABNORMAL_TRUE = frozenset({ConditionType.RECONCILING, ConditionType.STALLED})
 MAX_MESSAGE = 2000
 
 
+def reason_or(text: str, otherwise: Reason) -> Reason:
+    """The reason that ``text`` names; ``otherwise`` where another version, or a container, used another word."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return otherwise
+
+
 class Conditions:
     """The conditions of one object during one reconcile: starts from nothing, ends as the list for the status.
 

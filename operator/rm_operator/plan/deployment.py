@@ -19,7 +19,7 @@ from rm_operator.plan import artifact as artifact_plan
 from rm_operator.plan import pods as pods_plan
 from rm_operator.plan import resolve, serving
 from rm_operator.plan.attempt import Attempt
-from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.conditions import Conditions, reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
 from rm_operator.plan.model import (
     Deletion,
@@ -181,7 +181,7 @@ def _build(state: _State) -> bool:
         return True
     conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
     ready = conditions.get(ConditionType.READY)
-    reason = Reason(ready["reason"]) if ready else Reason.BUILDING
+    reason = reason_or(ready["reason"], Reason.BUILDING) if ready else Reason.BUILDING
     message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
     state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message)
     if ConditionType.STALLED in conditions:

@@ -254,6 +254,20 @@ def test_a_failure_is_remembered_without_its_job() -> None:
     assert world.reason() == "UnsupportedModel"
 
 
+def test_words_of_another_version_in_a_status_are_lived_with() -> None:
+    world = _at_stage("build")
+    world.finish(world.jobs("build")[0], 64, report={"reason": "UnsupportedModel", "message": "no"})
+    world.settle()
+    (failed,) = world.of("BuildArtifact")
+    for entry in failed["status"]["conditions"]:
+        entry["reason"] = "SaidByAnotherVersion"
+    failed["status"]["conditions"].append({**failed["status"]["conditions"][0], "type": "Foreseen"})
+    world.remove("Job", world.jobs("build", running=False)[0]["metadata"]["name"])
+    world.settle()
+    assert world.jobs("build") == []
+    assert world.reason() == "ToolchainFailed"
+
+
 def test_a_mended_profile_heals_a_failed_build() -> None:
     world = _at_stage("build")
     world.finish(world.jobs("build")[0], 64, report={"reason": "UnsupportedModel", "message": "no"})

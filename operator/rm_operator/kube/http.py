@@ -298,6 +298,7 @@ class HttpClient:
         deadline = loop.time() + self._deadline_seconds
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         repeatable = method != "POST"
+        error: ApiError | None = None
         for attempt in range(1, MAX_ATTEMPTS + 1):
             if self._bucket is not None:
                 await self._bucket.take()
@@ -316,12 +317,15 @@ class HttpClient:
                     content = await response.read()
                     if 200 <= status < 300:
                         return _decoded(content)
-                    error: ApiError = _error(response, content)
+                    error = _error(response, content)
                     again = isinstance(error, TooManyRequests) or (repeatable and isinstance(error, ServerError))
             except aiohttp.ClientConnectorError as failure:
                 error, again = Unreachable(f"{self._server} cannot be reached: {failure}"), True
             except TimeoutError:
-                error, again = Unreachable(f"{method} {path} had no answer within {seconds:.0f} s"), repeatable
+                # An attempt that the deadline cut short says less than the one before it.
+                if error is None or seconds == self._attempt_seconds:
+                    error = Unreachable(f"{method} {path} had no answer within {seconds:.3g} s")
+                again = repeatable
             except (aiohttp.ClientError, OSError) as failure:
                 error, again = Unreachable(f"{method} {path} was cut off: {failure!r}"), repeatable
             except ConfigError as failure:

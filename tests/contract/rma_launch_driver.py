@@ -23,7 +23,7 @@ from rm_api.report import Report
 
 T = TypeVar("T")
 LAUNCHER_SOURCES = Path(__file__).parents[2] / "runtime_images" / "launcher"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that a condition may take on a busy machine; reached only by a failure."""
 
 TERMINATION_LOG_VARIABLE = "RMA_TERMINATION_LOG"

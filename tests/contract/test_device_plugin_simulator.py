@@ -110,7 +110,7 @@ async def until_health(kubelet: FakeKubelet, expected: dict[str, str]) -> None:
         snapshots = kubelet.resource(RESOURCE).snapshots
         return bool(snapshots) and snapshots[-1].health == expected
 
-    await kubelet.until(arrived, 8, f"the list {expected}")
+    await kubelet.until(arrived, 30, f"the list {expected}")
 
 
 async def test_an_allocated_container_finds_a_real_node_and_the_driver(
@@ -118,7 +118,7 @@ async def test_an_allocated_container_finds_a_real_node_and_the_driver(
 ) -> None:
     settings = {"devices": 4, "numaNodes": 2, "driver": "2.0.1", "memoryMiB": 8192, "product": "Simulated NPU Y7"}
     async with plugin_process(directory, root, **settings) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 4, 15)
+        await kubelet.until_allocatable(RESOURCE, 4)
         assert list(kubelet.resource(RESOURCE).snapshots[-1].numa.values()) == [(0,), (0,), (1,), (1,)]
         chosen, answer = await kubelet.admit(RESOURCE, 2)
         assert set(chosen) == set(ids(root)[:2])
@@ -153,7 +153,7 @@ async def test_what_happens_to_the_devices_is_seen_and_passes(
     directory: Path, root: Path, kubelet: FakeKubelet
 ) -> None:
     async with plugin_process(directory, root) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         first, second = ids(root)
         well = {first: HEALTHY, second: HEALTHY}
 
@@ -197,7 +197,7 @@ async def test_a_status_tool_that_fails_takes_no_device_away(
     tool.write_text(f'#!/bin/sh\n[ -e {broken} ] && . {broken}\n{sys.executable} {simulator_tool.__file__} "$@"\n')
     tool.chmod(0o755)
     async with plugin_process(directory, root, statusTool=[str(tool)]) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         first, second = ids(root)
         broken.write_text(f"{script}\nexit\n")
         await until_health(kubelet, {first: UNHEALTHY, second: UNHEALTHY})
@@ -221,10 +221,10 @@ async def test_a_status_tool_that_hangs_is_killed_with_its_children(
             return False
 
     async with plugin_process(directory, root, statusTool=[str(tool)]):
-        await kubelet.until(child.exists, 15, "the tool runs")
+        await kubelet.until(child.exists, 30, "the tool runs")
         first = int(child.read_text())
         assert runs(first)
-        await kubelet.until(lambda: not runs(first), 5, "the tool's child is killed")
+        await kubelet.until(lambda: not runs(first), 30, "the tool's child is killed")
 
 
 async def test_sigterm_removes_its_socket_and_a_killed_one_leaves_no_trace_for_long(
@@ -234,19 +234,19 @@ async def test_sigterm_removes_its_socket_and_a_killed_one_leaves_no_trace_for_l
         return sorted(path.name for path in directory.glob("*.sock") if path.name != "kubelet.sock")
 
     async with plugin_process(directory, root) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         before = ids(root)
         plugin.process.terminate()
         assert await plugin.process.wait() == 0
         assert sockets() == []
     async with plugin_process(directory, root) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         plugin.process.send_signal(signal.SIGKILL)
         await plugin.process.wait()
         assert len(sockets()) == 1
         assert kubelet.capacity(RESOURCE) == 2
     async with plugin_process(directory, root):
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         assert sockets() == [kubelet.registrations[-1].endpoint]
         assert sorted(kubelet.resource(RESOURCE).healthy) == sorted(before), "the same IDs after a restart"
 
@@ -255,17 +255,17 @@ async def test_a_changed_driver_survives_a_restart_of_the_plugin(
     directory: Path, root: Path, kubelet: FakeKubelet
 ) -> None:
     async with plugin_process(directory, root):
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
     simulator_tool.change(root, driver="5.5.5")
     async with plugin_process(directory, root) as plugin:
-        await kubelet.until_allocatable(RESOURCE, 2, 15)
+        await kubelet.until_allocatable(RESOURCE, 2)
         assert (await plugin.report())["driver"] == "5.5.5"
         assert any(line.get("setting") == "driver" and line["level"] == "warning" for line in plugin.lines)
 
 
 async def test_a_node_without_devices_is_ready(directory: Path, root: Path, kubelet: FakeKubelet) -> None:
     async with plugin_process(directory, root, devices=0) as plugin:
-        await kubelet.until(lambda: kubelet.streams(RESOURCE) == 1, 15, "it is registered")
+        await kubelet.until(lambda: kubelet.streams(RESOURCE) == 1, 30, "it is registered")
         assert kubelet.capacity(RESOURCE) == 0
         assert (await plugin.report())["devices"] == []
 

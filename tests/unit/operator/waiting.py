@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def eventually(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Return once ``condition`` holds; fail with ``what`` if it does not within ``seconds``."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -70,12 +70,11 @@ def registry() -> PluginRegistry:
 
 def test_importing_the_package_is_light() -> None:
     code = (
-        "import time; t = time.perf_counter(); import rm_abstract; took = time.perf_counter() - t\n"
-        "import sys; heavy = {'openvino', 'numpy', 'pydantic', 'httpx2', 'starlette', 'huggingface_hub'}\n"
-        "print(took < 0.1, sorted(heavy & set(sys.modules)))"
+        "import sys, rm_abstract; heavy = {'openvino', 'numpy', 'pydantic', 'httpx2', 'starlette', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split(maxsplit=1) == ["True", "[]\n"]
+    assert done.stdout == "[]\n"
 
 
 def test_the_plugins_that_come_with_it(registry: PluginRegistry) -> None:

@@ -18,7 +18,7 @@ from rm_abstract.serve.engine import Engine
 from scripted_session import ScriptedSession
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

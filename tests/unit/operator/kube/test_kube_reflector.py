@@ -127,7 +127,7 @@ async def test_a_frozen_server_costs_a_list_once_it_is_back(api: FakeApi) -> Non
 
 
 async def test_a_server_that_is_away_for_long_is_no_reason_for_a_restart(api: FakeApi, client: HttpClient) -> None:
-    async with reflecting(api, client, inactivity_seconds=1.0) as running:
+    async with reflecting(api, client, inactivity_seconds=15) as running:
 
         async def away(_: web.Request) -> web.StreamResponse | None:
             return status(503, "ServiceUnavailable")

@@ -97,6 +97,6 @@ async def test_a_blocked_loop_is_measured() -> None:
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait([task])
-    assert 0.2 < watch.worst < 2
+    assert watch.worst > 0.2
     assert watch.alive
     assert metrics.registry.get_sample_value("rm_operator_event_loop_lag_seconds") == watch.worst

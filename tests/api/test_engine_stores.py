@@ -100,7 +100,7 @@ async def test_a_server_that_is_frozen_is_noticed_and_followed_again(api_server:
         other = HttpClient(api_server.connection())
         await other.apply(CONFIGMAPS, config_map(api_namespace, "meanwhile"), field_manager="tests")
         await other.close()
-        await eventually(lambda: names(store) == ["meanwhile"], "what happened is seen", 30)
+        await eventually(lambda: names(store) == ["meanwhile"], "what happened is seen", 60)
 
 
 async def test_a_position_before_the_servers_memory_is_gone(client: HttpClient) -> None:
@@ -133,7 +133,7 @@ class TestLease:
         lost: list[str] = []
         first, second = (self.elector(client, api_namespace, name, lost) for name in "ab")
         leading = asyncio.create_task(first.run())
-        await asyncio.wait_for(first.leading.wait(), 10)
+        await asyncio.wait_for(first.leading.wait(), 60)
         waiting = asyncio.create_task(second.run())
         await asyncio.sleep(5)  # two renewals
         assert (first.may_write(), second.may_write()) == (True, False)
@@ -141,7 +141,7 @@ class TestLease:
         await asyncio.wait([leading])
         await first.release()
         assert not first.may_write()
-        await asyncio.wait_for(second.leading.wait(), 5)
+        await asyncio.wait_for(second.leading.wait(), 60)
         live = await client.get(LEASES, api_namespace, "lease")
         assert live["spec"]["holderIdentity"] == "b"
         assert live["spec"]["leaseTransitions"] == 2
@@ -153,13 +153,13 @@ class TestLease:
         lost: list[str] = []
         first = self.elector(client, api_namespace, "a", lost)
         task = asyncio.create_task(first.run())
-        await asyncio.wait_for(first.leading.wait(), 10)
+        await asyncio.wait_for(first.leading.wait(), 60)
         live = await client.get(LEASES, api_namespace, "lease")
         spec = {**live["spec"], "holderIdentity": "thief"}
         metadata = {"namespace": api_namespace, "name": "lease"}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         await client.apply(LEASES, body, field_manager="thief")
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
         assert lost == ["a"]
         assert not first.may_write()
         assert (await client.get(LEASES, api_namespace, "lease"))["spec"]["holderIdentity"] == "thief"

@@ -83,11 +83,11 @@ def pod(name: str, image: str, script: str, security: dict[str, Any], **spec: An
 
 def start(kubectl: Kubectl, *objects: dict[str, Any]) -> None:
     """Create objects and wait until the pods among them are Ready."""
-    kubectl.run("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+    kubectl.run("wait", "--for=create", "serviceaccount/default", "--timeout=120s")
     kubectl.apply(*objects)
     pods = [f"pod/{each['metadata']['name']}" for each in objects if each["kind"] == "Pod"]
     try:
-        kubectl.run("wait", "--for=condition=Ready", *pods, "--timeout=30s")
+        kubectl.run("wait", "--for=condition=Ready", *pods, "--timeout=120s")
     except CommandFailed as error:
         described = kubectl.run("describe", *pods)
         logs = [kubectl.run("logs", each, "--ignore-errors") for each in pods]
@@ -137,7 +137,7 @@ def test_names_services_and_volumes_work_for_a_user_without_rights(namespace: Ku
     assert f"Address: {address}\n" in namespace.run("exec", "client", "--", "nslookup", name) + "\n"
     # Endpoints follow readiness, and the node's rules follow endpoints.
     fetch = "until wget -q -O - http://page; do sleep 0.1; done"
-    assert namespace.run("exec", "client", "--", "sh", "-c", fetch, timeout=30) == "served\n"
+    assert namespace.run("exec", "client", "--", "sh", "-c", fetch, timeout=120) == "served\n"
 
 
 def test_pods_reach_this_machine_by_name(cluster: Cluster, namespace: Kubectl, image: str, tmp_path: Path) -> None:

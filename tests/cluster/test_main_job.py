@@ -78,7 +78,7 @@ def test_the_kubelet_gave_its_pod_a_device(hello: Kubectl) -> None:
     assert pod["spec"]["containers"][0]["resources"]["limits"]["rm-abstract.io/simulated-npu"] == "1"
     with (
         hello.port_forward(f"pod/{pod['metadata']['name']}", 9009) as port,
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/rma/v1/report", timeout=10) as response,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/rma/v1/report", timeout=60) as response,
     ):
         report = json.load(response)
     assert report["ready"] is True
@@ -99,7 +99,7 @@ def test_the_artifact_is_the_one_in_the_store(hello: Kubectl, installed: Install
     with installed.system.port_forward(f"svc/{release.REGISTRY_SERVICE}", 5000) as port:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/{repository}/manifests/v1")
         request.add_header("Accept", "application/vnd.oci.image.manifest.v1+json")
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             manifest = json.load(response)
             assert response.headers["Docker-Content-Digest"] == status["digest"]
     assert manifest["annotations"]["io.rm-abstract.artifact.key"] == artifact["spec"]["key"]
@@ -123,7 +123,7 @@ def test_applied_again_under_another_name_it_reuses_the_artifact(
 
 def test_deleted_while_it_starts_it_leaves_nothing(hello: Kubectl, model_source: str) -> None:
     deploy(hello, "brief", model_source)
-    wait_for(hello, "brief", "Built", on="ArtifactReady", timeout=30)
+    wait_for(hello, "brief", "Built", on="ArtifactReady", timeout=60)
     hello.delete("mdep", "brief")
     kinds = "pods,deployments,services,controllerrevisions"
     selector = "rm-abstract.io/deployment=brief"
@@ -136,7 +136,7 @@ def test_kubectl_tells_what_a_person_asks_first(hello: Kubectl) -> None:
     for word in ("oci://", "simulated-npu", "True", "Ready", "http://hello."):
         assert word in line
     assert "SimulatedNPU" in hello.run("get", "accel", "simulated-npu", "--no-headers").replace(" ", "")
-    hello.run("wait", "--for=condition=Ready", "mdep/hello", "--timeout=5s")
+    hello.run("wait", "--for=condition=Ready", "mdep/hello", "--timeout=60s")
     explained = hello.run("explain", "mdep.spec.policy.type")
     assert "Latency, Throughput, Energy or Cost" in explained
 
@@ -151,7 +151,7 @@ def test_a_hand_edited_child_is_mended_and_foreign_fields_stay(hello: Kubectl) -
         assert current is not None
         return bool(current["spec"]["selector"] == service["spec"]["selector"])
 
-    wait_until("the Service is not mended", mended, timeout=20)
+    wait_until("the Service is not mended", mended, timeout=60)
     current = hello.get("service", "hello")
     assert current is not None
     assert current["metadata"]["annotations"]["example.com/note"] == "kept"

@@ -32,10 +32,18 @@ def free_port() -> int:
 class ApiServer:
     """etcd and kube-apiserver as processes of ours, with an administrator and a user without rights.
 
-    ``etcd_flags`` and ``server_flags`` are added to their command lines.
+    ``etcd_flags`` and ``server_flags`` are added to their command lines; ``admins`` are further administrators, for who
+    wants to tell in the audit log who did what.
     """
 
-    def __init__(self, directory: Path, *, etcd_flags: Sequence[str] = (), server_flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        etcd_flags: Sequence[str] = (),
+        server_flags: Sequence[str] = (),
+        admins: Sequence[str] = (),
+    ) -> None:
         binaries = build.ensure([families.KUBERNETES, families.ETCD], print)
         self._directory = directory
         self._flags = {"etcd": tuple(etcd_flags), "kube-apiserver": tuple(server_flags)}
@@ -47,8 +55,8 @@ class ApiServer:
         self._signing_key, self._signing_public = write_signing_key(directory, "service-account")
         self.ca = authority.pair.certificate
         self.url = f"https://127.0.0.1:{self.port}"
-        self._tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody")}
-        groups = {"admin": "system:masters", "nobody": "nobody"}
+        self._tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody", *admins)}
+        groups = {name: "system:masters" for name in self._tokens} | {"nobody": "nobody"}
         lines = [f'{token},{name},{name},"{groups[name]}"' for name, token in self._tokens.items()]
         (directory / "tokens.csv").write_text("\n".join(lines))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

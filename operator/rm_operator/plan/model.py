@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from rm_operator.plan.placement.request import PlacementResult
+
 Object = Mapping[str, Any]
 """An API object as the API server returned it. Never changed after it was read."""
 
@@ -47,6 +49,8 @@ class Plan:
     events: tuple[PlannedEvent, ...] = ()
     requeue_after: float | None = None
     """Seconds until the object is looked at again though nothing changes."""
+    placement: PlacementResult | None = None
+    """Where a deployment was placed, for those who keep count of devices; None where nothing was decided."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
 from rm_api.kinds.build_artifact import ShapeBucket
 from rm_api.kinds.build_profile import BuildProfileSpec
-from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts
+from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts, PolicyType
 
 from rm_operator.plan.buckets import Shape
 
@@ -53,6 +53,12 @@ class PlacementRequest:
     profiles: tuple[ProfileView, ...] = ()
     current: str | None = None
     """The accelerator that the deployment is placed on now."""
+    current_policy: PolicyType | None = None
+    """The policy by which that was chosen."""
+    namespace: str = ""
+    """Namespace of the deployment."""
+    led_for: float = 0.0
+    """Seconds for which one that is clearly better than the current accelerator has been known."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,7 @@ class PlacementResult:
     """Number format that it is compiled to and computes in."""
     bucket: ShapeBucket | None = None
     """Shapes that are compiled in: what is needed, rounded up to the profile's buckets."""
+    waits_for: tuple[str, ...] = ()
+    """Accelerators that would be chosen, but for a lack of free devices or because they are not ready."""
+    leader: str | None = None
+    """One that is clearly better than the chosen one, and will be chosen if it stays so."""

@@ -3,7 +3,6 @@
 from typing import Any
 
 from rm_api import names
-from rm_api.base import Resources
 from rm_api.kinds import BuildArtifactSpec
 from rm_api.kinds.build_profile import Step
 
@@ -104,7 +103,7 @@ def _step(step: Step, spec: BuildArtifactSpec, settings: Settings) -> dict[str, 
         settings,
         mounted=pods.mounts(_STEP_VOLUMES, read_only=["bin", "model"]),
         environment=pods.env(variables(spec), step.env),
-        compute=pods.resources(step.resources, Resources()),
+        compute=pods.resources(step.resources),
         workingDir=names.WORK_DIR,
     )
 

@@ -69,16 +69,14 @@ def literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def resources(wanted: Resources, otherwise: Resources | None = None) -> dict[str, Any]:
+def resources(wanted: Resources) -> dict[str, Any]:
     """Requests and limits; memory is limited to what is requested, CPU is not limited."""
-    cpu = wanted.cpu or (otherwise.cpu if otherwise else None)
-    memory = wanted.memory or (otherwise.memory if otherwise else None)
-    requests = {name: value for name, value in (("cpu", cpu), ("memory", memory)) if value}
+    requests = {name: value for name, value in (("cpu", wanted.cpu), ("memory", wanted.memory)) if value}
     result: dict[str, Any] = {}
     if requests:
         result["requests"] = requests
-    if memory:
-        result["limits"] = {"memory": memory}
+    if wanted.memory:
+        result["limits"] = {"memory": wanted.memory}
     return result
 
 

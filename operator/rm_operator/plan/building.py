@@ -1,0 +1,105 @@
+"""The step that asks for the artifact, and says how far it is."""
+
+from rm_api import names
+from rm_api.base import Resources
+from rm_api.conditions import ConditionType, Reason
+from rm_api.kinds import BuildArtifactSpec, ModelDeploymentSpec
+from rm_api.kinds.build_artifact import BuildArtifactStatus, ModelInput
+from rm_api.kinds.model_deployment import ModelFacts
+
+from rm_operator.plan import artifact as artifact_plan
+from rm_operator.plan import pods
+from rm_operator.plan.conditions import reason_or
+from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
+from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
+from rm_operator.plan.placement import PlacementResult
+from rm_operator.plan.state import DeploymentSnapshot, State
+
+
+def build(state: State) -> bool:
+    """Has the artifact of the placement built; True once it is in the store."""
+    assert state.placement is not None
+    assert state.facts is not None
+    snapshot = state.snapshot
+    desired = _artifact_spec(state.placement, state.facts, state.spec, snapshot)
+    name = artifact_name(desired.key)
+    state.artifact = name
+    existing = snapshot.artifacts.get(name)
+    if existing is None:
+        state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.BUILDING, f"{name} is requested")
+        state.apply.append(
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": "BuildArtifact",
+                "metadata": {
+                    "name": name,
+                    "namespace": namespace_of(snapshot.deployment),
+                    "labels": pods.labels(names.ROLE_BUILD),
+                },
+                "spec": desired.to_wire(),
+            }
+        )
+        # An artifact that nobody refers to is removed, so the reference comes first.
+        state.status_first = True
+        return False
+    state.artifact_object = existing
+    if artifact_plan.is_ready(existing):
+        location = BuildArtifactStatus.model_validate(existing["status"]).location
+        state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, f"{location}")
+        return True
+    conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
+    ready = conditions.get(ConditionType.READY)
+    reason = reason_or(ready["reason"], Reason.BUILDING) if ready else Reason.BUILDING
+    message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
+    state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message)
+    if ConditionType.STALLED in conditions:
+        if _recipe_was_mended(existing, desired) and not is_deleting(existing):
+            state.delete.append(deletion_of(existing))
+        else:
+            state.stalled = reason
+    return False
+
+
+def _artifact_spec(
+    placement: PlacementResult, facts: ModelFacts, spec: ModelDeploymentSpec, snapshot: DeploymentSnapshot
+) -> BuildArtifactSpec:
+    profile = next(view.spec for view in snapshot.profiles if view.name == placement.profile)
+    assert placement.dtype is not None
+    assert placement.bucket is not None
+    inputs = KeyInputs.from_profile(profile, facts, placement.dtype, placement.bucket, snapshot.settings.host_isa)
+    return BuildArtifactSpec(
+        key=artifact_key(inputs),
+        key_schema=names.KEY_SCHEMA_VERSION,
+        model=ModelInput(
+            source=facts.source,
+            revision=facts.revision,
+            credentials_secret=spec.model.credentials_secret_ref,
+            config_digest=facts.config_digest,
+            tensors_digest=facts.tensors_digest,
+            weights_digest=facts.weights_digest,
+            architecture=facts.architecture,
+        ),
+        profile=str(placement.profile),
+        target=profile.target,
+        dtype=placement.dtype,
+        shape=placement.bucket,
+        drivers=profile.compatibility.driver,
+        format=profile.output.format,
+        steps=[
+            step.model_copy(update={"resources": _merged(step.resources, profile.resources)}) for step in profile.steps
+        ],
+        probe=profile.probe,
+        scratch=profile.scratch,
+        timeout_seconds=profile.timeout_seconds,
+        exit_codes=profile.exit_codes,
+    )
+
+
+def _recipe_was_mended(existing: Object, desired: BuildArtifactSpec) -> bool:
+    """True if the profile changed in what does not count for the key: a time limit, memory, meanings of exit codes."""
+    made_from = BuildArtifactSpec.model_validate(existing["spec"])
+    return made_from.profile == desired.profile and made_from.model_copy(update={"model": desired.model}) != desired
+
+
+def _merged(wanted: Resources, otherwise: Resources) -> Resources:
+    return wanted.model_copy(update={"cpu": wanted.cpu or otherwise.cpu, "memory": wanted.memory or otherwise.memory})

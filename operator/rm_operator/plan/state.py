@@ -1,0 +1,75 @@
+"""What the steps of a deployment work on: the snapshot that they read, and the state that they fill in turn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from rm_api import names
+from rm_api.conditions import Reason
+from rm_api.kinds import ModelDeploymentSpec
+from rm_api.kinds.model_deployment import ModelFacts
+
+from rm_operator.plan.attempt import Attempt
+from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.model import Deletion, Object, Settings, labels_of
+from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
+
+
+@dataclass(frozen=True)
+class DeploymentSnapshot:
+    """Everything that a decision about one ModelDeployment rests on."""
+
+    deployment: Object
+    sharers: Sequence[Object]
+    """Deployments of the namespace with the same source, this one included."""
+    config_map: Object | None
+    """The resolved facts of the source."""
+    resolve_attempts: Sequence[Attempt]
+    leftovers: Sequence[Object]
+    """ConfigMaps and Jobs of sources that this deployment named before and nobody names now."""
+    accelerators: Sequence[AcceleratorView]
+    profiles: Sequence[ProfileView]
+    artifacts: Mapping[str, Object]
+    """BuildArtifacts of the namespace by name."""
+    revisions: Mapping[str, Object]
+    """Remembered pod templates by name."""
+    variants: Sequence[Object]
+    """Deployments (apps/v1) that serve or served this one."""
+    pods: Sequence[Object]
+    """Their pods."""
+    service: Object | None
+    """The Service of the deployment's name, whoever made it."""
+    routed_pods: frozenset[str]
+    """Names of pods that the Service's EndpointSlices still send requests to."""
+    settings: Settings
+    led_for: float = 0.0
+    """Seconds for which a clearly better accelerator than the one in the status has been known."""
+
+    def pods_of(self, variant: str) -> list[Object]:
+        """Pods of one variant, by its label."""
+        return [pod for pod in self.pods if labels_of(pod).get(names.LABEL_VARIANT) == variant]
+
+
+@dataclass
+class State:
+    """What one reconcile has decided so far. ``conditions`` are stated, the lists grow, a reason to stall is kept."""
+
+    snapshot: DeploymentSnapshot
+    spec: ModelDeploymentSpec
+    conditions: Conditions
+    now: datetime
+    facts: ModelFacts | None = None
+    placement: PlacementResult | None = None
+    artifact: str | None = None
+    artifact_object: Object | None = None
+    apply: list[dict[str, Any]] = field(default_factory=list)
+    delete: list[Deletion] = field(default_factory=list)
+    requeue_after: float | None = None
+    stalled: Reason | None = None
+    status_first: bool = False
+
+    def requeue(self, seconds: float | None) -> None:
+        """Look again after ``seconds`` at the latest."""
+        if seconds is not None:
+            self.requeue_after = seconds if self.requeue_after is None else min(seconds, self.requeue_after)

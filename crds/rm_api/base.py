@@ -61,6 +61,25 @@ Argument = Annotated[str, Field(max_length=1024)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
+# The name of an object outside our own kinds, which may have dots.
+SubdomainName = Annotated[
+    str,
+    Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"),
+]
+
+# Marks a field that the models have, because what is pure can already work with it, and that the CRD leaves out,
+# because nothing in the cluster would act on it: what is admitted has an effect.
+UNSERVED: dict[str, Any] = {"x-rma-unserved": True}
+
+
+def unserved_values(*values: str) -> dict[str, Any]:
+    """Schema keyword of an enumeration: values that the CRD leaves out, for the reason that fields are ``UNSERVED``."""
+    return {"x-rma-unserved-values": list(values)}
+
+
+def positive(message: str) -> dict[str, Any]:
+    """Schema keyword of a DecimalNumber or Quantity that may not be zero."""
+    return validations(cel("type(self) == int ? self > 0 : self.matches('[1-9]')", message))
 
 
 def list_map(*keys: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     WAITING_FOR_ARTIFACT = "WaitingForArtifact"
     RETRYING = "Retrying"
     DELETING = "Deleting"
+    SUSPENDED = "Suspended"
+    ROLLING_OUT = "RollingOut"
     # success
     RESOLVED = "Resolved"
     PLACED = "Placed"
@@ -53,6 +55,7 @@ class Reason(StrEnum):
     # placement
     NO_ACCELERATOR = "NoAccelerator"
     NO_ELIGIBLE_ACCELERATOR = "NoEligibleAccelerator"
+    SLO_UNREACHABLE = "SloUnreachable"
     PROFILE_NOT_FOUND = "ProfileNotFound"
     # build
     UNSUPPORTED_MODEL = "UnsupportedModel"
@@ -66,6 +69,8 @@ class Reason(StrEnum):
     ARTIFACT_MISSING = "ArtifactMissing"
     # serving
     NO_DEVICE = "NoDevice"
+    NO_SPARE_DEVICE = "NoSpareDevice"
+    ROLLOUT_TIMED_OUT = "RolloutTimedOut"
     DEVICE_MISSING = "DeviceMissing"
     DRIVER_MISMATCH = "DriverMismatch"
     ARTIFACT_MISMATCH = "ArtifactMismatch"
@@ -73,5 +78,9 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     # specs
     INVALID_SPEC = "InvalidSpec"
+    IN_USE = "InUse"
     PLUGIN_NOT_READY = "PluginNotReady"
     NO_DEVICES = "NoDevices"
+    # the operator's own
+    REFUSED = "Refused"
+    INTERNAL_ERROR = "InternalError"

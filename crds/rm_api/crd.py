@@ -40,6 +40,8 @@ class KindInfo:
     status: "type[ApiModel]"
     columns: tuple[PrinterColumn, ...] = field(default=())
     scale: Scale | None = None
+    selectable: tuple[str, ...] = ()
+    """Paths that ``--field-selector`` and watches can filter by; at most 8, of texts, numbers and booleans."""
     max_name: int = 50
     """Longest name, such that names of children still fit 63 characters."""
 

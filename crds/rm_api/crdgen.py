@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rm_api.base import ApiModel
+from rm_api.base import UNSERVED, ApiModel, unserved_values
 from rm_api.crd import KindInfo
 from rm_api.kinds import KINDS
 from rm_api.names import CATEGORY, GROUP, VERSION
@@ -21,11 +21,13 @@ Schema = dict[str, Any]
 # Keywords that mean the same in a structural schema; everything beginning with x-kubernetes- passes too.
 _KEPT = frozenset(
     {
-        "type", "format", "pattern", "enum", "minimum", "maximum", "minLength", "maxLength",
+        "type", "format", "pattern", "minimum", "maximum", "minLength", "maxLength",
         "minItems", "maxItems", "minProperties", "maxProperties", "description",
     }
 )  # fmt: skip
 _DROPPED = frozenset({"title", "$defs"})
+_UNSERVED = next(iter(UNSERVED))
+_UNSERVED_VALUES = next(iter(unserved_values()))
 
 
 def openapi_schema(model: type[ApiModel]) -> Schema:
@@ -50,12 +52,15 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any], place: 
         return _structural({**variants[0], **rest}, definitions, place, seen)
 
     schema: Schema = {}
+    hidden = {name for name, child in node.get("properties", {}).items() if _UNSERVED in child}
     for keyword, value in node.items():
         if keyword in _KEPT or keyword.startswith("x-kubernetes-"):
             schema[keyword] = value
         elif keyword == "properties":
             schema["properties"] = {
-                name: _structural(child, definitions, f"{place}.{name}", seen) for name, child in value.items()
+                name: _structural(child, definitions, f"{place}.{name}", seen)
+                for name, child in value.items()
+                if name not in hidden
             }
         elif keyword == "items":
             schema["items"] = _structural(value, definitions, f"{place}[]", seen)
@@ -66,7 +71,11 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any], place: 
             # A structural schema cannot say it; the values are bounded, and so is their number.
             continue
         elif keyword == "required":
-            schema["required"] = sorted(value)
+            schema["required"] = sorted(set(value) - hidden)
+        elif keyword == "enum":
+            schema["enum"] = [each for each in value if each not in node.get(_UNSERVED_VALUES, [])]
+        elif keyword == _UNSERVED_VALUES:
+            continue
         elif keyword == "default":
             if (default := _without_empty(value)) not in (None, [], {}):
                 schema["default"] = default
@@ -148,6 +157,8 @@ def custom_resource_definition(info: KindInfo) -> dict[str, Any]:
             "statusReplicasPath": info.scale.status_replicas,
             "labelSelectorPath": info.scale.selector,
         }
+    if info.selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in info.selectable]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -169,6 +169,8 @@ async def test_the_smallest_deployment_gets_the_documented_defaults(client: Http
         "policy": {"type": "Latency"},
         "workload": {"inputTokens": 1024, "outputTokens": 256, "concurrency": 8},
         "replicas": 1,
+        "rollout": {"strategy": "Surge", "maxUnavailable": 0, "deadlineSeconds": 1800},
+        "suspend": False,
     }
 
 

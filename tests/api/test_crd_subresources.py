@@ -10,6 +10,7 @@ import pytest
 from custom_objects import SMALLEST, Object, apply, custom_object
 from real_api import ApiServer
 from rm_api import names
+from rm_api.base import UNSERVED
 from rm_api.crd import KindInfo
 from rm_api.kinds import KINDS, MODEL_DEPLOYMENT
 from rm_local_cluster import existing
@@ -122,5 +123,7 @@ def test_kubectl_explains_every_field(kubectl: Kubectl, info: KindInfo) -> None:
         explained = " ".join(kubectl("explain", f"{info.plural}.{part}").split())
         assert " ".join(str(model.__doc__).split()) in explained
         for name, field in model.model_fields.items():
+            if UNSERVED.items() <= (field.json_schema_extra or {}).items():
+                continue
             assert f" {field.alias or name} <" in explained
             assert " ".join(str(field.description).split()) in explained

@@ -1,14 +1,16 @@
 """AcceleratorResource: a kind of accelerator that the cluster has or can get; not a single device."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
     LIST_SET,
+    UNSERVED,
     ApiModel,
     Argument,
     Condition,
@@ -18,9 +20,12 @@ from rm_api.base import (
     LabelKey,
     LabelValue,
     Line,
+    Name,
+    SubdomainName,
     Word,
     cel,
     list_map,
+    unserved_values,
     validations,
 )
 from rm_api.crd import KindInfo, PrinterColumn
@@ -35,6 +40,13 @@ class AcceleratorType(StrEnum):
     PIM = "PIM"
     FPGA = "FPGA"
     CPU = "CPU"
+    REMOTE = "REMOTE"
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        handler.resolve_ref_schema(schema).update(unserved_values(cls.REMOTE))
+        return schema
 
 
 DEFAULT_PRIORITY: dict[AcceleratorType, int] = {
@@ -43,11 +55,36 @@ DEFAULT_PRIORITY: dict[AcceleratorType, int] = {
     AcceleratorType.PIM: 50,
     AcceleratorType.FPGA: 25,
     AcceleratorType.CPU: 0,
+    AcceleratorType.REMOTE: -25,
 }
+
+
+class ProvisioningMode(StrEnum):
+    """Whether nodes of this kind can appear on demand."""
+
+    STATIC = "Static"
+    ELASTIC = "Elastic"
+
+
+class RemoteProtocol(StrEnum):
+    """What a remote endpoint speaks."""
+
+    OPENAI = "OpenAI"
+    VLLM = "VLLM"
+    TGI = "TGI"
 
 
 class Toleration(ApiModel):
     """A taint that pods on these nodes tolerate, as in a pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "self.operator == 'Exists' ? !has(self.value) : has(self.key)",
+                "a toleration with operator Equal, the default, needs a key; one with Exists has no value",
+            ),
+        )
+    )
 
     key: Annotated[str, Field(max_length=317)] | None = None
     """The taint's key; empty with operator Exists tolerates everything."""
@@ -90,6 +127,8 @@ class Capability(ApiModel):
     """Most sequences in one batch."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence, prompt and answer together, in tokens."""
+    features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """What else it can do, in words that deployments ask for with requirements.features, such as lora."""
 
 
 class Tflops(ApiModel):
@@ -101,12 +140,20 @@ class Tflops(ApiModel):
     """10^12 operations per second of one device."""
 
 
+_PART = validations(
+    cel(
+        "double(self) <= 1.0",
+        "an efficiency is a part of the peak: at most 1, such as 0.4",
+    )
+)
+
+
 class Efficiency(ApiModel):
     """Part of the peak that inference reaches."""
 
-    compute: DecimalNumber | None = None
+    compute: Annotated[DecimalNumber | None, Field(json_schema_extra=_PART)] = None
     """Of the compute peak, 0 to 1; 0.4 where nothing is declared."""
-    bandwidth: DecimalNumber | None = None
+    bandwidth: Annotated[DecimalNumber | None, Field(json_schema_extra=_PART)] = None
     """Of the memory bandwidth, 0 to 1; 0.6 where nothing is declared."""
 
 
@@ -121,10 +168,18 @@ class Performance(ApiModel):
     """Peak compute by number format."""
     efficiency: Efficiency = Efficiency()
     """What of the peaks inference reaches."""
+    link_gbps: Annotated[DecimalNumber | None, Field(alias="linkGBps", json_schema_extra=UNSERVED)] = None
+    """Bandwidth between two devices in 10^9 bytes per second; one device serves one replica so far."""
 
 
 class Power(ApiModel):
     """Power draw of one device."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel("double(self.idleWatts) <= double(self.maxWatts)", "idleWatts is more than maxWatts"),
+        )
+    )
 
     idle_watts: DecimalNumber
     """Watts when idle."""
@@ -137,8 +192,47 @@ class Cost(ApiModel):
 
     per_hour: DecimalNumber
     """Price of one device for an hour."""
+    per_million_input_tokens: Annotated[DecimalNumber | None, Field(json_schema_extra=UNSERVED)] = None
+    """Price of 10^6 tokens of prompts, where an endpoint charges by token."""
+    per_million_output_tokens: Annotated[DecimalNumber | None, Field(json_schema_extra=UNSERVED)] = None
+    """Price of 10^6 tokens of answers, where an endpoint charges by token."""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", min_length=3, max_length=3)] = "USD"
     """ISO 4217 code. Prices in different currencies are not compared."""
+
+
+class Remote(ApiModel):
+    """An endpoint outside the cluster that serves models itself."""
+
+    endpoint: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?://[^\s]+$")]
+    """Base URL, such as https://api.example.com/v1."""
+    protocol: RemoteProtocol = RemoteProtocol.OPENAI
+    """OpenAI, VLLM or TGI."""
+    models: Annotated[list[Line], Field(max_length=256, json_schema_extra=LIST_SET)] = []
+    """Sources of the models that it serves, as deployments write them in model.source."""
+    max_concurrency: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Requests that it takes at the same time."""
+    credentials_secret_ref: SubdomainName | None = None
+    """Secret of the operator's namespace with the endpoint's key."""
+
+
+class Provisioning(ApiModel):
+    """Whether nodes of this kind are there, or come when pods ask for them."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "self.mode == 'Elastic' || (!has(self.maxDevices) && !has(self.expectedSeconds))",
+                "maxDevices and expectedSeconds need mode Elastic; Static counts the devices that are there",
+            ),
+        )
+    )
+
+    mode: ProvisioningMode = ProvisioningMode.STATIC
+    """Static: what the nodes advertise is all there is. Elastic: pods may wait for a node that an autoscaler adds."""
+    max_devices: Annotated[int, Field(ge=1, le=1000000)] | None = None
+    """Most devices that there can be, counting those that are there; without it there is no limit. For Elastic."""
+    expected_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    """Seconds that a new node usually takes to be there. For Elastic."""
 
 
 class Runtime(ApiModel):
@@ -200,6 +294,12 @@ class AcceleratorResourceSpec(ApiModel):
     """What it draws."""
     cost: Cost | None = None
     """What it costs."""
+    remote: Annotated[Remote | None, Field(json_schema_extra=UNSERVED)] = None
+    """The endpoint, for type REMOTE."""
+    provisioning: Provisioning = Provisioning()
+    """Whether devices are there or can be had."""
+    allowed_namespaces: Annotated[list[Name], Field(max_length=256, json_schema_extra=LIST_SET)] = []
+    """Namespaces whose deployments may use it; empty means all."""
     runtime: Runtime
     """How models are served on it."""
 
@@ -235,6 +335,7 @@ KIND = KindInfo(
     namespaced=False,
     spec=AcceleratorResourceSpec,
     status=AcceleratorResourceStatus,
+    selectable=(".spec.type", ".spec.vendor"),
     columns=(
         PrinterColumn("Type", ".spec.type"),
         PrinterColumn("Product", ".spec.product"),

@@ -133,6 +133,7 @@ KIND = KindInfo(
     namespaced=True,
     spec=BuildArtifactSpec,
     status=BuildArtifactStatus,
+    selectable=(".spec.profile",),
     columns=(
         PrinterColumn("Model", ".spec.model.source"),
         PrinterColumn("Target", ".spec.target.type"),

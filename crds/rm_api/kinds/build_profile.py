@@ -213,6 +213,7 @@ KIND = KindInfo(
     namespaced=False,
     spec=BuildProfileSpec,
     status=BuildProfileStatus,
+    selectable=(".spec.target.type", ".spec.target.vendor"),
     columns=(
         PrinterColumn("Target", ".spec.target.type"),
         PrinterColumn("Vendor", ".spec.target.vendor"),

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from rm_api.base import (
     CONDITIONS,
@@ -14,9 +14,13 @@ from rm_api.base import (
     EnvVar,
     Line,
     Name,
+    Quantity,
+    SubdomainName,
     Word,
     cel,
     list_map,
+    positive,
+    unserved_values,
     validations,
 )
 from rm_api.crd import KindInfo, PrinterColumn, Scale
@@ -32,6 +36,14 @@ class PolicyType(StrEnum):
     THROUGHPUT = "Throughput"
     ENERGY = "Energy"
     COST = "Cost"
+    WEIGHTED = "Weighted"
+
+
+class RolloutStrategy(StrEnum):
+    """What comes first when a variant replaces another one."""
+
+    SURGE = "Surge"
+    IN_PLACE = "InPlace"
 
 
 class ModelSource(ApiModel):
@@ -60,11 +72,44 @@ class ModelSource(ApiModel):
     """Secret of the namespace whose key netrc holds credentials by host."""
 
 
+_Weight = Annotated[int, Field(ge=0, le=100)]
+
+
+class PolicyWeights(ApiModel):
+    """How much each goal counts. Only their ratio matters: 1 and 3 mean the same as 25 and 75."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel("self.latency + self.throughput + self.energy + self.cost > 0", "at least one weight must be above 0"),
+        )
+    )
+
+    latency: _Weight = 0
+    """Weight of a short time to the end of an answer."""
+    throughput: _Weight = 0
+    """Weight of many requests per second of a replica."""
+    energy: _Weight = 0
+    """Weight of few joules per token."""
+    cost: _Weight = 0
+    """Weight of a low price per token."""
+
+
 class Policy(ApiModel):
     """What placement optimises."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "(self.type == 'Weighted') == has(self.weights)",
+                "type Weighted needs weights, and the other types have none",
+            ),
+        )
+    )
+
     type: PolicyType = PolicyType.LATENCY
-    """Latency, Throughput, Energy or Cost."""
+    """Latency, Throughput, Energy, Cost, or Weighted, which combines them by weights."""
+    weights: PolicyWeights | None = None
+    """How much each goal counts, for type Weighted."""
 
 
 class Workload(ApiModel):
@@ -76,6 +121,23 @@ class Workload(ApiModel):
     """Tokens of a typical answer."""
     concurrency: Annotated[int, Field(ge=1, le=65536)] = 8
     """Requests at the same time."""
+    requests_per_second: Annotated[
+        DecimalNumber | None,
+        Field(
+            gt=0,
+            json_schema_extra=positive("requestsPerSecond must be above 0; leave it out where the demand is not known"),
+        ),
+    ] = None
+    """Requests per second of all clients, such as "2.5"; estimates of energy and cost count the replicas for it."""
+
+
+class Slo(ApiModel):
+    """What a candidate's estimate must reach. Whatever misses it is not eligible."""
+
+    ttft_ms: Annotated[int, Field(ge=1, le=86400000)] | None = None
+    """Most milliseconds until the first token."""
+    tpot_ms: Annotated[int, Field(ge=1, le=86400000)] | None = None
+    """Most milliseconds between two tokens of an answer."""
 
 
 class AcceleratorSelector(ApiModel):
@@ -102,6 +164,60 @@ class Requirements(ApiModel):
     """Longest sequence in tokens, prompt and answer; by default the workload's, at most the model's own limit."""
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Largest batch; by default the workload's concurrency."""
+    features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """What else the accelerator must be able to do: words that it lists in capability.features, all of them."""
+
+
+class ScalingMetric(ApiModel):
+    """A figure of the serving pods, as the cluster's custom metrics API gives it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][-A-Za-z0-9_:.]*$")]
+    """Name of the metric."""
+    average_value: Annotated[Quantity, Field(json_schema_extra=positive("averageValue must be above 0"))]
+    """Value per pod that is aimed at, such as 10 or 500m."""
+
+
+class Autoscaling(ApiModel):
+    """Bounds and metrics; a HorizontalPodAutoscaler of the deployment's name scales the deployment within them."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel("self.minReplicas <= self.maxReplicas", "minReplicas is more than maxReplicas"),
+        )
+    )
+
+    min_replicas: Annotated[int, Field(ge=1, le=10000)] = 1
+    """Fewest serving pods."""
+    max_replicas: Annotated[int, Field(ge=1, le=10000)]
+    """Most serving pods."""
+    metrics: Annotated[list[ScalingMetric], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
+    """What decides; of several metrics the one that asks for most pods."""
+
+
+class Rollout(ApiModel):
+    """How serving pods are replaced when the placement, the artifact or the options of the engine change."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "self.strategy != 'InPlace' || self.maxUnavailable >= 1",
+                "strategy InPlace frees devices before it takes others: maxUnavailable must be 1 or more",
+            ),
+            cel(
+                "self.strategy == 'Surge' || !has(self.maxSurge)",
+                "maxSurge is for strategy Surge; InPlace starts no pod beyond the replicas",
+            ),
+        )
+    )
+
+    strategy: RolloutStrategy = RolloutStrategy.SURGE
+    """Surge: new pods are ready before old ones end, on devices that are free. InPlace: old pods end first."""
+    max_unavailable: Annotated[int, Field(ge=0, le=10000)] = 0
+    """Replicas that may be missing meanwhile."""
+    max_surge: Annotated[int, Field(ge=1, le=10000)] | None = None
+    """Pods beyond the replicas meanwhile, for Surge; 1 where absent."""
+    deadline_seconds: Annotated[int, Field(ge=30, le=86400)] = 1800
+    """After so many seconds without progress the rollout has failed, and the old pods go on serving."""
 
 
 class RuntimeOptions(ApiModel):
@@ -138,11 +254,21 @@ class ModelDeploymentSpec(ApiModel):
     requirements: Requirements = Requirements()
     """What is needed, whatever it runs on."""
     replicas: Annotated[int, Field(ge=0, le=10000)] = 1
-    """Serving pods."""
+    """Serving pods. An autoscaler writes it through the scale subresource."""
+    autoscaling: Autoscaling | None = None
+    """Lets a HorizontalPodAutoscaler decide on the replicas; leave replicas out of what you apply again and again."""
+    slo: Slo = Slo()
+    """What the placement must reach."""
     build_profile: Name | None = None
     """BuildProfile to use; by default the best that fits."""
     runtime: RuntimeOptions = RuntimeOptions()
     """Options of the engine."""
+    rollout: Rollout = Rollout()
+    """How serving pods are replaced."""
+    priority_class_name: SubdomainName | None = None
+    """PriorityClass of the serving pods."""
+    suspend: bool = False
+    """True stops the serving pods and starts no Job. The artifact, the placement and the Service stay."""
 
 
 class ModelFacts(ApiModel):
@@ -204,7 +330,15 @@ class Candidate(ApiModel):
     """BuildProfile that would be used."""
     terms: Annotated[list[Term], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """The figures behind the score."""
-    provenance: Annotated[str, Field(max_length=16)] | None = None
+    provenance: (
+        Annotated[
+            str,
+            Field(
+                json_schema_extra={"enum": ["Measured", "Declared", "Derived", "Assumed"]} | unserved_values("Measured")
+            ),
+        ]
+        | None
+    ) = None
     """The weakest source of these figures: Declared, Derived or Assumed."""
     reason: Annotated[str, Field(max_length=512)] = ""
     """Why it was chosen, ranked or left out."""
@@ -272,6 +406,7 @@ KIND = KindInfo(
     namespaced=True,
     spec=ModelDeploymentSpec,
     status=ModelDeploymentStatus,
+    selectable=(".spec.model.source", ".spec.policy.type", ".spec.buildProfile", ".status.placement.chosen"),
     scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
     columns=(
         PrinterColumn("Model", ".spec.model.source"),

@@ -88,9 +88,9 @@ class KubeClient(Protocol):
         ...
 
     async def apply_status(self, resource: Resource, obj: Object, status: Object) -> dict[str, Any]:
-        """Server-side apply of the whole status of ``obj``, identified by namespace, name and uid.
+        """Server-side apply of the whole status of ``obj``, if it still is what ``obj`` says (uid, resourceVersion).
 
-        Fields that an earlier status had and this one lacks are removed.
+        Fields that an earlier status had and this one lacks are removed. Raises Conflict if it has changed since.
         """
         ...
 

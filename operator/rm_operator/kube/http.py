@@ -226,7 +226,9 @@ class HttpClient:
 
     async def apply_status(self, resource: Resource, obj: Object, status: Object) -> dict[str, Any]:
         """See KubeClient."""
-        metadata = {key: obj["metadata"][key] for key in ("namespace", "name", "uid") if key in obj["metadata"]}
+        # Said of exactly the state that was looked at: a writer whose view is old must not take back what is newer.
+        identity = ("namespace", "name", "uid", "resourceVersion")
+        metadata = {key: obj["metadata"][key] for key in identity if key in obj["metadata"]}
         body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
         return await self.apply(resource, body, field_manager=FIELD_MANAGER_STATUS, subresource="status")
 

@@ -153,7 +153,8 @@ class _Planner:
                 update["versions"] = {tool: version[:256] for tool, version in [*last.report.versions.items()][:32]}
         self.status = self.status.model_copy(update=update)
         self._ready(Reason.BUILT if built else Reason.ADOPTED)
-        return self._finish(delete=tuple(deletion_of(a.job) for a in self.snapshot.attempts))
+        # The Jobs go only when what they tell is written down.
+        return self._finish(delete=tuple(deletion_of(a.job) for a in self.snapshot.attempts), status_first=True)
 
     def _begin(self, number: int, *, replacing: Attempt | None = None) -> Plan:
         self.status = self.status.model_copy(update={"attempts": number, "retry_at": None})

@@ -224,7 +224,12 @@ class TestWrites:
         assert seen.body == {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"namespace": "ns", "name": "d", "uid": obj["metadata"]["uid"]},
+            "metadata": {
+                "namespace": "ns",
+                "name": "d",
+                "uid": obj["metadata"]["uid"],
+                "resourceVersion": obj["metadata"]["resourceVersion"],
+            },
             "status": {"replicas": 1},
         }
 

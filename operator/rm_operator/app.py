@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import kopf
@@ -23,7 +24,7 @@ from rm_operator.context import Context
 from rm_operator.kube.auth import Connection
 from rm_operator.kube.client import KubeClient
 from rm_operator.kube.errors import ApiError
-from rm_operator.kube.http import HttpClient, TokenBucket
+from rm_operator.kube.http import HttpClient, Observer, TokenBucket
 from rm_operator.kube.lease import LeaderElector
 from rm_operator.kube.reflector import Reflector
 from rm_operator.kube.resources import (
@@ -42,17 +43,21 @@ from rm_operator.kube.resources import (
 from rm_operator.kube.store import Changes, Store, Stores, Transform
 from rm_operator.kube.sweep import Sweeper
 from rm_operator.kube.trim import trim_node, trim_pod
-from rm_operator.runtime.controller import Controller, Workers, connect
+from rm_operator.runtime.census import observe_objects
+from rm_operator.runtime.controller import MAX_ASIDE, Controller, Workers, connect
 from rm_operator.runtime.health import HealthServer, LoopWatch, Vital
 from rm_operator.runtime.metrics import Metrics
 from rm_operator.runtime.queue import Queue
 from rm_operator.runtime.recorder import EventRecorder
+from rm_operator.runtime.tracing import Tracing, start_tracing
 
 logger = logging.getLogger(__name__)
 
 REQUESTS_PER_SECOND: Final = 1000.0
 """A bound on a defect of ours, not a throttle: the API server's own fairness does that."""
 REQUEST_BURST: Final = 1000
+SPARE_CONNECTIONS: Final = 48
+"""Beside one for each reconcile: for watches, lists and Events, so that none of them waits for a slow reconcile."""
 STOP_SECONDS: Final = 10.0
 KINDS_POLL_SECONDS: Final = 2.0
 MANAGED: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -92,7 +97,7 @@ class Operator:
         die: Callable[[int], None] | None = None,
     ) -> None:
         self.config = config
-        self.metrics = Metrics().with_process_metrics()
+        self.metrics = Metrics(host=urlsplit(connection.server).netloc).with_process_metrics()
         self.stores = _stores()
         self.queue = Queue(self.metrics)
         self.identity = f"{config.pod_name}_{uuid4().hex[:8]}"
@@ -150,6 +155,10 @@ class Operator:
         self.port = await health.start()
         stack.push_async_callback(health.stop)
 
+        tracing: Tracing | None = None
+        if config.tracing:
+            tracing = start_tracing(self._connection.server, instance=self.identity)
+            stack.push_async_callback(tracing.close)
         # Renewals have a client of their own: they wait behind nothing.
         lease_client = HttpClient(self._connection, connections=2, attempt_seconds=5, observe=metrics.observe_request)
         await stack.enter_async_context(lease_client)
@@ -164,12 +173,13 @@ class Operator:
             self._connection,
             bucket=TokenBucket(REQUESTS_PER_SECOND, REQUEST_BURST),
             may_write=elector.may_write if config.leader_elect else None,
-            observe=metrics.observe_request,
+            observe=_both(metrics.observe_request, tracing.observe_request) if tracing else metrics.observe_request,
+            connections=config.workers + MAX_ASIDE + SPARE_CONNECTIONS,
         )
         await stack.enter_async_context(client)
         stack.push_async_callback(elector.release)
         recorder = EventRecorder(client, instance=self.identity, metrics=metrics)
-        context = Context(client, self.stores, self.queue, recorder, config)
+        context = Context(client, self.stores, self.queue, recorder, config, metrics, tracing)
         stack.push_async_callback(_close_all, context)
         built = self._build(context)
         connect(built, self.stores, self.queue)
@@ -183,7 +193,7 @@ class Operator:
         await self._wait_for_kinds(client)
         self._keep_stores(client)
         self._spawn("event recorder", recorder.run())
-        workers = Workers(built, self.stores, self.queue, metrics=metrics, count=config.workers)
+        workers = Workers(built, self.stores, self.queue, metrics=metrics, tracing=tracing, count=config.workers)
         self._spawn("leader", self._lead(elector, workers))
 
     def _keep_stores(self, client: KubeClient) -> None:
@@ -261,6 +271,7 @@ class Operator:
         self.queue.observe_work()
         for store in self.stores:
             self.metrics.store_objects.labels(store.resource.name).set(len(store))
+        observe_objects(self.metrics, self.stores)
 
 
 class _ReflectorMetrics:
@@ -324,6 +335,14 @@ def _keeper(store: Store) -> Callable[..., Coroutine[Any, Any, None]]:
             store.upsert(obj)
 
     return keep
+
+
+def _both(first: Observer, second: Observer) -> Observer:
+    def observe(verb: str, resource: Resource, status: int, seconds: float) -> None:
+        first(verb, resource, status, seconds)
+        second(verb, resource, status, seconds)
+
+    return observe
 
 
 async def _close_all(context: Context) -> None:

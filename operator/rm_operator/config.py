@@ -40,6 +40,8 @@ class Config:
     """Reconciles at the same time."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of containers that we make."""
+    tracing: bool = False
+    """Send OpenTelemetry spans to where the OTEL_* variables say."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Config":
@@ -56,6 +58,7 @@ class Config:
             leader_elect=reader.boolean("RMA_LEADER_ELECT", True),
             workers=reader.integer("RMA_WORKERS", 16, 1, 256),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
+            tracing=reader.tracing(),
         )
         if reader.problems:
             raise InvalidConfig("the environment is not usable:\n  " + "\n  ".join(reader.problems))
@@ -96,6 +99,24 @@ class _Reader:
             self.problems.append(f"{name}={value!r} must be a whole number from {least} to {most}")
             return default
         return int(value)
+
+    def tracing(self) -> bool:
+        """Whether the standard variables ask for spans, in a way that we can send them."""
+        kind = self._environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+        if self.boolean("OTEL_SDK_DISABLED", False) or kind == "none":
+            return False
+        endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        if not kind and not any(self._environ.get(name, "").strip() for name in endpoints):
+            return False
+        if kind not in ("", "otlp"):
+            self.problems.append(f"OTEL_TRACES_EXPORTER={kind!r} must be otlp or none")
+        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+            protocol = self._environ.get(name, "").strip()
+            if protocol not in ("", "http/protobuf"):
+                self.problems.append(
+                    f"{name}={protocol!r} must be http/protobuf; collectors listen for it on port 4318"
+                )
+        return True
 
     def choice(self, name: str, values: tuple[str, ...], default: str) -> str:
         value = self._environ.get(name, "").strip() or default

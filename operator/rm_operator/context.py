@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from rm_operator.config import Config
 from rm_operator.kube.client import KubeClient
 from rm_operator.kube.store import Stores
+from rm_operator.runtime.metrics import Metrics
 from rm_operator.runtime.queue import Queue
 from rm_operator.runtime.recorder import EventRecorder
+from rm_operator.runtime.tracing import Tracing
 
 
 @dataclass
@@ -19,6 +21,8 @@ class Context:
     queue: Queue
     recorder: EventRecorder
     config: Config
+    metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing | None = None
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:

@@ -21,7 +21,8 @@ def build(context: Context) -> list[Controller]:
         store=StoreConfig(config.store, config.store_plain_http),
         system_namespace=config.system_namespace,
     )
-    store = ArtifactStore(config.store, plain_http=config.store_plain_http)
+    observe = context.tracing.observe_store if context.tracing is not None else None
+    store = ArtifactStore(config.store, plain_http=config.store_plain_http, observe=observe)
     context.on_close(store.close)
     return [
         AcceleratorResourceController(context, settings),

@@ -1,16 +1,38 @@
 """What every controller does: gather a snapshot from the stores, plan, carry the plan out."""
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, Final
+
+from rm_api.conditions import Reason
 
 from rm_operator.context import Context
+from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.apply import apply_children, write_status
 from rm_operator.kube.client import Object
+from rm_operator.kube.errors import ApiError, NotLeader
 from rm_operator.kube.resources import Resource, resource_of
-from rm_operator.plan.model import Plan
+from rm_operator.plan.conditions import reason_or
+from rm_operator.plan.model import Plan, PlannedEvent, is_deleting
+from rm_operator.plan.refusal import Refusal, stated
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
+
+logger = logging.getLogger(__name__)
+
+REWORD_SECONDS: Final = 60.0
+"""A refusal is put in other words this often at most: a number in a message must not cause a write each time."""
+
+
+@dataclass
+class _Told:
+    refusal: Refusal
+    at: float
+    times: int = 1
 
 
 class PlanningController(ABC):
@@ -21,6 +43,7 @@ class PlanningController(ABC):
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self._told: dict[Key, _Told] = {}
 
     @property
     def kind(self) -> str:
@@ -32,23 +55,92 @@ class PlanningController(ABC):
         """The plan for ``obj``, from what the stores hold now."""
 
     async def reconcile(self, key: Key) -> float | None:
-        """Brings one object closer to what its spec says; returns when to look again, in seconds."""
+        """Brings one object closer to what its spec says; returns when to look again, in seconds.
+
+        What stands in the way and is not about to pass is said in the object's status before it is raised.
+        """
         obj = self.context.stores[self.resource].get(key.namespace or None, key.name)
         if obj is None:
+            self._told.pop(key, None)
             return None
-        plan = await self.decide(obj, datetime.now(UTC))
-        await self._carry_out(obj, plan)
+        try:
+            plan = await self._decide(obj)
+            await self._carry_out(key, obj, plan)
+        except Exception as error:
+            await self._tell(key, obj, error)
+            raise
+        self._told.pop(key, None)
         return plan.requeue_after
 
-    async def _carry_out(self, obj: Object, plan: Plan) -> None:
+    async def _decide(self, obj: Object) -> Plan:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            return await self.decide(obj, datetime.now(UTC))
+        finally:
+            self.context.metrics.decide_seconds.labels(self.kind).observe(loop.time() - started)
+
+    async def _carry_out(self, key: Key, obj: Object, plan: Plan) -> None:
         client, stores = self.context.client, self.context.stores
+        told = self._told.get(key)
         if plan.status_first and plan.status is not None:
-            await write_status(client, stores, obj, plan.status)
+            # Until the children are taken the status goes on saying that they were not: saying it anew each time
+            # would be two writes, each of which brings the next reconcile.
+            first = stated(obj, plan.status, told.refusal, datetime.now(UTC))[0] if told else plan.status
+            await self._write(obj, first)
         await apply_children(client, stores, plan.apply)
         for deletion in plan.delete:
             resource = resource_of({"apiVersion": deletion.api_version, "kind": deletion.kind})
             await client.delete(resource, deletion.namespace or None, deletion.name, uid=deletion.uid)
-        if not plan.status_first and plan.status is not None:
-            await write_status(client, stores, obj, plan.status)
-        for event in plan.events:
+        if plan.status is not None and (told or not plan.status_first):
+            await self._write(self._now(key, obj), plan.status)
+        self._emit(obj, plan.events)
+
+    async def _tell(self, key: Key, obj: Object, error: Exception) -> None:
+        """Have the status and an Event say why ``error`` stands in the way of ``obj``, if a person should know."""
+        before, now = self._told.get(key), asyncio.get_running_loop().time()
+        refusal = refusal_of(error, times=before.times + 1 if before else 1)
+        obj = self._now(key, obj)
+        if refusal is None or is_deleting(obj):
+            return
+        if before is not None:
+            before.times += 1
+            if refusal.differs(before.refusal) or now - before.at >= REWORD_SECONDS:
+                before.refusal, before.at = refusal, now
+            refusal = before.refusal
+        else:
+            self._told[key] = _Told(refusal, now)
+        status, events = stated(obj, obj.get("status") or {}, refusal, datetime.now(UTC))
+        try:
+            await self._write(obj, status)
+        except (ApiError, NotLeader) as failure:
+            logger.info("%s: its status cannot say that %s: %s", key, refusal.message, failure)
+            return
+        self._emit(obj, events)
+
+    def _now(self, key: Key, obj: Object) -> Object:
+        """The object as it is known by now, own writes included; never another one of the same name."""
+        newest = self.context.stores[self.resource].get(key.namespace or None, key.name)
+        return newest if newest is not None and newest["metadata"]["uid"] == obj["metadata"]["uid"] else obj
+
+    async def _write(self, obj: Object, status: dict[str, Any]) -> None:
+        if await write_status(self.context.client, self.context.stores, obj, status):
+            self._observe(obj, status)
+
+    def _observe(self, obj: Object, status: Mapping[str, Any]) -> None:
+        metrics = self.context.metrics
+        before = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or ()}
+        for entry in status.get("conditions") or ():
+            kind, word, reason = entry["type"], entry["status"], reason_or(entry["reason"], Reason.INTERNAL_ERROR)
+            earlier = before.get(kind)
+            if earlier is not None and (earlier["status"], earlier["reason"]) == (word, entry["reason"]):
+                continue
+            metrics.transitions.labels(self.kind, kind, word, reason.value).inc()
+            if word == "True" and (earlier is None or earlier["status"] != "True"):
+                since = earlier["lastTransitionTime"] if earlier else obj["metadata"]["creationTimestamp"]
+                seconds = datetime.fromisoformat(entry["lastTransitionTime"]) - datetime.fromisoformat(since)
+                metrics.transition_seconds.labels(self.kind, kind).observe(max(0.0, seconds.total_seconds()))
+
+    def _emit(self, obj: Object, events: Sequence[PlannedEvent]) -> None:
+        for event in events:
             self.context.recorder.emit(obj, event.type, event.reason, event.message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -14,10 +15,16 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
 class ArtifactStore:
-    """The store as the operator reaches it. Close it when done."""
+    """The store as the operator reaches it. Close it when done.
 
-    def __init__(self, host: str, *, plain_http: bool) -> None:
+    ``observe`` is told of each request: its URL, the HTTP status (0: no answer), seconds.
+    """
+
+    def __init__(
+        self, host: str, *, plain_http: bool, observe: Callable[[str, int, float], None] | None = None
+    ) -> None:
         self._base = f"{'http' if plain_http else 'https'}://{host}/v2"
+        self._observe = observe
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -39,13 +46,21 @@ class ArtifactStore:
     async def _ask(self, repository: str) -> StoreAnswer:
         if self._session is None:
             self._session = aiohttp.ClientSession(headers={"Accept": names.MEDIA_TYPE_MANIFEST})
-        async with self._session.get(f"{self._base}/{repository}/manifests/{names.ARTIFACT_TAG}") as response:
-            if response.status == 404:
-                return StoreAnswer(Presence.ABSENT)
-            if response.status != 200:
-                return StoreAnswer(Presence.UNREACHABLE, message=f"it answered {response.status} {response.reason}")
-            body = await response.content.read(MAX_MANIFEST_BYTES)
-            digest = response.headers.get("Docker-Content-Digest", "")
+        url = f"{self._base}/{repository}/manifests/{names.ARTIFACT_TAG}"
+        loop = asyncio.get_running_loop()
+        started, status = loop.time(), 0
+        try:
+            async with self._session.get(url) as response:
+                status = response.status
+                if status == 404:
+                    return StoreAnswer(Presence.ABSENT)
+                if status != 200:
+                    return StoreAnswer(Presence.UNREACHABLE, message=f"it answered {status} {response.reason}")
+                body = await response.content.read(MAX_MANIFEST_BYTES)
+                digest = response.headers.get("Docker-Content-Digest", "")
+        finally:
+            if self._observe is not None:
+                self._observe(url, status, loop.time() - started)
         manifest: dict[str, Any] = json.loads(body)
         annotations = manifest.get("annotations") or {}
         return StoreAnswer(

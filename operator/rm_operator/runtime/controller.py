@@ -13,10 +13,16 @@ from rm_operator.kube.resources import Resource
 from rm_operator.kube.store import Stores, key_of
 from rm_operator.runtime.metrics import Metrics
 from rm_operator.runtime.queue import Key, Queue, QueueClosed
+from rm_operator.runtime.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS: Final = 120.0
+SLOW_SECONDS: Final = 1.0
+SLOW_WORKERS: Final = 4
+MAX_ASIDE: Final = 64
+"""Slow reconciles at the same time, beside the workers. Each has one request in flight at most."""
+TERMINAL_SECONDS: Final = 600.0
 RESYNC_SECONDS: Final = 10 * 3600.0
 
 
@@ -78,9 +84,14 @@ def _mapped(watch: Watch, queue: Queue) -> Callable[[Object | None, Object | Non
 class Workers:
     """``count`` workers over one queue, shared by all controllers.
 
-    Transient errors, lost races and API errors are retried with back-off; terminal ones wait for a change; all else
-    is a defect: logged with its traceback, counted, and retried too. A reconcile that takes longer than ``deadline``
-    seconds is ended and retried, so that it cannot hold its worker for ever.
+    Transient errors, lost races and API errors are retried with back-off; terminal ones are looked at again after a
+    change, or after ten minutes, since what refused them may be none of our objects; all else is a defect: logged with
+    its traceback, counted, and retried too.
+
+    No object delays another. A reconcile that is not done after a second (a webhook, a registry that does not answer)
+    keeps its time, up to ``deadline`` seconds, but its worker is replaced; the next time its key waits in a line of its
+    own, with a few workers of its own, until it was quick once. Where ``aside`` reconciles are slow at the same time,
+    further ones are ended after their second and retried. Between two reconciles everything else gets its turn.
     """
 
     def __init__(
@@ -90,77 +101,145 @@ class Workers:
         queue: Queue,
         *,
         metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
         count: int = 16,
         deadline: float = DEADLINE_SECONDS,
+        aside: int = MAX_ASIDE,
     ) -> None:
         self._controllers = {controller.kind: controller for controller in controllers}
         self._stores = stores
         self._queue = queue
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._count = count
         self._deadline = deadline
+        self._max_aside = aside
+        self._aside = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._stopping = False
 
     async def run(self) -> None:
         """Work until cancelled or the queue is closed; on cancellation, reconciles in progress are cancelled too."""
-        for kind in self._controllers:
-            self._metrics.max_workers.labels(kind).set(self._count)
-        async with asyncio.TaskGroup() as group:
-            for number in range(self._count):
-                group.create_task(self._work(), name=f"worker {number}")
+        self._metrics.prepare(self._controllers, workers=self._count)
+        for _ in range(self._count):
+            self._start(slow=False)
+        for _ in range(SLOW_WORKERS):
+            self._start(slow=True)
+        try:
+            while self._tasks:
+                await self._ended.wait()
+                self._ended.clear()
+                for task in [each for each in self._tasks if each.done()]:
+                    self._tasks.discard(task)
+                    task.result()
+        finally:
+            self._stopping = True
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
-    async def _work(self) -> None:
+    def _start(self, *, slow: bool) -> None:
+        task = asyncio.create_task(self._work(slow=slow), name="slow worker" if slow else "worker")
+        self._tasks.add(task)
+        task.add_done_callback(lambda _: self._ended.set())
+
+    async def _work(self, *, slow: bool) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                key = await self._queue.get()
+                key = await self._queue.get(slow=slow)
             except QueueClosed:
                 return
+            turn = _Turn(key, slow)
+            timer = loop.call_later(SLOW_SECONDS, self._overdue, turn)
             try:
-                await self._reconcile(key)
+                await self._reconcile(turn)
             finally:
-                self._queue.done(key)
+                timer.cancel()
+                self._queue.done(key, slow=turn.overdue)
+                if turn.replaced:
+                    self._aside -= 1
+                    self._metrics.aside.set(self._aside)
+            if turn.replaced:
+                return
+            # A reconcile that waited for nothing has let nobody else run, and the next one may not either.
+            await asyncio.sleep(0)
 
-    async def _reconcile(self, key: Key) -> None:
-        metrics, loop = self._metrics, asyncio.get_running_loop()
-        metrics.active_workers.labels(key.kind).inc()
+    def _overdue(self, turn: "_Turn") -> None:
+        """Another worker takes over the line that this reconcile's worker has served."""
+        if self._stopping:
+            return
+        turn.overdue = True
+        self._metrics.slow.labels(turn.key.kind).inc()
+        if self._aside < self._max_aside:
+            self._aside += 1
+            self._metrics.aside.set(self._aside)
+            turn.replaced = True
+            self._start(slow=turn.slow)
+        elif turn.deadline is not None:
+            turn.crowded = True
+            turn.deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def _reconcile(self, turn: "_Turn") -> None:
+        kind, loop = turn.key.kind, asyncio.get_running_loop()
+        active = self._metrics.active_workers.labels(kind)
+        active.inc()
         started = loop.time()
         try:
-            async with asyncio.timeout(self._deadline) as deadline:
-                after = await self._controllers[key.kind].reconcile(key)
-            result = self._succeeded(key, after)
+            if self._tracing is None:
+                result, _ = await self._attempt(turn)
+            else:
+                obj = self._stores.of_kind(kind).get(turn.key.namespace, turn.key.name)
+                with self._tracing.reconcile(turn.key, obj) as span:
+                    result, error = await self._attempt(turn)
+                    span.ended(result, error)
+        finally:
+            active.dec()
+        self._metrics.reconciles.labels(kind, result).inc()
+        self._metrics.reconcile_seconds.labels(kind).observe(loop.time() - started)
+
+    async def _attempt(self, turn: "_Turn") -> tuple[str, Exception | None]:
+        """One call of the controller, and what its end means for the key; returns the result and what was raised."""
+        key, kind, metrics = turn.key, turn.key.kind, self._metrics
+        try:
+            async with asyncio.timeout(self._deadline) as turn.deadline:
+                after = await self._controllers[kind].reconcile(key)
+            return self._succeeded(key, after), None
         except Transient as error:
-            result = "requeue"
             self._retry(key, error, error.retry_after)
+            return "requeue", error
         except Terminal as error:
-            result = "terminal"
             self._give_up(key, error)
+            return "terminal", error
         except ApiError as error:
             if error.terminal:
-                result = "terminal"
                 self._give_up(key, error)
-            else:
-                result = "error"
-                metrics.reconcile_errors.labels(key.kind).inc()
-                self._retry(key, error, error.retry_after)
+                return "terminal", error
+            metrics.reconcile_errors.labels(kind).inc()
+            self._retry(key, error, error.retry_after)
+            return "error", error
         except NotLeader as error:
             # The process is about to end; the next leader starts from everything.
-            result = "error"
             logger.info("%s: %s", key, error)
-        except TimeoutError as error:
-            result = "error"
-            metrics.reconcile_errors.labels(key.kind).inc()
-            if deadline.expired():
+            return "error", error
+        except TimeoutError as timeout:
+            metrics.reconcile_errors.labels(kind).inc()
+            failure = timeout
+            if turn.crowded:
+                failure = TimeoutError(f"{self._aside} reconciles are slow already, this one starts anew")
+            elif turn.deadline is not None and turn.deadline.expired():
+                metrics.timeouts.labels(kind).inc()
                 logger.error("%s: the reconcile took longer than %.0f s", key, self._deadline)
-            self._retry(key, error, None)
+            self._retry(key, failure, None)
+            return "error", failure
         except Exception as error:
-            result = "error"
-            metrics.reconcile_errors.labels(key.kind).inc()
-            metrics.panics.labels(key.kind).inc()
+            metrics.reconcile_errors.labels(kind).inc()
+            metrics.panics.labels(kind).inc()
             logger.exception("%s: the reconcile failed unexpectedly", key)
             self._retry(key, error, None)
-        finally:
-            metrics.active_workers.labels(key.kind).dec()
-        metrics.reconciles.labels(key.kind, result).inc()
-        metrics.reconcile_seconds.labels(key.kind).observe(loop.time() - started)
+            return "error", error
 
     def _succeeded(self, key: Key, after: float | None) -> str:
         self._queue.forget(key)
@@ -169,7 +248,7 @@ class Workers:
             return "requeue_after"
         if self._stores.of_kind(key.kind).get(key.namespace, key.name) is not None:
             # Should some change ever go unnoticed, it is noticed here.
-            self._queue.add_after(key, RESYNC_SECONDS * (0.8 + 0.4 * random.random()))  # noqa: S311 - jitter
+            self._queue.add_after(key, _jittered(RESYNC_SECONDS))
         return "success"
 
     def _retry(self, key: Key, error: Exception, after: float | None) -> None:
@@ -182,4 +261,24 @@ class Workers:
     def _give_up(self, key: Key, error: Exception) -> None:
         self._queue.forget(key)
         self._metrics.terminal_errors.labels(key.kind).inc()
+        self._queue.add_after(key, _jittered(TERMINAL_SECONDS))
         logger.warning("%s: not tried again until something changes: %s", key, error)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One key in the hands of one worker."""
+
+    key: Key
+    slow: bool
+    """From which line it was taken."""
+    deadline: asyncio.Timeout | None = None
+    overdue: bool = False
+    replaced: bool = False
+    """Another worker has taken over from this one."""
+    crowded: bool = False
+    """It was ended because too many others are slow."""
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter

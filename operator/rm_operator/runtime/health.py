@@ -1,6 +1,7 @@
 """/metrics, /healthz and /readyz, and the watch over the event loop."""
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -11,10 +12,13 @@ from prometheus_client import exposition
 
 from rm_operator.runtime.metrics import Metrics
 
+logger = logging.getLogger(__name__)
+
 LAG_INTERVAL_SECONDS: Final = 0.5
 LAG_WINDOW: Final = 120
 """Measurements that are remembered: one minute."""
 MAX_LAG_SECONDS: Final = 10.0
+WARN_LAG_SECONDS: Final = 2.0
 
 
 class Vital(Protocol):
@@ -50,7 +54,12 @@ class LoopWatch:
         while True:
             due = loop.time() + LAG_INTERVAL_SECONDS
             await asyncio.sleep(LAG_INTERVAL_SECONDS)
-            self._lags.append(max(loop.time() - due, 0.0))
+            lag = max(loop.time() - due, 0.0)
+            if lag > WARN_LAG_SECONDS:
+                logger.warning(
+                    "the event loop was late by %.1f s: something computes for too long, or CPU is short", lag
+                )
+            self._lags.append(lag)
             self._metrics.loop_lag.set(self.worst)
 
 

@@ -1,5 +1,6 @@
 """Metrics under the names of controller-runtime and client-go, so that stock dashboards and alerts work."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -31,37 +32,51 @@ _RECONCILE_BUCKETS: Final = (
 _REQUEST_BUCKETS: Final = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+_TRANSITION_BUCKETS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
+_RESULTS: Final = ("success", "requeue_after", "requeue", "error", "terminal")
+
+
 class Metrics:
     """Every metric of the operator, in a registry of its own (one per process; tests make as many as they like).
 
-    The labels ``name`` of queues and ``controller`` of reconciles are the kind. Object names are never labels.
+    The labels ``name`` and ``controller`` of queues and reconciles are the kind; ``host`` is the API server's. Object
+    names are never labels.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, host: str = "") -> None:
         self.registry = registry or CollectorRegistry()
+        self._host = host
         r = self.registry
-        self.queue_depth = Gauge("workqueue_depth", "Keys that wait for a worker", ["name"], registry=r)
-        self.queue_adds = Counter("workqueue_adds", "Keys added", ["name"], registry=r)
-        self.queue_retries = Counter("workqueue_retries", "Keys added again after a failure", ["name"], registry=r)
+        self.queue_depth = Gauge("workqueue_depth", "Keys that wait for a worker", ["name", "controller"], registry=r)
+        self.queue_adds = Counter("workqueue_adds", "Keys added", ["name", "controller"], registry=r)
+        self.queue_retries = Counter(
+            "workqueue_retries", "Keys added again after a failure", ["name", "controller"], registry=r
+        )
         self.queue_seconds = Histogram(
             "workqueue_queue_duration_seconds",
             "Time a key waited for a worker",
-            ["name"],
+            ["name", "controller"],
             buckets=_QUEUE_BUCKETS,
             registry=r,
         )
         self.work_seconds = Histogram(
             "workqueue_work_duration_seconds",
             "Time a key was worked on",
-            ["name"],
+            ["name", "controller"],
             buckets=_RECONCILE_BUCKETS,
             registry=r,
         )
         self.unfinished_seconds = Gauge(
-            "workqueue_unfinished_work_seconds", "Seconds of work in progress, all keys together", ["name"], registry=r
+            "workqueue_unfinished_work_seconds",
+            "Seconds of work in progress, all keys together",
+            ["name", "controller"],
+            registry=r,
         )
         self.longest_running_seconds = Gauge(
-            "workqueue_longest_running_processor_seconds", "Age of the oldest work in progress", ["name"], registry=r
+            "workqueue_longest_running_processor_seconds",
+            "Age of the oldest work in progress",
+            ["name", "controller"],
+            registry=r,
         )
         self.reconciles = Counter(
             "controller_runtime_reconcile", "Reconciles by result", ["controller", "result"], registry=r
@@ -81,6 +96,12 @@ class Metrics:
             ["controller"],
             registry=r,
         )
+        self.timeouts = Counter(
+            "controller_runtime_reconcile_timeouts",
+            "Reconciles that were ended at their deadline",
+            ["controller"],
+            registry=r,
+        )
         self.reconcile_seconds = Histogram(
             "controller_runtime_reconcile_time_seconds",
             "Length of a reconcile",
@@ -96,14 +117,20 @@ class Metrics:
             registry=r,
         )
         self.requests = Counter(
-            "rest_client_requests", "Requests to the API server", ["code", "method", "resource"], registry=r
+            "rest_client_requests", "Requests to the API server", ["code", "method", "host", "resource"], registry=r
         )
         self.request_seconds = Histogram(
             "rest_client_request_duration_seconds",
             "Length of a request to the API server, without watches",
-            ["verb"],
+            ["verb", "host"],
             buckets=_REQUEST_BUCKETS,
             registry=r,
+        )
+        self.slow = Counter(
+            "rm_operator_slow_reconciles", "Reconciles that took more than a second", ["controller"], registry=r
+        )
+        self.aside = Gauge(
+            "rm_operator_slow_reconciles_in_progress", "Slow reconciles that go on beside the workers", registry=r
         )
         self.leader = Gauge("leader_election_master_status", "1 while this replica leads", ["name"], registry=r)
         self.relists = Counter("rm_operator_reflector_lists", "Full lists by reflectors", ["resource"], registry=r)
@@ -114,6 +141,35 @@ class Metrics:
             "rm_operator_store_swept", "Objects found to be gone without a deletion seen", ["resource"], registry=r
         )
         self.store_objects = Gauge("rm_operator_store_objects", "Objects known", ["resource"], registry=r)
+        self.objects = Gauge(
+            "rm_operator_objects",
+            "Objects of our kinds by what their Ready condition says",
+            ["kind", "ready", "reason"],
+            registry=r,
+        )
+        self.transitions = Counter(
+            "rm_operator_condition_transitions",
+            "Changes of a condition's status or reason that were written",
+            ["kind", "type", "status", "reason"],
+            registry=r,
+        )
+        self.transition_seconds = Histogram(
+            "rm_operator_condition_transition_seconds",
+            "Time until a condition was True for the first time since it was not, or since the object was made",
+            ["kind", "type"],
+            buckets=_TRANSITION_BUCKETS,
+            registry=r,
+        )
+        self.decide_seconds = Histogram(
+            "rm_operator_decide_seconds",
+            "Time to look at one object and decide, before anything is written",
+            ["controller"],
+            buckets=_RECONCILE_BUCKETS,
+            registry=r,
+        )
+        self.devices = Gauge(
+            "rm_operator_devices", "Devices of all accelerators", ["type", "vendor", "state"], registry=r
+        )
         self.events = Counter("rm_operator_events", "Kubernetes Events by fate", ["result"], registry=r)
         self.loop_lag = Gauge("rm_operator_event_loop_lag_seconds", "Worst delay of the event loop lately", registry=r)
 
@@ -124,8 +180,20 @@ class Metrics:
         GCCollector(registry=self.registry)
         return self
 
+    def prepare(self, controllers: Iterable[str], *, workers: int) -> None:
+        """Have every series of ``controllers`` start at zero: one that first appears at 1 shows no increase."""
+        for kind in controllers:
+            self.max_workers.labels(kind).set(workers)
+            for result in _RESULTS:
+                self.reconciles.labels(kind, result)
+            for metric in (self.reconcile_errors, self.terminal_errors, self.panics, self.timeouts, self.slow):
+                metric.labels(kind)
+            for of_queue in (self.queue_adds, self.queue_retries, self.queue_depth):
+                of_queue.labels(kind, kind)
+            self.active_workers.labels(kind)
+
     def observe_request(self, verb: str, resource: Resource, status: int, seconds: float) -> None:
         """Hook for the client: ``status`` 0 is no answer."""
-        self.requests.labels(str(status) if status else "<error>", verb, resource.name).inc()
+        self.requests.labels(str(status) if status else "<error>", verb, self._host, resource.name).inc()
         if verb != "WATCH":
-            self.request_seconds.labels(verb).observe(seconds)
+            self.request_seconds.labels(verb, self._host).observe(seconds)

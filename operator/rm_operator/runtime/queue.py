@@ -37,13 +37,15 @@ class Queue:
 
     A key that is added while it waits is not added again; one that is added while in work is put in line once, when
     that work is done. Keys with a delay or in back-off wait aside and take no place in line, so a failing key delays
-    nobody. Every key that ``get`` returned must be given back with ``done``. For the event loop's thread only.
+    nobody. Keys whose last work was slow have a line of their own, so they delay nobody either. Every key that ``get``
+    returned must be given back with ``done``. For the event loop's thread only.
     """
 
     def __init__(self, metrics: Metrics | None = None, *, jitter: Callable[[], float] = random.random) -> None:
         self._metrics = metrics or Metrics()
         self._jitter = jitter
-        self._ready: deque[Key] = deque()
+        self._lines: dict[bool, deque[Key]] = {False: deque(), True: deque()}
+        self._slow: set[Key] = set()
         self._waiting: dict[Key, float] = {}  # in line, or to be put in line when done; since when
         self._working: dict[Key, float] = {}
         self._due: dict[Key, float] = {}
@@ -51,12 +53,12 @@ class Queue:
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._failures: dict[Key, int] = {}
-        self._getters: deque[asyncio.Future[None]] = deque()
+        self._getters: dict[bool, deque[asyncio.Future[None]]] = {False: deque(), True: deque()}
         self._closed = False
 
     def __len__(self) -> int:
         """Keys in line, without those in work or delayed."""
-        return len(self._ready)
+        return sum(map(len, self._lines.values()))
 
     @property
     def idle(self) -> bool:
@@ -67,7 +69,7 @@ class Queue:
         """Put ``key`` in line, unless it is there."""
         if self._closed or key in self._waiting:
             return
-        self._metrics.queue_adds.labels(key.kind).inc()
+        self._metrics.queue_adds.labels(key.kind, key.kind).inc()
         self._waiting[key] = asyncio.get_running_loop().time()
         if key not in self._working:
             self._enqueue(key)
@@ -93,7 +95,7 @@ class Queue:
         """
         failures = self._failures.get(key, 0)
         self._failures[key] = min(failures + 1, _MAX_DOUBLINGS)
-        self._metrics.queue_retries.labels(key.kind).inc()
+        self._metrics.queue_retries.labels(key.kind, key.kind).inc()
         seconds: float = min(FIRST_BACKOFF_SECONDS * 2**failures, MAX_BACKOFF_SECONDS) * (1 - self._jitter() / 4)
         self.add_after(key, seconds)
         return seconds
@@ -106,54 +108,64 @@ class Queue:
         """How often ``retry`` was called for ``key`` since it was last forgotten."""
         return self._failures.get(key, 0)
 
-    async def get(self) -> Key:
-        """The next key, which is then in work. Raises QueueClosed.
+    async def get(self, *, slow: bool = False) -> Key:
+        """The next key of the line, or of that of the slow ones; it is then in work. Raises QueueClosed.
 
         A delayed addition of the key is dropped: the reconcile that begins now decides anew when the next is due.
         """
         loop = asyncio.get_running_loop()
-        while not self._ready:
+        line, getters = self._lines[slow], self._getters[slow]
+        while not line:
             if self._closed:
                 raise QueueClosed
             getter = loop.create_future()
-            self._getters.append(getter)
+            getters.append(getter)
             try:
                 await getter
             except asyncio.CancelledError:
                 if getter.done() and not getter.cancelled():
-                    self._wake()  # hand the wake-up on: this getter will not use it
+                    self._wake(slow)  # hand the wake-up on: this getter will not use it
                 else:
                     with contextlib.suppress(ValueError):
-                        self._getters.remove(getter)
+                        getters.remove(getter)
                 raise
-        key = self._ready.popleft()
+        key = line.popleft()
         now = loop.time()
-        self._metrics.queue_depth.labels(key.kind).dec()
-        self._metrics.queue_seconds.labels(key.kind).observe(now - self._waiting.pop(key))
+        self._metrics.queue_depth.labels(key.kind, key.kind).dec()
+        self._metrics.queue_seconds.labels(key.kind, key.kind).observe(now - self._waiting.pop(key))
         self._working[key] = now
         self._due.pop(key, None)
         return key
 
-    def done(self, key: Key) -> None:
-        """End the work on ``key``; if it was added meanwhile it goes in line now."""
+    def done(self, key: Key, *, slow: bool = False) -> None:
+        """End the work on ``key``; if it was added meanwhile it goes in line now.
+
+        ``slow`` tells in which line it waits from now on, until it was done without.
+        """
+        if slow:
+            self._slow.add(key)
+        else:
+            self._slow.discard(key)
         started = self._working.pop(key)
-        self._metrics.work_seconds.labels(key.kind).observe(asyncio.get_running_loop().time() - started)
+        self._metrics.work_seconds.labels(key.kind, key.kind).observe(asyncio.get_running_loop().time() - started)
         if key in self._waiting and not self._closed:
             self._enqueue(key)
 
     def close(self) -> None:
         """Drop everything in line and end every ``get``; work in progress is still to be given back."""
         self._closed = True
-        for key in self._ready:
-            self._metrics.queue_depth.labels(key.kind).dec()
-        self._ready.clear()
+        for line in self._lines.values():
+            for key in line:
+                self._metrics.queue_depth.labels(key.kind, key.kind).dec()
+            line.clear()
         self._waiting.clear()
         self._due.clear()
         self._delayed.clear()
         if self._timer is not None:
             self._timer.cancel()
-        while self._getters:
-            self._wake()
+        for slow, getters in self._getters.items():
+            while getters:
+                self._wake(slow)
 
     def observe_work(self) -> None:
         """Bring the gauges of work in progress up to date; called before metrics are read."""
@@ -164,17 +176,19 @@ class Queue:
         self._metrics.unfinished_seconds.clear()
         self._metrics.longest_running_seconds.clear()
         for kind, seconds in ages.items():
-            self._metrics.unfinished_seconds.labels(kind).set(sum(seconds))
-            self._metrics.longest_running_seconds.labels(kind).set(max(seconds))
+            self._metrics.unfinished_seconds.labels(kind, kind).set(sum(seconds))
+            self._metrics.longest_running_seconds.labels(kind, kind).set(max(seconds))
 
     def _enqueue(self, key: Key) -> None:
-        self._ready.append(key)
-        self._metrics.queue_depth.labels(key.kind).inc()
-        self._wake()
+        slow = key in self._slow
+        self._lines[slow].append(key)
+        self._metrics.queue_depth.labels(key.kind, key.kind).inc()
+        self._wake(slow)
 
-    def _wake(self) -> None:
-        while self._getters:
-            getter = self._getters.popleft()
+    def _wake(self, slow: bool) -> None:
+        getters = self._getters[slow]
+        while getters:
+            getter = getters.popleft()
             if not getter.done():
                 getter.set_result(None)
                 return

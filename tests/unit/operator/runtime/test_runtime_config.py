@@ -75,3 +75,33 @@ def test_values_that_cannot_be(name: str, value: str, message: str) -> None:
 @pytest.mark.parametrize("store", ["registry:5000", "10.0.0.1:5000", "[fd00::1]:5000", "registry.example.com"])
 def test_stores_that_can_be(store: str) -> None:
     assert Config.from_environment(MINIMAL | {"RMA_STORE": store}).store == store
+
+
+@pytest.mark.parametrize(
+    ("environ", "traced"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "x"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
+    ],
+)
+def test_spans_are_sent_where_the_standard_variables_ask_for_it(environ: dict[str, str], traced: bool) -> None:
+    assert Config.from_environment(MINIMAL | environ).tracing is traced
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "must be http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "port 4318"),
+        ("OTEL_TRACES_EXPORTER", "jaeger", "must be otlp or none"),
+    ],
+)
+def test_what_we_cannot_send_is_refused(name: str, value: str, hint: str) -> None:
+    with pytest.raises(InvalidConfig, match=hint) as caught:
+        Config.from_environment(MINIMAL | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317", name: value})
+    assert name in str(caught.value)

@@ -63,12 +63,12 @@ async def test_readiness_names_what_is_missing() -> None:
 async def test_metrics_bear_the_names_that_dashboards_know() -> None:
     async with serving() as found:
         found.metrics.reconciles.labels("ModelDeployment", "success").inc()
-        found.metrics.queue_adds.labels("ModelDeployment").inc()
+        found.metrics.queue_adds.labels("ModelDeployment", "ModelDeployment").inc()
         code, text = await found.get("/metrics")
         assert code == 200
         assert found.refreshed == 1
         assert 'controller_runtime_reconcile_total{controller="ModelDeployment",result="success"} 1.0' in text
-        assert 'workqueue_adds_total{name="ModelDeployment"} 1.0' in text
+        assert 'workqueue_adds_total{controller="ModelDeployment",name="ModelDeployment"} 1.0' in text
         for name in (
             "controller_runtime_reconcile_errors_total",
             "controller_runtime_reconcile_time_seconds",

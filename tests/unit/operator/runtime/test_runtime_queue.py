@@ -198,7 +198,7 @@ async def test_metrics_tell_depth_waits_and_retries() -> None:
     queue = Queue(metrics, jitter=lambda: 0.0)
 
     def value(name: str) -> float | None:
-        return metrics.registry.get_sample_value(name, {"name": "ModelDeployment"})
+        return metrics.registry.get_sample_value(name, {"name": "ModelDeployment", "controller": "ModelDeployment"})
 
     queue.add(A)
     queue.add(B)

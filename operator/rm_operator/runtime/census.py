@@ -1,0 +1,37 @@
+"""Counts of our own objects by state, taken from the stores when metrics are read."""
+
+from collections import Counter
+
+from rm_api.conditions import ConditionType, Reason
+
+from rm_operator.kube.client import Object
+from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CUSTOM
+from rm_operator.kube.store import Stores
+from rm_operator.runtime.metrics import Metrics
+
+_REASONS = frozenset(reason.value for reason in Reason)
+_DEVICE_STATES = ("total", "healthy", "allocated")
+
+
+def observe_objects(metrics: Metrics, stores: Stores) -> None:
+    """Set the gauges of objects and devices. A state in which nothing is any more shows no series."""
+    metrics.objects.clear()
+    for resource in CUSTOM:
+        for (ready, reason), count in Counter(map(_state, stores[resource])).items():
+            metrics.objects.labels(resource.kind, ready, reason).set(count)
+    devices: Counter[tuple[str, str, str]] = Counter()
+    for each in stores[ACCELERATOR_RESOURCES]:
+        counted = (each.get("status") or {}).get("devices") or {}
+        for state in _DEVICE_STATES:
+            devices[each["spec"]["type"], each["spec"]["vendor"], state] += counted.get(state, 0)
+    metrics.devices.clear()
+    for labels, count in devices.items():
+        metrics.devices.labels(*labels).set(count)
+
+
+def _state(obj: Object) -> tuple[str, str]:
+    for entry in (obj.get("status") or {}).get("conditions") or ():
+        if entry["type"] == ConditionType.READY:
+            # A reason of another version is none of the closed set, and labels stay bounded.
+            return entry["status"], entry["reason"] if entry["reason"] in _REASONS else "Other"
+    return "Unknown", "New"

@@ -48,7 +48,7 @@ Quantity = Annotated[
         **{
             "x-kubernetes-int-or-string": True,
             "minimum": 0,
-            "pattern": r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$",
+            "pattern": r"^[0-9]+(\.[0-9]+)?([EPTGM]i?|Ki|k|m)?$",
             "maxLength": 20,
         }
     ),
@@ -60,7 +60,7 @@ Line = Annotated[str, Field(min_length=1, max_length=256)]
 Argument = Annotated[str, Field(max_length=1024)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
-LabelValue = Annotated[str, Field(max_length=63)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
 # The name of an object outside our own kinds, which may have dots.
 SubdomainName = Annotated[
     str,

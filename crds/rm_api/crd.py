@@ -8,6 +8,10 @@ from rm_api.names import GROUP, VERSION
 if TYPE_CHECKING:
     from rm_api.base import ApiModel
 
+# The names of objects may have dots; those of what is made for them, and labels with them, may not.
+LABEL_NAME = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+SERVICE_NAME = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
 
 @dataclass(frozen=True)
 class PrinterColumn:
@@ -44,6 +48,10 @@ class KindInfo:
     """Paths that ``--field-selector`` and watches can filter by; at most 8, of texts, numbers and booleans."""
     max_name: int = 50
     """Longest name, such that names of children still fit 63 characters."""
+    name_pattern: str | None = LABEL_NAME
+    """Regular expression that names have to match; None where the kind's own rules say all about its names."""
+    rules: tuple[dict[str, str], ...] = ()
+    """Further CEL rules of the whole object, which alone see its name beside its spec."""
 
     @property
     def crd_name(self) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from rm_api.base import UNSERVED, ApiModel, unserved_values
-from rm_api.crd import KindInfo
+from rm_api.base import UNSERVED, ApiModel, cel, unserved_values, validations
+from rm_api.crd import SERVICE_NAME, KindInfo
 from rm_api.kinds import KINDS
 from rm_api.names import CATEGORY, GROUP, VERSION
 
@@ -108,6 +108,21 @@ def _without_empty(value: Any) -> Any:
     return value
 
 
+def _name_rules(info: KindInfo) -> list[dict[str, Any]]:
+    if info.name_pattern is None:
+        return []
+    letters = "the name may have lower-case letters, digits and hyphens only"
+    if info.name_pattern == SERVICE_NAME:
+        letters += ", and begins with a letter: a Service bears it"
+    return [
+        cel(
+            f"self.metadata.name.size() <= {info.max_name}",
+            f"the name may have {info.max_name} characters; names of children start with it",
+        ),
+        cel(f"self.metadata.name.matches('{info.name_pattern}')", letters),
+    ]
+
+
 def custom_resource_definition(info: KindInfo) -> dict[str, Any]:
     """The CustomResourceDefinition of one kind."""
     spec = openapi_schema(info.spec)
@@ -132,12 +147,7 @@ def custom_resource_definition(info: KindInfo) -> dict[str, Any]:
                 "type": "object",
                 "description": spec["description"],
                 "required": ["spec"],
-                "x-kubernetes-validations": [
-                    {
-                        "rule": f"self.metadata.name.size() <= {info.max_name}",
-                        "message": f"the name may have {info.max_name} characters; names of children start with it",
-                    }
-                ],
+                **validations(*_name_rules(info), *info.rules),
                 "properties": {
                     "apiVersion": {
                         "type": "string",

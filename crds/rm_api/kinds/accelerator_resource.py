@@ -248,6 +248,9 @@ class Runtime(ApiModel):
     """Variables for the engine; values may name variables of the workload contract."""
 
 
+_LABEL_KEY = "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+
+
 class AcceleratorResourceSpec(ApiModel):
     """A kind of accelerator: how its devices are requested, what they do and cost, how models are served on it."""
 
@@ -272,7 +275,15 @@ class AcceleratorResourceSpec(ApiModel):
     """The product, as the vendor's tools call it."""
     tags: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Free words that deployments can select by."""
-    attributes: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] = {}
+    attributes: Annotated[
+        dict[str, Annotated[str, Field(max_length=256)]],
+        Field(
+            max_length=32,
+            json_schema_extra=validations(
+                cel("self.all(k, k.size() <= 63)", "an attribute's name has 63 characters at most")
+            ),
+        ),
+    ] = {}
     """Further facts, for people and for tools."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
     """Decides between equal scores; the higher wins. By default NPU 100, GPU 75, PIM 50, FPGA 25, CPU 0."""
@@ -280,7 +291,18 @@ class AcceleratorResourceSpec(ApiModel):
         Annotated[str, Field(min_length=3, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9][-A-Za-z0-9_.]*$")] | None
     ) = None
     """The extended resource that pods request, such as nvidia.com/gpu."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
+    node_selector: Annotated[
+        dict[LabelKey, LabelValue],
+        Field(
+            max_length=16,
+            json_schema_extra=validations(
+                cel(
+                    f"self.all(k, k.matches('{_LABEL_KEY}'))",
+                    "nodeSelector has a key that is no label, such as feature.node.kubernetes.io/pci-1200.present",
+                )
+            ),
+        ),
+    ] = {}
     """Labels of the nodes that have it; empty means every node."""
     tolerations: Annotated[list[Toleration], Field(max_length=16, json_schema_extra=LIST_ATOMIC)] = []
     """Taints that pods on these nodes tolerate."""

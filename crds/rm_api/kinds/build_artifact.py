@@ -126,6 +126,21 @@ class BuildArtifactStatus(ApiModel):
     """State in the usual form."""
 
 
+def _name_is_of_key() -> str:
+    """CEL: the name is ``a-`` and the first 26 letters of the key's hash in base32.
+
+    A letter holds five bits, so it begins in one hexadecimal digit and ends in the next; the shift depends on where.
+    The API server bounds what a rule may cost, and texts put together have no bound: hence numbers.
+    """
+
+    def digit(position: str) -> str:
+        return f"'0123456789abcdef'.indexOf(self.spec.key.charAt({position}))"
+
+    letter = "'abcdefghijklmnopqrstuvwxyz234567'.indexOf(self.metadata.name.charAt(p + 2))"
+    bits = f"({digit('p * 5 / 4')} * 16 + {digit('p * 5 / 4 + 1')}) / [8, 4, 2, 1][p * 5 % 4] % 32"
+    return f"self.metadata.name.matches('^a-[a-z2-7]{{26}}$') && {list(range(26))}.all(p, {letter} == {bits})"
+
+
 KIND = KindInfo(
     kind="BuildArtifact",
     plural="buildartifacts",
@@ -134,6 +149,13 @@ KIND = KindInfo(
     spec=BuildArtifactSpec,
     status=BuildArtifactStatus,
     selectable=(".spec.profile",),
+    name_pattern=None,
+    rules=(
+        cel(
+            _name_is_of_key(),
+            "the name is a- and 26 letters of the key's hash in base32; the operator writes artifacts",
+        ),
+    ),
     columns=(
         PrinterColumn("Model", ".spec.model.source"),
         PrinterColumn("Target", ".spec.target.type"),

@@ -23,7 +23,7 @@ from rm_api.base import (
     unserved_values,
     validations,
 )
-from rm_api.crd import KindInfo, PrinterColumn, Scale
+from rm_api.crd import SERVICE_NAME, KindInfo, PrinterColumn, Scale
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.build_artifact import Digest
@@ -65,7 +65,7 @@ class ModelSource(ApiModel):
     ]
     """hf://organisation/model, oci://registry/repository:tag or @digest, or https://host/directory/."""
     revision: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s]+$")] | None = None
-    """Branch, tag or commit, for hf://. Whatever is named is pinned to what it is now, until the spec changes."""
+    """Branch, tag or commit of hf://, a digest of the others. What it is now is kept until the spec changes."""
     served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The model's name in the OpenAI API; the deployment's name where absent."""
     credentials_secret_ref: Name | None = None
@@ -220,6 +220,11 @@ class Rollout(ApiModel):
     """After so many seconds without progress the rollout has failed, and the old pods go on serving."""
 
 
+# What a variable of an engine may be about at most: how much it logs, its time zone, its threads. Others may load code
+# or reach out, and which of these they do differs by engine. Which ones a cluster allows is its policy's list.
+ENGINE_VARIABLE = "^(TZ|([A-Z][A-Z0-9]*_)*(LOG|LOGGING)_LEVEL|([A-Z][A-Z0-9]*_)*NUM_THREADS)$"
+
+
 class RuntimeOptions(ApiModel):
     """Options of the engine that a tenant may set: no image, command or volume."""
 
@@ -230,14 +235,14 @@ class RuntimeOptions(ApiModel):
             json_schema_extra=list_map("name")
             | validations(
                 cel(
-                    "self.all(e, e.name in ['LOG_LEVEL', 'TZ', 'OMP_NUM_THREADS', 'VLLM_LOGGING_LEVEL',"
-                    " 'OPENVINO_LOG_LEVEL'])",
-                    "only LOG_LEVEL, TZ, OMP_NUM_THREADS, VLLM_LOGGING_LEVEL and OPENVINO_LOG_LEVEL may be set here",
+                    f"self.all(e, e.name.matches('{ENGINE_VARIABLE}'))",
+                    "only TZ and variables that end in LOG_LEVEL, LOGGING_LEVEL or NUM_THREADS can be set here; others"
+                    " belong into the AcceleratorResource",
                 )
             ),
         ),
     ] = []
-    """Variables of the engine, from a list of harmless ones."""
+    """Variables of the engine: of its log levels, threads and time zone those that the cluster's policy allows."""
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -406,6 +411,7 @@ KIND = KindInfo(
     namespaced=True,
     spec=ModelDeploymentSpec,
     status=ModelDeploymentStatus,
+    name_pattern=SERVICE_NAME,
     selectable=(".spec.model.source", ".spec.policy.type", ".spec.buildProfile", ".status.placement.chosen"),
     scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
     columns=(

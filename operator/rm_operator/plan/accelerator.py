@@ -12,8 +12,9 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import DeviceCounts
 
-from rm_operator.plan import pods
+from rm_operator.plan import in_use, pods
 from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.in_use import NOBODY, Users
 from rm_operator.plan.model import (
     Object,
     Plan,
@@ -45,6 +46,8 @@ class AcceleratorSnapshot:
     children: Sequence[Object]
     """DaemonSets and ConfigMaps made for it."""
     settings: Settings
+    users: Users = NOBODY
+    """Deployments that are placed on it, or that still run on it."""
 
 
 def matching_nodes(spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> list[Object]:
@@ -56,8 +59,10 @@ def matching_nodes(spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> li
 def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     """Decides what is next for one AcceleratorResource."""
     accelerator = snapshot.accelerator
-    if is_deleting(accelerator):
-        return Plan()
+    leaving = is_deleting(accelerator)
+    protect = in_use.protection(accelerator, snapshot.users)
+    if leaving and not snapshot.users.count:
+        return Plan(protect=protect)
     spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
     conditions = Conditions(accelerator, now)
     nodes = matching_nodes(spec, snapshot.nodes)
@@ -71,13 +76,17 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         )
     _advertised(conditions, spec, nodes, devices, snapshot.plugin_pods)
     conditions.roll_up([ConditionType.DEVICES_ADVERTISED], ready_message="models can be placed on it")
-    if not conditions.is_true(ConditionType.READY):
+    if leaving:
+        in_use.state_use(accelerator, snapshot.users, conditions, "they are deleted or placed elsewhere")
+    elif not conditions.is_true(ConditionType.READY):
         entry = conditions.get(ConditionType.READY)
         conditions.set(ConditionType.RECONCILING, True, Reason(entry["reason"]), entry["message"])
 
-    children = _children(accelerator, spec, snapshot.settings) if spec.device_plugin else []
+    # While it is used its device plugin stays as it is. It is not made again: the garbage collector may be taking what
+    # belongs to an object that goes, and would take it again.
+    children = _children(accelerator, spec, snapshot.settings) if spec.device_plugin and not leaving else []
     kept = {(child["kind"], child["metadata"]["name"]) for child in children}
-    stale = [child for child in snapshot.children if (child["kind"], name_of(child)) not in kept]
+    stale = [] if leaving else [each for each in snapshot.children if (each["kind"], name_of(each)) not in kept]
     status = {
         "observedGeneration": accelerator["metadata"].get("generation", 0),
         "nodes": len(nodes),
@@ -87,6 +96,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     return Plan(
         apply=tuple(children),
         delete=tuple(deletion_of(child) for child in stale if not is_deleting(child)),
+        protect=protect,
         status=status,
         events=conditions.transitions(),
     )

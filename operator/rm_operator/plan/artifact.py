@@ -66,6 +66,8 @@ class ArtifactSnapshot:
     answer: StoreAnswer | None
     """The store's answer; None where it was not asked, because the artifact is Ready or a Job still runs."""
     settings: Settings
+    suspended: int = 0
+    """Those of the deployments that are suspended."""
 
 
 def is_ready(artifact: Object) -> bool:
@@ -157,6 +159,11 @@ class _Planner:
         return self._finish(delete=tuple(deletion_of(a.job) for a in self.snapshot.attempts), status_first=True)
 
     def _begin(self, number: int, *, replacing: Attempt | None = None) -> Plan:
+        if self.snapshot.referrers == self.snapshot.suspended:
+            message = "every deployment that wants it is suspended; it is built when one of them goes on"
+            self.conditions.set(ConditionType.BUILT, False, Reason.SUSPENDED, message)
+            self.conditions.roll_up([ConditionType.BUILT], ready_message="")
+            return self._finish()
         self.status = self.status.model_copy(update={"attempts": number, "retry_at": None})
         self._not_ready(Reason.BUILDING, f"attempt {number} begins")
         job = build_job.render(self.snapshot.artifact, self.spec, number, self.snapshot.settings)

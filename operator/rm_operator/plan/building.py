@@ -56,7 +56,7 @@ def build(state: State) -> bool:
         if _recipe_was_mended(existing, desired) and not is_deleting(existing):
             state.delete.append(deletion_of(existing))
         else:
-            state.stalled = reason
+            state.stall(reason, message)
     return False
 
 

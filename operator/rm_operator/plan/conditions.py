@@ -28,7 +28,9 @@ class Conditions:
     """
 
     def __init__(self, obj: Object, now: datetime) -> None:
-        self._before = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or []}
+        self._before: dict[str, dict[str, Any]] = {
+            entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or []
+        }
         self._generation = int(obj["metadata"].get("generation", 0))
         self._now = to_timestamp(now)
         self._after: dict[ConditionType, dict[str, Any]] = {}
@@ -50,6 +52,25 @@ class Conditions:
             "lastTransitionTime": before["lastTransitionTime"] if before and before["status"] == word else self._now,
             "observedGeneration": self._generation,
         }
+
+    def before(self, condition: ConditionType) -> dict[str, Any] | None:
+        """What an earlier reconcile said of ``condition``, if anything."""
+        return self._before.get(condition.value)
+
+    def said_before(self, condition: ConditionType, reason: Reason) -> bool:
+        """True if ``condition`` was True for ``reason``, and of the same generation of the spec."""
+        entry = self._before.get(condition.value)
+        if entry is None or (entry["status"], entry["reason"]) != ("True", reason.value):
+            return False
+        return bool(entry.get("observedGeneration", 0) == self._generation)
+
+    def keep(self, condition: ConditionType, otherwise: Reason, message: str) -> None:
+        """States what was True before again; what was not is Unknown, for the reason ``otherwise``."""
+        entry = self._before.get(condition.value)
+        if entry is not None and entry["status"] == "True":
+            self.set(condition, True, reason_or(entry["reason"], otherwise), entry.get("message", ""))
+        else:
+            self.set(condition, None, otherwise, message)
 
     def is_true(self, condition: ConditionType) -> bool:
         """True if the condition was stated True in this reconcile."""

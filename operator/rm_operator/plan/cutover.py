@@ -1,22 +1,100 @@
-"""The step that runs the pods: the wanted variant comes, and earlier ones go once it has taken over."""
+"""The step that runs the pods: the wanted variant comes, and earlier ones go as it takes over.
+
+How many pods each variant is asked for is decided by ``rollout``; here the counts are read from the cluster, and the
+answer is turned into Deployments and labels. A pod that goes is taken out of the Service first, and its Deployment
+shrinks once no EndpointSlice names the pod any more; it then ends on its own time. Nothing is remembered but what the
+objects say, so a change of mind in the middle, or a death of the operator, is just another place to go on from.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildArtifactSpec
+from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import serving
-from rm_operator.plan.model import deletion_of, is_deleting, name_of, namespace_of, uid_of
+from rm_operator.plan import rollout, serving
+from rm_operator.plan.model import (
+    Object,
+    deletion_of,
+    from_timestamp,
+    is_deleting,
+    name_of,
+    namespace_of,
+    to_timestamp,
+    uid_of,
+)
+from rm_operator.plan.rollout import Bounds, Count
 from rm_operator.plan.state import State
+from rm_operator.plan.trouble import Trouble, trouble
+
+# Of pods that are equally unready or ready, a ReplicaSet ends those first whose end costs least; others cost 0.
+_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 
 def serve(state: State) -> bool:
-    """Runs the wanted pods; True once all of them answer."""
+    """Brings the wanted pods, and lets earlier variants go; True once the wanted pods answer."""
+    snapshot, spec = state.snapshot, state.spec
+    variant = _wanted_variant(state)
+    state.variant = variant
+    known = {name_of(each): each for each in _running(state)}
+    current = known.pop(variant.name, None)
+    old = sorted(known.values(), key=lambda each: (each["metadata"].get("creationTimestamp", ""), name_of(each)))
+    step = rollout.advance(
+        _count(state, variant.inputs_hash, current),
+        [_count(state, serving.variant_label(each), each) for each in old],
+        Bounds.of(spec.replicas, spec.rollout),
+    )
+    revision = snapshot.revisions.get(variant.name)
+    state.apply += serving.children(variant, revision, snapshot.settings, replicas=step.new)
+    mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
+    # An earlier variant that is wanted again may have been on its way out.
+    state.apply += [_labelled(pod, active=True) for pod in mine if not serving.is_active(pod)]
+    for each, kept in zip(old, step.old, strict=True):
+        _shrink(state, each, kept)
+
+    ready = sum(map(serving.serves, mine))
+    if current is not None and ready >= spec.replicas:
+        message = f"{ready} of {spec.replicas} pods ready on {variant.accelerator}"
+        state.conditions.set(
+            ConditionType.AVAILABLE, True, Reason.SERVING, message if spec.replicas else "scaled to zero"
+        )
+        return True
+    _say_what_is_missing(state, variant, current, mine, old)
+    return False
+
+
+def hold(state: State) -> None:
+    """Keeps what runs running, and scaled, while it is not known what should take its place."""
+    variants = sorted(_running(state), key=lambda each: (each["metadata"].get("creationTimestamp", ""), name_of(each)))
+    counts = [_count(state, serving.variant_label(each), each) for each in variants]
+    for each, replicas in zip(variants, rollout.hold(counts, state.spec.replicas), strict=True):
+        resize(state, each, replicas)
+        its_pods = state.snapshot.pods_of(serving.variant_label(each))
+        state.apply += [
+            _labelled(pod, active=True) for pod in its_pods if serving.is_live(pod) and not serving.is_active(pod)
+        ]
+
+
+def resize(state: State, live: Object, replicas: int) -> None:
+    """Asks for ``replicas`` pods of a variant that runs already."""
+    snapshot = state.snapshot
+    revision = snapshot.revisions.get(name_of(live))
+    state.apply.append(serving.resized(live, revision, snapshot.deployment, state.spec, replicas=replicas))
+
+
+def _running(state: State) -> list[Object]:
+    return [each for each in state.snapshot.variants if not is_deleting(each)]
+
+
+def _wanted_variant(state: State) -> serving.Variant:
     assert state.placement is not None
     assert state.artifact_object is not None
-    snapshot = state.snapshot
-    accelerator = next(view for view in snapshot.accelerators if view.name == state.placement.chosen)
-    variant = serving.Variant(
-        deployment=snapshot.deployment,
+    accelerator = next(view for view in state.snapshot.accelerators if view.name == state.placement.chosen)
+    return serving.Variant(
+        deployment=state.snapshot.deployment,
         spec=state.spec,
         accelerator=accelerator.name,
         accelerator_spec=accelerator.spec,
@@ -24,49 +102,123 @@ def serve(state: State) -> bool:
         artifact_spec=BuildArtifactSpec.model_validate(state.artifact_object["spec"]),
         location=str((state.artifact_object["status"])["location"]),
     )
-    state.apply += serving.children(variant, snapshot.revisions.get(variant.name), snapshot.settings)
-    mine = snapshot.pods_of(variant.inputs_hash)
-    ready = sum(serving.is_ready(pod) for pod in mine)
-    wanted = state.spec.replicas
-    if ready >= wanted and any(name_of(each) == variant.name for each in snapshot.variants):
-        message = f"{ready} of {wanted} pods ready on {variant.accelerator}" if wanted else "scaled to zero"
-        state.conditions.set(ConditionType.AVAILABLE, True, Reason.SERVING, message)
-        _retire(state, variant)
-        return True
-    waiting = [pod for pod in mine if not serving.is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
-    why = serving.trouble(waiting, accelerator.spec.resource_name)
-    old = sum(serving.is_ready(pod) for pod in snapshot.pods) - ready
-    meanwhile = f"; {old} pods of the previous variant keep serving" if old else ""
-    message = f"{ready} of {wanted} pods ready: {why.message}{meanwhile}"
-    state.conditions.set(ConditionType.AVAILABLE, False, why.reason, message)
-    return False
 
 
-def _retire(state: State, variant: serving.Variant) -> None:
-    """Takes earlier variants out of the Service, and away once no EndpointSlice names their pods any more."""
+def _count(state: State, label: str, deployment: Object | None) -> Count:
+    if deployment is None:
+        return Count(0, 0)
+    asked = int(deployment["spec"].get("replicas", 1))
+    return Count(asked, sum(map(serving.serves, state.snapshot.pods_of(label))))
+
+
+def _shrink(state: State, old: Object, kept: int) -> None:
+    """Lets all but ``kept`` pods of an old variant go, and the variant itself with the last of them."""
     snapshot = state.snapshot
-    for old in snapshot.variants:
-        if name_of(old) == variant.name or is_deleting(old):
-            continue
-        its_pods = snapshot.pods_of(serving.variant_label(old))
-        if not any(name_of(pod) in snapshot.routed_pods for pod in its_pods):
-            state.delete.append(deletion_of(old))
-            revision = snapshot.revisions.get(name_of(old))
-            if revision is not None:
-                state.delete.append(deletion_of(revision))
-            continue
-        for pod in its_pods:
-            state.apply.append(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Pod",
-                    "metadata": {
-                        "name": name_of(pod),
-                        "namespace": namespace_of(pod),
-                        "uid": uid_of(pod),
-                        # Stated again, since a child of somebody else is not touched: it is our ReplicaSet's.
-                        "ownerReferences": pod["metadata"].get("ownerReferences") or [],
-                        "labels": {names.LABEL_ACTIVE: "false"},
-                    },
-                }
-            )
+    its_pods = [pod for pod in snapshot.pods_of(serving.variant_label(old)) if serving.is_live(pod)]
+    # The order in which the ReplicaSet will end them.
+    its_pods.sort(key=lambda pod: (serving.is_ready(pod), serving.is_active(pod), name_of(pod)))
+    surplus = max(0, len(its_pods) - kept)
+    for position, pod in enumerate(its_pods):
+        active = position >= surplus
+        if serving.is_active(pod) != active:
+            state.apply.append(_labelled(pod, active=active))
+    draining = sum(name_of(pod) in snapshot.routed_pods for pod in its_pods[:surplus])
+    replicas = min(int(old["spec"].get("replicas", 1)), kept + draining)
+    if replicas > 0:
+        resize(state, old, replicas)
+        return
+    state.delete.append(deletion_of(old))
+    revision = snapshot.revisions.get(name_of(old))
+    if revision is not None:
+        state.delete.append(deletion_of(revision))
+
+
+def _labelled(pod: Object, *, active: bool) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": name_of(pod),
+        "namespace": namespace_of(pod),
+        "uid": uid_of(pod),
+        # Stated again, since a child of somebody else is not touched: it is our ReplicaSet's.
+        "ownerReferences": pod["metadata"].get("ownerReferences") or [],
+        "labels": {names.LABEL_ACTIVE: "true" if active else "false"},
+    }
+    if not active:
+        metadata["annotations"] = {_DELETION_COST: "-1"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+
+
+def _say_what_is_missing(
+    state: State, variant: serving.Variant, current: Object | None, mine: Sequence[Object], old: Sequence[Object]
+) -> None:
+    spec, snapshot = state.spec, state.snapshot
+    ready = sum(map(serving.serves, mine))
+    why = trouble([pod for pod in mine if not serving.is_ready(pod)], variant.accelerator_spec.resource_name)
+    earlier = [pod for each in old for pod in snapshot.pods_of(serving.variant_label(each))]
+    if old:
+        why = _in_a_cut_over(why, variant, old, [pod for pod in earlier if not serving.is_live(pod)], spec.rollout)
+    serving_still = sum(map(serving.serves, earlier))
+    meanwhile = f"; {serving_still} pods of the previous variant keep serving" if serving_still else ""
+    message = f"{ready} of {spec.replicas} pods ready: {why.message}{meanwhile}"
+
+    limit = timedelta(seconds=spec.rollout.deadline_seconds)
+    due = _last_progress(state, current, mine) + limit
+    if state.now >= due:
+        late = f"no further pod became ready within {spec.rollout.deadline_seconds} seconds, until {to_timestamp(due)}"
+        message = f"{late}; {message}"
+        state.conditions.set(ConditionType.AVAILABLE, False, Reason.ROLLOUT_TIMED_OUT, message)
+        state.stall(Reason.ROLLOUT_TIMED_OUT, message)
+        return
+    state.requeue((due - state.now).total_seconds())
+    state.conditions.set(ConditionType.AVAILABLE, False, why.reason, message)
+
+
+def _in_a_cut_over(
+    why: Trouble,
+    variant: serving.Variant,
+    old: Sequence[Object],
+    leaving: Sequence[Object],
+    settings: Rollout,
+) -> Trouble:
+    """What a lack of pods means while old ones still hold their devices."""
+    if why.reason is Reason.STARTING:
+        return Trouble(Reason.ROLLING_OUT, why.message)
+    if why.reason is not Reason.NO_DEVICE:
+        return why
+    if leaving:
+        return Trouble(Reason.ROLLING_OUT, f"{why.message}; {len(leaving)} pods that had one are ending")
+    if settings.strategy is RolloutStrategy.IN_PLACE:
+        return why
+    resource = variant.accelerator_spec.resource_name
+    helps = f"it goes on when a {resource} is free"
+    if any(_requests(each, str(resource)) for each in old):
+        helps += ", or with rollout.strategy InPlace, which ends old pods first"
+    return Trouble(Reason.NO_SPARE_DEVICE, f"{why.message}; {helps}")
+
+
+def _requests(deployment: Object, resource: str) -> bool:
+    containers = deployment["spec"]["template"]["spec"].get("containers") or []
+    return any(resource in ((each.get("resources") or {}).get("limits") or {}) for each in containers)
+
+
+def _last_progress(state: State, current: Object | None, mine: Iterable[Object]) -> datetime:
+    """When the wanted variant last came closer: it was made, a pod of it that is ready became so, or work began.
+
+    Pods that come and go do not count, nor does one that was ready once: a variant that crashes again and again makes
+    no progress. Since when work goes on is said by Reconciling, which is there from a change of the spec until all is
+    done or Stalled.
+    """
+    moments = [
+        entry["lastTransitionTime"]
+        for pod in mine
+        if serving.is_ready(pod)
+        for entry in pod["status"]["conditions"]
+        if entry["type"] == "Ready" and entry.get("lastTransitionTime")
+    ]
+    if current is not None and "creationTimestamp" in current["metadata"]:
+        moments.append(current["metadata"]["creationTimestamp"])
+    since = state.conditions.before(ConditionType.RECONCILING)
+    if since is not None:
+        moments.append(since["lastTransitionTime"])
+    elif not state.conditions.said_before(ConditionType.STALLED, Reason.ROLLOUT_TIMED_OUT) or not moments:
+        return state.now
+    return max(map(from_timestamp, moments))

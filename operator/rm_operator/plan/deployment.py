@@ -13,7 +13,7 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
 from rm_api.kinds.model_deployment import Placement, VariantStatus
 
-from rm_operator.plan import building, cutover, resolve, routing, serving
+from rm_operator.plan import autoscaler, building, cutover, in_use, resolve, routing, serving, suspension
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
 from rm_operator.plan.placement import PlacementRequest, place
@@ -33,14 +33,24 @@ def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
         now,
     )
     state.delete += [deletion_of(leftover) for leftover in snapshot.leftovers]
+    if state.spec.suspend:
+        suspension.suspend(state)
+    else:
+        _walk(state)
+    routing.route(state)
+    autoscaler.autoscale(state)
+    return _finish(state)
+
+
+def _walk(state: State) -> None:
     blocked = False
     for step, condition, waiting in _STEPS:
         if blocked:
             state.conditions.set(condition, None, waiting)
         elif not step(state):
             blocked = True
-    routing.route(state)
-    return _finish(state)
+    if state.variant is None:
+        cutover.hold(state)
 
 
 def _resolve(state: State) -> bool:
@@ -60,7 +70,8 @@ def _resolve(state: State) -> bool:
     state.requeue(outcome.requeue_after)
     state.facts = outcome.facts
     if outcome.stalled:
-        state.stalled = Reason(state.conditions.get(ConditionType.MODEL_RESOLVED)["reason"])
+        said = state.conditions.get(ConditionType.MODEL_RESOLVED)
+        state.stall(Reason(said["reason"]), said["message"])
     return outcome.facts is not None
 
 
@@ -73,8 +84,8 @@ def _place(state: State) -> bool:
             deployment=name_of(snapshot.deployment),
             spec=state.spec,
             facts=state.facts,
-            accelerators=tuple(snapshot.accelerators),
-            profiles=tuple(snapshot.profiles),
+            accelerators=in_use.open_accelerators(snapshot, before.get("chosen")),
+            profiles=in_use.open_profiles(snapshot, before.get("profile")),
             current=before.get("chosen"),
             current_policy=before.get("policy"),
             namespace=namespace_of(snapshot.deployment),
@@ -84,6 +95,8 @@ def _place(state: State) -> bool:
     state.placement = result
     placed = result.chosen is not None and result.profile is not None
     state.conditions.set(ConditionType.PLACED, placed, result.reason, result.message)
+    if placed:
+        in_use.protect_placement(state)
     return placed
 
 
@@ -104,11 +117,8 @@ def _finish(state: State) -> Plan:
     snapshot, conditions = state.snapshot, state.conditions
     url = serving.url(snapshot.deployment, snapshot.settings)
     conditions.roll_up(_PARTS, ready_message=f"serving at {url}")
-    ready = conditions.get(ConditionType.READY)
-    if state.stalled is not None:
-        conditions.set(ConditionType.STALLED, True, state.stalled, ready["message"])
-    elif ready["status"] != "True":
-        conditions.set(ConditionType.RECONCILING, True, Reason(ready["reason"]), ready["message"])
+    if not state.spec.suspend:
+        _judge(state)
     before = snapshot.deployment.get("status") or {}
     status: dict[str, Any] = {
         "observedGeneration": snapshot.deployment["metadata"].get("generation", 0),
@@ -125,12 +135,25 @@ def _finish(state: State) -> Plan:
     return Plan(
         apply=tuple(state.apply),
         delete=tuple(state.delete),
+        protect=tuple(state.protect),
         status={key: value for key, value in status.items() if value is not None},
         status_first=state.status_first,
         events=conditions.transitions(),
         requeue_after=state.requeue_after,
         placement=state.placement,
     )
+
+
+def _judge(state: State) -> None:
+    """Is there work in progress, or an obstacle? Neither, of one that is suspended."""
+    conditions = state.conditions
+    if state.stalled is not None:
+        if conditions.is_true(ConditionType.READY):
+            conditions.set(ConditionType.READY, False, *state.stalled)
+        conditions.set(ConditionType.STALLED, True, *state.stalled)
+    elif not conditions.is_true(ConditionType.READY):
+        ready = conditions.get(ConditionType.READY)
+        conditions.set(ConditionType.RECONCILING, True, Reason(ready["reason"]), ready["message"])
 
 
 def _placement_status(state: State) -> dict[str, Any]:

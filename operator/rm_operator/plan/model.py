@@ -27,6 +27,19 @@ class Deletion:
 
 
 @dataclass(frozen=True)
+class Protection:
+    """The finalizer by which a cluster-scoped object outlives its users: to be put there, or to be taken off."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    present: bool
+    resource_version: str | None = None
+    """Only if the object is still at this version; None for whatever version."""
+
+
+@dataclass(frozen=True)
 class PlannedEvent:
     """An event on a transition; the recorder drops repetitions."""
 
@@ -46,6 +59,8 @@ class Plan:
     """The whole status; None leaves it."""
     status_first: bool = False
     """Write the status before the children, because the children must not exist without it."""
+    protect: tuple[Protection, ...] = ()
+    """Written before the children, which rest on what is protected."""
     events: tuple[PlannedEvent, ...] = ()
     requeue_after: float | None = None
     """Seconds until the object is looked at again though nothing changes."""
@@ -105,6 +120,11 @@ def labels_of(obj: Object) -> Mapping[str, str]:
 def is_deleting(obj: Object) -> bool:
     """True once somebody has asked for the object's deletion."""
     return "deletionTimestamp" in obj["metadata"]
+
+
+def is_controlled_by(child: Object, owner: Object) -> bool:
+    """True if ``owner`` is among the owners of ``child``."""
+    return any(reference["uid"] == uid_of(owner) for reference in child["metadata"].get("ownerReferences") or [])
 
 
 def owner_reference(obj: Object, *, controller: bool) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildProfileSpec
 from rm_api.names import BUILD_VARIABLES, variables_in
 
+from rm_operator.plan import in_use
 from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.in_use import NOBODY, Users
 from rm_operator.plan.model import Object, Plan, is_deleting
 
 # Containers of a build that are ours.
@@ -22,6 +24,8 @@ class ProfileSnapshot:
     profile: Object
     artifacts: int
     """Artifacts that were made with it and exist."""
+    users: Users = NOBODY
+    """Deployments that are placed with it or ask for it, and artifacts that are being built with it."""
 
 
 def problems(spec: BuildProfileSpec) -> list[str]:
@@ -50,11 +54,15 @@ def problems(spec: BuildProfileSpec) -> list[str]:
 def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
     """States whether the profile can be used."""
     profile = snapshot.profile
-    if is_deleting(profile):
-        return Plan()
+    protect = in_use.protection(profile, snapshot.users)
+    leaving = is_deleting(profile)
+    if leaving and not snapshot.users.count:
+        return Plan(protect=protect)
     conditions = Conditions(profile, now)
     found = problems(BuildProfileSpec.model_validate(profile["spec"]))
-    if found:
+    if leaving:
+        in_use.state_use(profile, snapshot.users, conditions, "they are deleted or use another profile")
+    elif found:
         message = "; ".join(found)
         conditions.set(ConditionType.READY, False, Reason.INVALID_SPEC, message)
         conditions.set(ConditionType.STALLED, True, Reason.INVALID_SPEC, message)
@@ -65,4 +73,4 @@ def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
         "artifacts": snapshot.artifacts,
         "conditions": conditions.to_list(),
     }
-    return Plan(status=status, events=conditions.transitions())
+    return Plan(protect=protect, status=status, events=conditions.transitions())

@@ -6,18 +6,14 @@ is first rendered, so a later version of the operator that would render it diffe
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rm_api import names
-from rm_api.conditions import Reason
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
-from rm_api.names import ExitCode
-from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan import pods
-from rm_operator.plan.attempt import PULL_PROBLEMS
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
 
@@ -58,6 +54,9 @@ class Variant:
             "servedName": self.served_name,
             "options": self.spec.runtime.to_wire(),
         }
+        # What came later counts only where it is used: the pods of those who do not use it keep their variant.
+        if self.spec.priority_class_name is not None:
+            inputs["priorityClassName"] = self.spec.priority_class_name
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -66,13 +65,10 @@ class Variant:
         return f"{name_of(self.deployment)}-{self.inputs_hash}"
 
 
-def children(variant: Variant, revision: Object | None, settings: Settings) -> list[dict[str, Any]]:
+def children(variant: Variant, revision: Object | None, settings: Settings, *, replicas: int) -> list[dict[str, Any]]:
     """ControllerRevision and Deployment of a variant. ``revision`` is the remembered template, if there is one."""
-    owner = owner_reference(variant.deployment, controller=True)
-    namespace = namespace_of(variant.deployment)
-    label = _labels(variant)
+    metadata = _metadata(variant.name, variant.deployment, _labels(variant))
     template = revision["data"]["template"] if revision is not None else _template(variant, settings)
-    metadata = {"name": variant.name, "namespace": namespace, "labels": label, "ownerReferences": [owner]}
     remembered = {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
@@ -80,23 +76,45 @@ def children(variant: Variant, revision: Object | None, settings: Settings) -> l
         "data": {"template": template},
         "revision": 1,
     }
-    deployment = {
+    return [remembered, _deployment(metadata, template, variant.spec, replicas)]
+
+
+def resized(
+    live: Object, revision: Object | None, deployment: Object, spec: ModelDeploymentSpec, *, replicas: int
+) -> dict[str, Any]:
+    """The Deployment of a variant that is not the wanted one, as it is but for its size."""
+    ours = {key: value for key, value in labels_of(live).items() if key.startswith(f"{names.GROUP}/")}
+    metadata = _metadata(name_of(live), deployment, {names.LABEL_MANAGED_BY: names.MANAGED_BY, **ours})
+    template = (revision["data"] if revision is not None else live["spec"])["template"]
+    return _deployment(metadata, template, spec, replicas)
+
+
+def _metadata(name: str, deployment: Object, label: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": namespace_of(deployment),
+        "labels": dict(label),
+        "ownerReferences": [owner_reference(deployment, controller=True)],
+    }
+
+
+def _deployment(
+    metadata: Mapping[str, Any], template: Mapping[str, Any], spec: ModelDeploymentSpec, replicas: int
+) -> dict[str, Any]:
+    label = metadata["labels"]
+    return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata,
         "spec": {
-            "replicas": variant.spec.replicas,
+            "replicas": replicas,
             "revisionHistoryLimit": 0,
-            "selector": {"matchLabels": selector(variant)},
+            # Its own verdict comes with ours, not twenty minutes before.
+            "progressDeadlineSeconds": spec.rollout.deadline_seconds,
+            "selector": {"matchLabels": {key: label[key] for key in (names.LABEL_DEPLOYMENT, names.LABEL_VARIANT)}},
             "template": template,
         },
     }
-    return [remembered, deployment]
-
-
-def selector(variant: Variant) -> dict[str, str]:
-    """Labels that tell this variant's pods from all others."""
-    return {names.LABEL_DEPLOYMENT: name_of(variant.deployment), names.LABEL_VARIANT: variant.inputs_hash}
 
 
 def service(deployment: Object) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def url(deployment: Object, settings: Settings) -> str:
 def _labels(variant: Variant) -> dict[str, str]:
     return pods.labels(
         names.ROLE_SERVE,
-        **selector(variant),
+        **{names.LABEL_DEPLOYMENT: name_of(variant.deployment), names.LABEL_VARIANT: variant.inputs_hash},
         **{names.LABEL_ACCELERATOR: variant.accelerator, names.LABEL_ARTIFACT: variant.artifact},
     )
 
@@ -197,6 +215,8 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         further["nodeSelector"] = dict(variant.accelerator_spec.node_selector)
     if variant.accelerator_spec.tolerations:
         further["tolerations"] = [toleration.to_wire() for toleration in variant.accelerator_spec.tolerations]
+    if variant.spec.priority_class_name is not None:
+        further["priorityClassName"] = variant.spec.priority_class_name
     return {
         "metadata": {"labels": {**_labels(variant), names.LABEL_ACTIVE: "true"}},
         "spec": pods.pod_spec(
@@ -229,84 +249,6 @@ def _variables(variant: Variant) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Why serving pods are not ready."""
-
-    reason: Reason
-    message: str
-
-
-_EXIT_REASONS = {
-    ExitCode.ARTIFACT_MISMATCH: Reason.ARTIFACT_MISMATCH,
-    ExitCode.DEVICE_MISSING: Reason.DEVICE_MISSING,
-    ExitCode.DRIVER_MISMATCH: Reason.DRIVER_MISMATCH,
-    ExitCode.SOURCE_UNREACHABLE: Reason.STORE_UNREACHABLE,
-}
-
-
-def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Trouble:
-    """The most telling reason why pods of a variant are not ready; Starting where nothing is wrong."""
-    if not variant_pods:
-        return Trouble(Reason.STARTING, "the pods are being made")
-    found = [_trouble_of(pod, resource_name) for pod in sorted(variant_pods, key=name_of)]
-    return min(found, key=lambda each: (each.reason is Reason.STARTING, each.reason is Reason.NO_DEVICE))
-
-
-def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
-    status = pod.get("status") or {}
-    name = name_of(pod)
-    if status.get("reason") == "UnexpectedAdmissionError":
-        return Trouble(
-            Reason.NO_DEVICE, f"{name}: the kubelet could not allocate a device: {status.get('message', '')}"
-        )
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            message = condition.get("message", "")
-            if resource_name and f"Insufficient {resource_name}" in message:
-                return Trouble(Reason.NO_DEVICE, f"{name}: no free {resource_name}: {message}")
-            return Trouble(Reason.UNSCHEDULABLE, f"{name}: no node takes the pod: {message}")
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        if (bad := _container_trouble(name, container)) is not None:
-            return bad
-    stage = next(
-        (
-            container["name"]
-            for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-            if "running" in (container.get("state") or {})
-        ),
-        None,
-    )
-    return Trouble(Reason.STARTING, f"{name}: {stage} runs" if stage else f"{name} is starting")
-
-
-def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:
-    state = status.get("state") or {}
-    waiting = state.get("waiting") or {}
-    if waiting.get("reason") in PULL_PROBLEMS:
-        message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
-        return Trouble(Reason.IMAGE_PULL_FAILED, message)
-    if waiting.get("reason") == "CreateContainerError":
-        return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {waiting.get('message', '')}")
-    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
-    if ended is None or ended["exitCode"] == 0 or status.get("ready"):
-        return None
-    code = int(ended["exitCode"])
-    reason = Reason.ENGINE_FAILED
-    if code in set(ExitCode):
-        reason = _EXIT_REASONS.get(ExitCode(code), Reason.ENGINE_FAILED)
-    if ended.get("reason") == "OOMKilled":
-        reason = Reason.OUT_OF_MEMORY
-    return Trouble(reason, f"{pod}: {status['name']} ended with {code}: {_said(ended)}")
-
-
-def _said(ended: Mapping[str, Any]) -> str:
-    try:
-        return Report.parse(ended.get("message", "")).message
-    except ReportInvalid:
-        return str(ended.get("message") or ended.get("reason") or "it left no report")
-
-
 def is_ready(pod: Object) -> bool:
     """True if the pod is Ready and is not on its way out."""
     if "deletionTimestamp" in pod["metadata"]:
@@ -315,6 +257,22 @@ def is_ready(pod: Object) -> bool:
         entry["type"] == "Ready" and entry["status"] == "True"
         for entry in (pod.get("status") or {}).get("conditions") or []
     )
+
+
+def is_live(pod: Object) -> bool:
+    """True if the pod has neither ended nor been asked to."""
+    ended = (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+    return not ended and "deletionTimestamp" not in pod["metadata"]
+
+
+def is_active(pod: Object) -> bool:
+    """True if the Service selects the pod."""
+    return labels_of(pod).get(names.LABEL_ACTIVE) == "true"
+
+
+def serves(pod: Object) -> bool:
+    """True if requests come to the pod."""
+    return is_ready(pod) and is_active(pod)
 
 
 def variant_label(obj: Object) -> str:

@@ -10,9 +10,10 @@ from rm_api.conditions import Reason
 from rm_api.kinds import ModelDeploymentSpec
 from rm_api.kinds.model_deployment import ModelFacts
 
+from rm_operator.plan import serving
 from rm_operator.plan.attempt import Attempt
 from rm_operator.plan.conditions import Conditions
-from rm_operator.plan.model import Deletion, Object, Settings, labels_of
+from rm_operator.plan.model import Deletion, Object, Protection, Settings, labels_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 
 
@@ -45,6 +46,12 @@ class DeploymentSnapshot:
     settings: Settings
     led_for: float = 0.0
     """Seconds for which a clearly better accelerator than the one in the status has been known."""
+    autoscaler: Object | None = None
+    """The HorizontalPodAutoscaler of the deployment's name, whoever made it."""
+    unprotected: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    """AcceleratorResources and BuildProfiles that would vanish at once if they were deleted, by kind and name."""
+    leaving: frozenset[tuple[str, str]] = frozenset()
+    """Kind and name of those that are being deleted: whoever uses them may stay, and nobody comes."""
 
     def pods_of(self, variant: str) -> list[Object]:
         """Pods of one variant, by its label."""
@@ -53,7 +60,7 @@ class DeploymentSnapshot:
 
 @dataclass
 class State:
-    """What one reconcile has decided so far. ``conditions`` are stated, the lists grow, a reason to stall is kept."""
+    """What one reconcile has decided so far. ``conditions`` are stated, and the lists grow."""
 
     snapshot: DeploymentSnapshot
     spec: ModelDeploymentSpec
@@ -63,11 +70,18 @@ class State:
     placement: PlacementResult | None = None
     artifact: str | None = None
     artifact_object: Object | None = None
+    variant: serving.Variant | None = None
+    """What is to serve; None as long as that is not known."""
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
+    protect: list[Protection] = field(default_factory=list)
     requeue_after: float | None = None
-    stalled: Reason | None = None
+    stalled: tuple[Reason, str] | None = None
     status_first: bool = False
+
+    def stall(self, reason: Reason, message: str) -> None:
+        """It does not go on until somebody changes something; of several obstacles the first is told."""
+        self.stalled = self.stalled or (reason, message)
 
     def requeue(self, seconds: float | None) -> None:
         """Look again after ``seconds`` at the latest."""

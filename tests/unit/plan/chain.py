@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,8 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
 from rm_api.kinds.model_deployment import ModelSource
 from rm_operator.plan import artifact, deployment, resolve, serving
 from rm_operator.plan.attempt import observe
-from rm_operator.plan.model import Images, Plan, Settings, StoreConfig
+from rm_operator.plan.in_use import is_protected
+from rm_operator.plan.model import Images, Plan, Protection, Settings, StoreConfig, is_deleting, to_timestamp
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 
 Object = dict[str, Any]
@@ -72,6 +73,7 @@ class World:
         self.requeues: list[float] = []
         self.events: list[tuple[str, str]] = []
         self._uids = 0
+        self._pods = 0
 
     def add(self, obj: Object) -> Object:
         """Creates or updates an object as the API server would."""
@@ -81,10 +83,15 @@ class World:
         metadata = kept["metadata"]
         if before is None:
             self._uids += 1
-            metadata |= {"uid": f"uid-{self._uids}", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"}
+            metadata |= {"uid": f"uid-{self._uids}", "generation": 1, "creationTimestamp": to_timestamp(self.now)}
             self.made.append(key)
         else:
-            metadata = kept["metadata"] = {**before["metadata"], **metadata}
+            merged = {
+                part: {**before["metadata"].get(part, {}), **metadata.get(part, {})}
+                for part in ("labels", "annotations")
+                if part in before["metadata"] or part in metadata
+            }
+            metadata = kept["metadata"] = {**before["metadata"], **metadata, **merged}
             if before.get("spec") != kept.get("spec"):
                 metadata["generation"] = before["metadata"]["generation"] + 1
             if "status" in before:
@@ -137,6 +144,7 @@ class World:
         status = lambda: obj.__setitem__("status", copy.deepcopy(plan.status))  # noqa: E731
         if plan.status is not None and plan.status_first:
             todo.append(status)
+        todo += [lambda each=each: self._protect(each) for each in plan.protect]
         todo += [lambda child=child: self.add(child) for child in plan.apply]
         todo += [lambda each=each: self.remove(each.kind, each.name) for each in plan.delete]
         if plan.status is not None and not plan.status_first:
@@ -146,6 +154,12 @@ class World:
         self.events += [(event.type, event.reason) for event in plan.events]
         if plan.requeue_after is not None:
             self.requeues.append(plan.requeue_after)
+
+    def _protect(self, protection: Protection) -> None:
+        metadata = self.objects[protection.kind, protection.name]["metadata"]
+        metadata["finalizers"] = [names.FINALIZER_IN_USE] if protection.present else []
+        if "deletionTimestamp" in metadata and not metadata["finalizers"]:
+            self.remove(protection.kind, protection.name)
 
     def settle(self) -> None:
         """Steps until nothing changes; fails if that never happens."""
@@ -247,6 +261,77 @@ class World:
                 conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
                 pod["status"] = {"phase": "Running", "conditions": conditions, **status}
 
+    def run_pods(self, *, devices: int = 1000, ready: Callable[[Object], bool] = lambda pod: True) -> bool:
+        """One move of ReplicaSets, scheduler and kubelets; False if they had nothing to do.
+
+        A pod that is asked to end is gone a move later, and holds its device until then. ``ready`` tells which of the
+        pods that run are ready.
+        """
+        before = copy.deepcopy(self.objects)
+        for pod in self.of("Pod"):
+            if "deletionTimestamp" in pod["metadata"]:
+                self.remove("Pod", pod["metadata"]["name"])
+        for each in self.of("Deployment"):
+            self._replicate(each)
+        mine = [pod for pod in self.of("Pod") if names.LABEL_VARIANT in pod["metadata"]["labels"]]
+        used = sum("nodeName" in pod["spec"] for pod in mine)
+        for pod in mine:
+            if "nodeName" not in pod["spec"] and used < devices:
+                used += 1
+                pod["spec"]["nodeName"] = "node"
+            if "nodeName" in pod["spec"]:
+                self._set_ready(pod, ready(pod))
+            else:
+                message = "0/1 nodes are available: 1 Insufficient acme.com/npu."
+                entry = {"type": "PodScheduled", "status": "False", "message": message}
+                pod["status"] = {"phase": "Pending", "conditions": [entry]}
+        return self.objects != before
+
+    def _replicate(self, deployment: Object) -> None:
+        metadata, uid = deployment["metadata"], deployment["metadata"]["uid"]
+        mine = [
+            pod
+            for pod in self.of("Pod")
+            if uid in [owner["uid"] for owner in pod["metadata"]["ownerReferences"]]
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+        def cost(pod: Object) -> tuple[bool, bool, int]:
+            scheduled = "nodeName" in pod["spec"]
+            annotations = pod["metadata"].get("annotations") or {}
+            return (
+                scheduled,
+                serving.is_ready(pod),
+                int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0)),
+            )
+
+        surplus = len(mine) - deployment["spec"]["replicas"]
+        for pod in sorted(mine, key=cost)[: max(0, surplus)]:
+            pod["metadata"]["deletionTimestamp"] = to_timestamp(self.now)
+        for _ in range(-surplus):
+            self._pods += 1
+            self.add(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {
+                        "name": f"{metadata['name']}-{self._pods:04}",
+                        "namespace": "ns",
+                        "labels": dict(deployment["spec"]["template"]["metadata"]["labels"]),
+                        "ownerReferences": [{"kind": "Deployment", "name": metadata["name"], "uid": uid}],
+                    },
+                    "spec": {},
+                }
+            )
+
+    def _set_ready(self, pod: Object, ready: bool) -> None:
+        word = "True" if ready else "False"
+        before = (pod.get("status") or {}).get("conditions") or [{}]
+        if before[0].get("type") == "Ready" and before[0]["status"] == word:
+            return
+        entry = {"type": "Ready", "status": word, "lastTransitionTime": to_timestamp(self.now)}
+        pod["status"] = {"phase": "Running", "conditions": [entry]}
+
     def serve(self, name: str = "hello", **spec: Any) -> None:
         """Takes a deployment all the way to Ready."""
         self.deploy(name, **spec)
@@ -286,9 +371,11 @@ class World:
         attempts = self._attempts(owner=obj["metadata"]["uid"])
         running = any(attempt.state == "Running" for attempt in attempts)
         answer = self.store.get(name, absent) if self.store_up else down
+        users = [each for each in self.of("ModelDeployment") if (each.get("status") or {}).get("artifact") == name]
         return artifact.ArtifactSnapshot(
             artifact=obj,
-            referrers=sum((each.get("status") or {}).get("artifact") == name for each in self.of("ModelDeployment")),
+            referrers=len(users),
+            suspended=sum(each["spec"].get("suspend", False) for each in users),
             attempts=attempts,
             answer=None if artifact.is_ready(obj) or running else answer,
             settings=SETTINGS,
@@ -333,4 +420,15 @@ class World:
             service=self.objects.get(("Service", name)),
             routed_pods=self.routed(),
             settings=SETTINGS,
+            autoscaler=self.objects.get(("HorizontalPodAutoscaler", name)),
+            unprotected={
+                (each["kind"], each["metadata"]["name"]): each
+                for each in [*self.of("AcceleratorResource"), *self.of("BuildProfile")]
+                if not is_protected(each)
+            },
+            leaving=frozenset(
+                (each["kind"], each["metadata"]["name"])
+                for each in [*self.of("AcceleratorResource"), *self.of("BuildProfile")]
+                if is_deleting(each)
+            ),
         )

@@ -400,7 +400,7 @@ def test_a_cut_over_keeps_the_old_pods_until_the_new_ones_serve() -> None:
     ]
     world.settle()
     assert len(world.of("Deployment")) == 2
-    assert world.reason() == "Starting"
+    assert world.reason() == "RollingOut"
     assert (
         "1 pods of the previous variant keep serving" in world.condition("ModelDeployment", "hello", "Ready")["message"]
     )

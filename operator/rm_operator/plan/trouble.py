@@ -1,0 +1,90 @@
+"""Why serving pods are not ready: the most telling reason that the pods themselves give."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_api.conditions import Reason
+from rm_api.names import ExitCode
+from rm_api.report import Report, ReportInvalid
+
+from rm_operator.plan.attempt import PULL_PROBLEMS
+from rm_operator.plan.model import Object, name_of
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why serving pods are not ready."""
+
+    reason: Reason
+    message: str
+
+
+_EXIT_REASONS = {
+    ExitCode.ARTIFACT_MISMATCH: Reason.ARTIFACT_MISMATCH,
+    ExitCode.DEVICE_MISSING: Reason.DEVICE_MISSING,
+    ExitCode.DRIVER_MISMATCH: Reason.DRIVER_MISMATCH,
+    ExitCode.SOURCE_UNREACHABLE: Reason.STORE_UNREACHABLE,
+}
+
+
+def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Trouble:
+    """The most telling reason why pods of a variant are not ready; Starting where nothing is wrong."""
+    if not variant_pods:
+        return Trouble(Reason.STARTING, "the pods are being made")
+    found = [_trouble_of(pod, resource_name) for pod in sorted(variant_pods, key=name_of)]
+    return min(found, key=lambda each: (each.reason is Reason.STARTING, each.reason is Reason.NO_DEVICE))
+
+
+def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
+    status = pod.get("status") or {}
+    name = name_of(pod)
+    if status.get("reason") == "UnexpectedAdmissionError":
+        return Trouble(
+            Reason.NO_DEVICE, f"{name}: the kubelet could not allocate a device: {status.get('message', '')}"
+        )
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            message = condition.get("message", "")
+            if resource_name and f"Insufficient {resource_name}" in message:
+                return Trouble(Reason.NO_DEVICE, f"{name}: no free {resource_name}: {message}")
+            return Trouble(Reason.UNSCHEDULABLE, f"{name}: no node takes the pod: {message}")
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        if (bad := _container_trouble(name, container)) is not None:
+            return bad
+    stage = next(
+        (
+            container["name"]
+            for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+            if "running" in (container.get("state") or {})
+        ),
+        None,
+    )
+    return Trouble(Reason.STARTING, f"{name}: {stage} runs" if stage else f"{name} is starting")
+
+
+def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:
+    state = status.get("state") or {}
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason") in PULL_PROBLEMS:
+        message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
+        return Trouble(Reason.IMAGE_PULL_FAILED, message)
+    if waiting.get("reason") == "CreateContainerError":
+        return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {waiting.get('message', '')}")
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    if ended is None or ended["exitCode"] == 0 or status.get("ready"):
+        return None
+    code = int(ended["exitCode"])
+    reason = Reason.ENGINE_FAILED
+    if code in set(ExitCode):
+        reason = _EXIT_REASONS.get(ExitCode(code), Reason.ENGINE_FAILED)
+    if ended.get("reason") == "OOMKilled":
+        reason = Reason.OUT_OF_MEMORY
+    return Trouble(reason, f"{pod}: {status['name']} ended with {code}: {_said(ended)}")
+
+
+def _said(ended: Mapping[str, Any]) -> str:
+    try:
+        return Report.parse(ended.get("message", "")).message
+    except ReportInvalid:
+        return str(ended.get("message") or ended.get("reason") or "it left no report")

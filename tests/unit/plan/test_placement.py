@@ -4,85 +4,24 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rm_api.conditions import Reason
-from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
-from rm_api.kinds.build_artifact import ShapeBucket
-from rm_api.kinds.model_deployment import Candidate, Placement
-from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, place
-
-DIGEST = "sha256:" + "0" * 64
-LLAMA_8B = ModelFacts(
-    source="hf://org/model", revision="0123", architecture="LlamaForCausalLM", parameters=8_000_000_000,
-    active_parameters=8_000_000_000, weight_bytes=16_000_000_000, dtype="bf16", layers=32, heads=32, kv_heads=8,
-    head_dim=128, max_sequence_length=8192, config_digest=DIGEST, tensors_digest=DIGEST, weights_digest=DIGEST,
-)  # fmt: skip
-
-
-def accelerator(name: str, kind: str, vendor: str, **members: Any) -> AcceleratorView:
-    counts: dict[str, Any] = {"free": 4, "healthy": 4, "nodes": 2} if kind != "CPU" else {"nodes": 2}
-    views = {k: members.pop(k) for k in ("free", "healthy", "nodes", "ready", "reason") if k in members}
-    spec = {"type": kind, "vendor": vendor, "product": name.upper(), "runtime": {"plugin": "p", "image": "i"}}
-    if kind != "CPU":
-        spec["resourceName"] = f"{vendor.lower()}.com/{name}"
-    return AcceleratorView(name, AcceleratorResourceSpec.model_validate(spec | members), **(counts | views))
-
-
-def figures(memory: int, bandwidth: int, tflops: int, efficiency: dict[str, str] | None = None) -> dict[str, Any]:
-    return {
-        "memoryGiB": memory,
-        "bandwidthGBps": bandwidth,
-        "tflops": [{"dtype": "bf16", "value": tflops}],
-        "efficiency": efficiency or {"compute": "0.4", "bandwidth": "0.6"},
-    }
-
-
-def profile(name: str, kind: str, vendor: str, usable: bool = True, reason: str = "", **members: Any) -> ProfileView:
-    spec = {
-        "target": {"type": kind, "vendor": vendor} | members.pop("target", {}),
-        "steps": [{"name": "compile", "image": "i", "command": ["c"]}],
-        "output": {"format": "f"},
-    }
-    return ProfileView(name, BuildProfileSpec.model_validate(spec | members), usable, reason)
-
-
-GPU = accelerator(
-    "gpu", "GPU", "Green", performance=figures(80, 2000, 1000), power={"idleWatts": 60, "maxWatts": 700},
-    cost={"perHour": "4"},
-)  # fmt: skip
-NPU_FAST = accelerator(
-    "npu-fast", "NPU", "Red", performance=figures(48, 2400, 200), power={"idleWatts": 40, "maxWatts": 400},
-    cost={"perHour": "3"}, tags=["low-latency"],
-)  # fmt: skip
-NPU_SMALL = accelerator(
-    "npu-small", "NPU", "Blue", performance=figures(24, 400, 120), power={"idleWatts": 20, "maxWatts": 140},
-    cost={"perHour": "1"},
-)  # fmt: skip
-PIM = accelerator(
-    "pim", "PIM", "Grey", performance=figures(64, 1600, 20), power={"idleWatts": 10, "maxWatts": 60},
-    cost={"perHour": "2"},
-)  # fmt: skip
-CPU = accelerator("cpu", "CPU", "Plain", cost={"perHour": "0.04"}, performance=figures(256, 100, 4))
-BARE_CPU = accelerator("bare-cpu", "CPU", "Plain")
-FLEET = (GPU, NPU_FAST, NPU_SMALL, PIM, CPU, BARE_CPU)
-PROFILES = (
-    profile("blue", "NPU", "Blue"),
-    profile("green", "GPU", "Green"),
-    profile("grey", "PIM", "Grey"),
-    profile("plain", "CPU", "Plain"),
-    profile("red", "NPU", "Red", shapes={"sequence": [1024, 2048, 4096], "batch": [1, 16]}),
+from placement_fleet import (
+    CPU,
+    FLEET,
+    GPU,
+    NPU_FAST,
+    PROFILES,
+    accelerator,
+    candidate,
+    cost,
+    endpoint,
+    figures,
+    profile,
+    request,
 )
-
-
-def request(**members: Any) -> PlacementRequest:
-    """The whole fleet and Llama 8B; members of the request by their name, all others go into the spec."""
-    fleet, profiles = members.pop("fleet", FLEET), members.pop("profiles", PROFILES)
-    current, facts = members.pop("current", None), members.pop("facts", LLAMA_8B)
-    spec = ModelDeploymentSpec.model_validate({"model": {"source": "hf://org/model"}} | members)
-    return PlacementRequest("chat", spec, facts, fleet, profiles, current)
-
-
-def candidate(result: PlacementResult, name: str) -> Candidate:
-    return next(c for c in result.candidates if c.name == name)
+from rm_api.conditions import Reason
+from rm_api.kinds.build_artifact import ShapeBucket
+from rm_api.kinds.model_deployment import Placement, PolicyType
+from rm_operator.plan.placement import ProfileView, place
 
 
 @pytest.mark.parametrize(
@@ -91,7 +30,7 @@ def candidate(result: PlacementResult, name: str) -> Candidate:
         ("Latency", "npu-fast", "latency"),
         ("Throughput", "gpu", "rate"),
         ("Energy", "pim", "joulesPerToken"),
-        ("Cost", "cpu", "pricePerMillionTokens"),
+        ("Cost", "remote", "pricePerMillionTokens"),
     ],
 )
 def test_each_policy_picks_another_accelerator_of_one_fleet(policy: str, chosen: str, figure: str) -> None:
@@ -103,6 +42,33 @@ def test_each_policy_picks_another_accelerator_of_one_fleet(policy: str, chosen:
     assert best(values, key=lambda name: values[name]) == chosen
     assert figure in result.message
     assert result.message.startswith(f"chat goes to {chosen} ")
+
+
+def test_a_weighted_policy_picks_what_no_single_one_would() -> None:
+    # energy and cost alike: npu-small is second in one and third in the other, and everybody else is worse in one
+    weights = {"energy": 30, "cost": 30}
+    result = place(request(policy={"type": "Weighted", "weights": weights}))
+    assert result.chosen == "npu-small"
+    assert "highest weighted score" in result.message
+    assert "npu-small's" in candidate(result, "npu-fast").reason
+    # only the ratio of the weights counts
+    assert place(request(policy={"type": "Weighted", "weights": {"energy": 1, "cost": 1}})) == result
+
+
+@pytest.mark.parametrize(
+    ("weights", "single"),
+    [
+        ({"latency": 7}, "Latency"),
+        ({"throughput": 1}, "Throughput"),
+        ({"energy": 100}, "Energy"),
+        ({"cost": 2}, "Cost"),
+    ],
+)
+def test_a_single_weight_is_the_policy_of_that_name(weights: dict[str, int], single: str) -> None:
+    def order(policy: dict[str, Any]) -> list[tuple[str, str | None]]:
+        return [(c.name, c.score) for c in place(request(policy=policy)).candidates]
+
+    assert order({"type": "Weighted", "weights": weights}) == order({"type": single})
 
 
 def test_a_compiled_candidate_brings_profile_dtype_and_rounded_shapes() -> None:
@@ -122,31 +88,36 @@ def test_what_a_profile_does_not_compile_in_is_absent_from_the_bucket() -> None:
 
 def test_candidates_fit_the_api_and_name_every_term_with_its_unit() -> None:
     result = place(request(fleet=(*FLEET, replace(GPU, name="gpu-full", free=0))))
-    wire = Placement(policy="Latency", chosen=result.chosen, candidates=list(result.candidates)).to_wire()
+    wire = Placement(policy=PolicyType.LATENCY, chosen=result.chosen, candidates=list(result.candidates)).to_wire()
     best = wire["candidates"][0]
     assert {t["name"]: t["unit"] for t in best["terms"]} == {
         "ttft": "ms", "tpot": "ms", "latency": "ms", "rate": "req/s", "memory": "GiB", "memoryLimit": "GiB",
         "joulesPerToken": "J/token", "pricePerMillionTokens": "USD/Mtoken",
     }  # fmt: skip
-    assert all("E" not in t["value"] and len(t["value"]) <= 20 for c in wire["candidates"] for t in c["terms"])
+    assert all("E" not in t["value"] and len(t["value"]) <= 20 for c in wire["candidates"] for t in c.get("terms", []))
     assert [c["name"] for c in wire["candidates"]][-1] == "gpu-full"
     assert wire["candidates"][-1]["terms"] == []
+    assert Placement.model_validate(wire).to_wire() == wire
 
 
 @pytest.mark.parametrize(
     ("policy", "order"),
     [
-        ("Latency", ["npu", "gpu", "pim", "fpga", "cpu"]),
-        ("Throughput", ["gpu", "npu", "pim", "fpga", "cpu"]),
-        ("Energy", ["npu", "pim", "gpu", "fpga", "cpu"]),
-        ("Cost", ["cpu", "npu", "gpu", "pim", "fpga"]),
+        ({"type": "Latency"}, ["npu", "gpu", "pim", "fpga", "cpu", "remote"]),
+        ({"type": "Throughput"}, ["gpu", "npu", "pim", "fpga", "cpu", "remote"]),
+        ({"type": "Energy"}, ["npu", "pim", "gpu", "fpga", "cpu", "remote"]),
+        ({"type": "Cost"}, ["cpu", "remote", "npu", "gpu", "pim", "fpga"]),
+        # the heaviest weight prefers; of equal ones the first of latency, throughput, energy, cost
+        ({"type": "Weighted", "weights": {"latency": 1, "cost": 2}}, ["cpu", "remote", "npu", "gpu", "pim", "fpga"]),
+        ({"type": "Weighted", "weights": {"throughput": 2, "cost": 2}}, ["gpu", "npu", "pim", "fpga", "cpu", "remote"]),
     ],
 )
-def test_without_figures_the_policy_prefers_types(policy: str, order: list[str]) -> None:
+def test_without_figures_the_policy_prefers_types(policy: dict[str, Any], order: list[str]) -> None:
     types = ("CPU", "FPGA", "GPU", "NPU", "PIM")
-    bare = tuple(accelerator(t.lower(), t, "V") for t in types)
+    remote = accelerator("remote", "REMOTE", "V", remote={"endpoint": "https://a.example"}, allowedNamespaces=["team"])
+    bare = (remote, *(accelerator(t.lower(), t, "V") for t in types))
     known = tuple(profile(t.lower(), t, "V") for t in types)
-    result = place(request(policy={"type": policy}, fleet=bare, profiles=known))
+    result = place(request(policy=policy, fleet=bare, profiles=known))
     assert [c.name for c in result.candidates] == order
     assert all(c.score is None and c.provenance == "Assumed" for c in result.candidates)
 
@@ -182,35 +153,9 @@ def test_prices_in_different_currencies_are_not_compared() -> None:
     assert "KRW/Mtoken" in {t.unit for t in candidate(result, "won").terms}
 
 
-def cost(per_hour: str, currency: str) -> Any:
-    spec = GPU.spec.to_wire() | {"cost": {"perHour": per_hour, "currency": currency}}
-    return AcceleratorResourceSpec.model_validate(spec).cost
-
-
 def test_what_costs_nothing_is_cheapest() -> None:
     free = replace(CPU, name="own", spec=CPU.spec.model_copy(update={"cost": cost("0", "USD")}))
     assert place(request(policy={"type": "Cost"}, fleet=(*FLEET, free))).chosen == "own"
-
-
-def test_a_deployment_is_kept_where_it_is_and_the_reason_says_what_would_be_better() -> None:
-    result = place(request(current="gpu"))
-    assert result.chosen == "gpu"
-    assert result.candidates[0].name == "npu-fast"
-    assert "kept" in candidate(result, "gpu").reason
-    assert "times that of npu-fast" in result.message
-    assert "exclude this one in spec.accelerators" in result.message
-
-
-def test_a_deployment_moves_when_its_accelerator_can_no_longer_take_it() -> None:
-    assert place(request(current="gpu", fleet=FLEET[1:])).chosen == "npu-fast"
-    assert place(request(current="npu-small", requirements={"maxBatchSize": 64})).chosen == "gpu"
-
-
-def test_a_deployment_keeps_its_place_when_its_own_pods_hold_the_last_device_or_health_flickers() -> None:
-    for gone in ({"free": 0}, {"free": 0, "healthy": 0}, {"free": 0, "healthy": 0, "nodes": 0}, {"ready": False}):
-        full = replace(NPU_FAST, **gone)
-        assert place(request(current="npu-fast", fleet=(full, GPU))).chosen == "npu-fast"
-        assert place(request(fleet=(full, GPU))).chosen == "gpu"
 
 
 def test_the_profile_of_the_highest_priority_that_fits_is_taken_then_the_first_name() -> None:
@@ -275,6 +220,45 @@ SOLO = {"fleet": (NPU_FAST,)}
             "it lacks the tags hbm of spec.accelerators.tags",
         ),
         ({"spec": {"accelerators": {"exclude": ["npu-fast"]}}}, "spec.accelerators.exclude lists it"),
+        (
+            {"fleet": (accelerator("npu", "NPU", "Red", allowedNamespaces=["others", "more"]),)},
+            "namespace team may not use it; whoever administers it can add the namespace to its "
+            "spec.allowedNamespaces (more, others)",
+        ),
+        (
+            {"fleet": (endpoint("remote", "1", "1", allowedNamespaces=[]),)},
+            "namespace team may not use it; whoever administers it can add the namespace to its "
+            "spec.allowedNamespaces (none)",
+        ),
+        (
+            {
+                "fleet": (accelerator("npu", "NPU", "Red", capability={"features": ["lora"]}),),
+                "spec": {"requirements": {"features": ["vision", "lora", "audio"]}},
+            },
+            "its capability.features lack audio, vision of spec.requirements.features",
+        ),
+        (
+            {"fleet": (endpoint("remote", "1", "1", remote={"models": ["hf://org/b", "hf://org/a"]}),)},
+            "the endpoint does not serve hf://org/model; it serves hf://org/a, hf://org/b",
+        ),
+        (
+            {"fleet": (endpoint("remote", "1", "1", remote={"maxConcurrency": 7}),)},
+            "the endpoint takes 7 requests at the same time, 8 are needed; lower spec.workload.concurrency",
+        ),
+        (
+            {"fleet": (endpoint("remote", "1", "1"),), "spec": {"buildProfile": "red"}},
+            "nothing is compiled for an endpoint; remove spec.buildProfile",
+        ),
+        (
+            # 209.2 ms: 2·8·10⁹·1024 and 2·32·1024²·32·128 operations at 0.4·200 Tflop/s, and 1 ms.
+            {"spec": {"slo": {"ttftMs": 209}}},
+            "its estimated time to the first token is 209.2 ms, spec.slo.ttftMs allows 209; "
+            "raise it, or lower spec.workload",
+        ),
+        (
+            {"spec": {"slo": {"ttftMs": 210, "tpotMs": 12}}},
+            "its estimated time per token is 12.95 ms, spec.slo.tpotMs allows 12; raise it, or lower spec.workload",
+        ),
         (
             {"profiles": PROFILES[:4]},
             "no BuildProfile targets NPU Red NPU-FAST; install one",
@@ -351,6 +335,10 @@ SOLO = {"fleet": (NPU_FAST,)}
             {"fleet": (replace(NPU_FAST, free=0),)},
             "no device of red.com/npu-fast is free; add one, or release one of those that are taken",
         ),
+        (
+            {"fleet": (accelerator("npu", "NPU", "Red", provisioning={"mode": "Elastic", "maxDevices": 9}, free=0),)},
+            "the 9 devices of red.com/npu that spec.provisioning.maxDevices allows are taken or promised",
+        ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -358,7 +346,8 @@ def test_each_filter_alone_removes_with_its_sentence(change: dict[str, Any], sen
     assert place(request(**SOLO)).chosen == "npu-fast"
     members = SOLO | {k: v for k, v in change.items() if k != "spec"}
     result = place(request(**members, **change.get("spec", {})))
-    assert (result.chosen, result.reason) == (None, Reason.NO_ELIGIBLE_ACCELERATOR)
+    slow = "spec.slo" in sentence
+    assert (result.chosen, result.reason) == (None, Reason.SLO_UNREACHABLE if slow else Reason.NO_ELIGIBLE_ACCELERATOR)
     assert [(c.eligible, c.score, c.reason) for c in result.candidates] == [(False, None, sentence)]
     assert sentence in result.message
 
@@ -367,7 +356,7 @@ def test_each_sentence_says_what_was_removed_by_it_and_equal_ones_are_said_once(
     result = place(request(fleet=FLEET, requirements={"maxSequenceLength": 9000}))
     sentence = "the model takes at most 8192 tokens"
     assert result.message.count(sentence) == 1
-    assert "bare-cpu, cpu, gpu, npu-fast, npu-small, pim: " + sentence in result.message
+    assert "bare-cpu, cpu, gpu, npu-fast, npu-small, pim, remote: " + sentence in result.message
 
 
 def test_a_selected_name_that_does_not_exist_is_said() -> None:
@@ -382,7 +371,7 @@ def test_no_accelerator_and_no_profile_have_reasons_of_their_own() -> None:
     unknown = place(request(buildProfile="typo"))
     assert (unknown.reason, unknown.chosen) == (Reason.PROFILE_NOT_FOUND, None)
     assert "the BuildProfile typo does not exist (there are: blue, green, grey, plain, red)" in unknown.message
-    assert all("typo does not exist" in c.reason for c in unknown.candidates)
+    assert all("typo does not exist" in c.reason for c in unknown.candidates if c.name != "remote")
 
 
 def test_at_most_sixteen_candidates_and_the_current_one_is_among_them() -> None:

@@ -8,8 +8,9 @@ from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, ModelFacts
 from rm_api.kinds.model_deployment import Workload
 from rm_operator.plan.buckets import Shape
-from rm_operator.plan.placement.estimate import Estimate, Load, estimate, load_of, memory_of
+from rm_operator.plan.placement.estimate import Estimate, Load, estimate, load_of, memory_of, work_of
 from rm_operator.plan.placement.explain import decimal
+from rm_operator.plan.placement.machine import machine_of
 
 DIGEST = "sha256:" + "0" * 64
 # Round numbers: 10^9 parameters in 2 bytes; 2·10·4·50·2 = 8000 bytes of cache for a token.
@@ -34,9 +35,14 @@ def performance(**members: Any) -> dict[str, Any]:
 
 
 def of(
-    accelerator: AcceleratorResourceSpec, model: dict[str, Any] | None = None, dtype: DType = DType.BF16
+    accelerator: AcceleratorResourceSpec,
+    model: dict[str, Any] | None = None,
+    dtype: DType = DType.BF16,
+    workload: Workload = WORKLOAD,
+    shape: Shape = SHAPE,
 ) -> Estimate:
-    return estimate(ModelFacts.model_validate(MODEL | (model or {})), accelerator, dtype, WORKLOAD, SHAPE)
+    work = work_of(ModelFacts.model_validate(MODEL | (model or {})), dtype, workload, shape)
+    return estimate(work, machine_of(accelerator))
 
 
 def test_figures_by_hand() -> None:
@@ -55,6 +61,43 @@ def test_figures_by_hand() -> None:
     assert result.joules_per_token == pytest.approx(100 / (200 * rate))
     assert result.price == pytest.approx(0.001 / (200 * rate) * 10**6)
     assert (result.currency, result.provenance, result.missing) == ("USD", "Declared", ())
+
+
+def test_with_a_demand_as_many_replicas_count_as_it_needs() -> None:
+    demand = WORKLOAD.model_copy(update={"requests_per_second": Decimal(1)})
+    accelerator = spec(performance=performance(), power={"idleWatts": 5, "maxWatts": 100}, cost={"perHour": "3.6"})
+    result = of(accelerator, workload=demand)
+    # As above, a replica serves 10 / (10·2.021 + 200·0.02188) = 10 / 24.586 requests/s: 2.4586 of them serve one.
+    assert result.replicas == 3
+    assert result.utilisation == pytest.approx(2.4586 / 3)
+    # Three devices at 5 + 0.819533·95 = 82.85567 W, and 0.001 USD/s each, make 200 tokens/s.
+    assert result.joules_per_token == pytest.approx(3 * 82.85567 / 200)
+    assert result.price == pytest.approx(15)
+    # Latency is that of one replica at full batch, whatever the demand.
+    assert (result.ttft, result.tpot, result.rate) == (of(accelerator).ttft, of(accelerator).tpot, of(accelerator).rate)
+
+
+def test_whoever_has_no_place_in_the_batch_waits_for_one() -> None:
+    result = of(spec(performance=performance()), shape=Shape(1200, 4))
+    # step moves (2·10^9 + 4·1100·8000) / 10^11 = 20.352 ms, and 1 ms; rate = 4 / (4·2.021 + 200·0.021352) = 4 / 12.3544
+    # six requests wait, and leave the queue at that rate: 6 · 12.3544 / 4
+    assert result.queue == pytest.approx(18.5316)
+    assert result.ttft == pytest.approx(18.5316 + 2.021)
+    assert result.answer == pytest.approx(18.5316 + 2.021 + 4.2704)
+    assert of(spec(performance=performance())).queue == 0
+
+
+def test_an_endpoint_has_a_price_by_token_and_no_other_figure() -> None:
+    remote = spec(
+        type="REMOTE", remote={"endpoint": "https://a.example"},
+        cost={"perHour": "7", "perMillionInputTokens": "0.5", "perMillionOutputTokens": "1.5", "currency": "EUR"},
+    )  # fmt: skip
+    result = of(remote)
+    # each of 10^6 tokens of answers comes with 1000/200 = 5 of prompts: 5·0.5 + 1.5
+    assert (result.price, result.currency, result.provenance) == (pytest.approx(4.0), "EUR", "Declared")
+    assert (result.ttft, result.rate, result.joules_per_token, result.memory, result.missing) == (None,) * 4 + ((),)
+    half = of(spec(type="REMOTE", cost={"perHour": "7", "perMillionOutputTokens": "1.5"}))
+    assert (half.price, half.currency, half.missing) == (None, None, ("cost.perMillionInputTokens",))
 
 
 def test_with_slow_memory_even_the_prompt_waits_for_the_weights() -> None:
@@ -95,7 +138,7 @@ def test_of_a_mixture_of_experts_a_larger_batch_reads_more() -> None:
     [
         (Shape(1200, 10), Load(1000, 200, 10)),
         (Shape(5000, 64), Load(1000, 200, 10)),
-        (Shape(600, 4), Load(500, 100, 4)),
+        (Shape(600, 4), Load(500, 100, 4, waiting=6)),
     ],
 )
 def test_the_load_is_the_workload_as_far_as_the_shape_lets_it_through(shape: Shape, load: Load) -> None:
@@ -110,7 +153,6 @@ def test_the_load_is_the_workload_as_far_as_the_shape_lets_it_through(shape: Sha
         ({}, {"dtype": "fp16"}, DType.FP16, "Derived"),
         ({"efficiency": {"compute": "0.25"}}, {}, DType.BF16, "Assumed"),
         ({"efficiency": {}}, {"dtype": "fp16"}, DType.BF16, "Assumed"),
-        ({"efficiency": {"compute": "0", "bandwidth": "0.5"}}, {}, DType.BF16, "Assumed"),
         ({"bandwidthGBps": 0}, {}, DType.BF16, "Assumed"),
         ({}, {}, DType.FP32, "Assumed"),
     ],

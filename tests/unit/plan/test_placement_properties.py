@@ -1,5 +1,6 @@
 """What holds for every fleet, model and workload."""
 
+import math
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -12,8 +13,9 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploym
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import Placement, PolicyType, Workload
 from rm_operator.plan.buckets import Shape, required_shape
-from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, place
-from rm_operator.plan.placement.estimate import Estimate, estimate, memory_of
+from rm_operator.plan.placement import AcceleratorView, PlacementRequest, ProfileView, place
+from rm_operator.plan.placement.estimate import Estimate, estimate, memory_of, work_of
+from rm_operator.plan.placement.machine import machine_of
 
 # The same examples each time, so that a run means the same on every machine; no deadline, as machines differ.
 repeatable = settings(
@@ -22,10 +24,13 @@ repeatable = settings(
 
 DIGEST = "sha256:" + "0" * 64
 VENDORS = ("Red", "Blue")
+UNCOUNTED = (AcceleratorType.CPU, AcceleratorType.REMOTE)
 amounts = st.one_of(
     st.decimals(min_value=0, max_value=10**12 - 1, places=6, allow_nan=False, allow_infinity=False),
     st.sampled_from([Decimal(0), Decimal("0.000001"), Decimal(16), Decimal(80), Decimal(2000)]),
 )
+
+parts = st.decimals(min_value="0.000001", max_value=1, places=6, allow_nan=False, allow_infinity=False)
 
 
 def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -41,6 +46,17 @@ def formats() -> st.SearchStrategy[list[DType]]:
     return st.one_of(st.just([]), st.just(list(DType)), st.lists(st.sampled_from(DType), unique=True, max_size=3))
 
 
+def prices() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "per_hour": amounts,
+            "currency": st.sampled_from(("USD", "EUR")),
+            "per_million_input_tokens": optional(amounts),
+            "per_million_output_tokens": optional(amounts),
+        }
+    )
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> AcceleratorResourceSpec:
     kind = draw(st.sampled_from(AcceleratorType))
@@ -50,8 +66,18 @@ def specs(draw: st.DrawFn) -> AcceleratorResourceSpec:
         "product": draw(st.sampled_from(("P1", "P2"))),
         "tags": draw(st.lists(st.sampled_from(("a", "b")), unique=True)),
         "priority": draw(optional(st.integers(-1000, 1000))),
-        "resource_name": None if kind is AcceleratorType.CPU else "red.com/x",
+        "resource_name": None if kind in UNCOUNTED else "red.com/x",
+        "allowed_namespaces": ["ns"] if kind is AcceleratorType.REMOTE else draw(seldom([], ["ns"], ["other"])),
+        "provisioning": draw(seldom({}, {"mode": "Elastic"}, {"mode": "Elastic", "max_devices": 2})),
+        "remote": {
+            "endpoint": "https://a.example",
+            "models": draw(seldom([], ["hf://a/b"], ["hf://c/d"])),
+            "max_concurrency": draw(seldom(None, 4)),
+        }
+        if kind is AcceleratorType.REMOTE
+        else None,
         "capability": {
+            "features": draw(st.lists(st.sampled_from(("f", "g")), unique=True)),
             "dtypes": draw(formats()),
             "max_batch_size": draw(seldom(None, 1, 8, 64)),
             "max_sequence_length": draw(seldom(None, 1, 2048, 16384)),
@@ -63,12 +89,10 @@ def specs(draw: st.DrawFn) -> AcceleratorResourceSpec:
                 {"dtype": dtype, "value": draw(amounts)}
                 for dtype in draw(st.lists(st.sampled_from(DType), unique=True, max_size=3))
             ],
-            "efficiency": {"compute": draw(optional(amounts)), "bandwidth": draw(optional(amounts))},
+            "efficiency": {"compute": draw(optional(parts)), "bandwidth": draw(optional(parts))},
         },
         "power": draw(optional(st.builds(lambda w: {"idle_watts": w, "max_watts": w}, amounts))),
-        "cost": draw(
-            optional(st.builds(lambda p, c: {"per_hour": p, "currency": c}, amounts, st.sampled_from(("USD", "EUR"))))
-        ),
+        "cost": draw(optional(prices())),
         "runtime": {"plugin": "p", "image": "i"},
     }
     return AcceleratorResourceSpec.model_validate({k: v for k, v in members.items() if v is not None})
@@ -79,7 +103,13 @@ def fleets(draw: st.DrawFn, least: int = 0, most: int = 6) -> tuple[AcceleratorV
     counts = seldom(None, 0, 1, 4)
     return tuple(
         AcceleratorView(
-            f"accel-{i}", draw(specs()), draw(counts), draw(counts), draw(counts), draw(seldom(True, False))
+            f"accel-{i}",
+            draw(specs()),
+            draw(counts),
+            draw(counts),
+            draw(counts),
+            draw(seldom(True, False)),
+            taken=draw(seldom(False, True)),
         )
         for i in range(draw(st.integers(least, most)))
     )
@@ -126,16 +156,28 @@ def models(draw: st.DrawFn) -> ModelFacts:
 
 
 @st.composite
+def policies(draw: st.DrawFn) -> dict[str, Any]:
+    policy = draw(st.sampled_from(PolicyType))
+    if policy is not PolicyType.WEIGHTED:
+        return {"type": policy}
+    goals = ("latency", "throughput", "energy", "cost")
+    return {"type": policy, "weights": {goal: draw(st.integers(0, 100)) for goal in goals}}
+
+
+@st.composite
 def deployments(draw: st.DrawFn) -> ModelDeploymentSpec:
     tokens = st.one_of(st.integers(1, 2048), st.integers(1, 16777216))
     return ModelDeploymentSpec.model_validate(
         {
             "model": {"source": "hf://a/b"},
-            "policy": {"type": draw(st.sampled_from(PolicyType))},
+            "policy": draw(policies()),
+            "slo": draw(seldom({}, {"ttftMs": 1000}, {"tpotMs": 50}, {"ttftMs": 1, "tpotMs": 1})),
+            "suspend": draw(seldom(False, True)),
             "workload": {
                 "inputTokens": draw(tokens),
                 "outputTokens": draw(tokens),
                 "concurrency": draw(st.one_of(st.integers(1, 16), st.integers(1, 65536))),
+                "requestsPerSecond": draw(optional(amounts.filter(bool))),
             },
             "accelerators": {
                 "types": draw(seldom([], ["NPU", "GPU"], ["CPU"])),
@@ -146,6 +188,7 @@ def deployments(draw: st.DrawFn) -> ModelDeploymentSpec:
                 "dtype": draw(seldom(None, *DType)),
                 "maxSequenceLength": draw(seldom(None, 1, 1000, 16384)),
                 "maxBatchSize": draw(seldom(None, 1, 16, 64)),
+                "features": draw(seldom([], ["f"])),
             },
             "replicas": draw(st.integers(0, 5)),
             "buildProfile": draw(seldom(None, "profile-0", "nowhere")),
@@ -157,7 +200,17 @@ def deployments(draw: st.DrawFn) -> ModelDeploymentSpec:
 def requests(draw: st.DrawFn) -> PlacementRequest:
     """Anything that the API admits, however odd."""
     current = draw(optional(st.sampled_from(("accel-0", "accel-1", "gone"))))
-    return PlacementRequest("chat", draw(deployments()), draw(models()), draw(fleets(1)), draw(profiles()), current)
+    return PlacementRequest(
+        "chat",
+        draw(deployments()),
+        draw(models()),
+        draw(fleets(1)),
+        draw(profiles()),
+        current,
+        draw(optional(st.sampled_from(PolicyType))),
+        draw(st.sampled_from(("ns", "other"))),
+        draw(st.sampled_from((0.0, 299.0, 300.0))),
+    )
 
 
 @st.composite
@@ -169,18 +222,21 @@ def easy(draw: st.DrawFn) -> PlacementRequest:
             update={"max_batch_size": None, "max_sequence_length": None, "dtypes": []}
         )
         performance = view.spec.performance.model_copy(update={"memory_gib": None})
-        spec = view.spec.model_copy(update={"capability": capability, "performance": performance})
-        return replace(view, spec=spec, ready=True, nodes=None, healthy=None, free=draw(st.integers(0, 2)))
+        changes: dict[str, Any] = {"capability": capability, "performance": performance, "allowed_namespaces": ["ns"]}
+        if view.spec.remote is not None:
+            changes["remote"] = view.spec.remote.model_copy(update={"models": [], "max_concurrency": None})
+        spec = view.spec.model_copy(update=changes)
+        free = draw(st.integers(0, 2))
+        return replace(view, spec=spec, ready=True, nodes=None, healthy=None, taken=False, free=free)
 
     fleet = tuple(simple(view) for view in draw(fleets(2, 8)))
-    policy = {"type": draw(st.sampled_from(PolicyType))}
-    spec = ModelDeploymentSpec.model_validate({"model": {"source": "hf://a/b"}, "policy": policy})
+    spec = ModelDeploymentSpec.model_validate({"model": {"source": "hf://a/b"}, "policy": draw(policies())})
     every = tuple(
         ProfileView(f"{kind.lower()}-{vendor.lower()}", BuildProfileSpec.model_validate(recipe(kind, vendor)))
         for kind in AcceleratorType
         for vendor in VENDORS
     )
-    return PlacementRequest("chat", spec, draw(models()), fleet, every)
+    return PlacementRequest("chat", spec, draw(models()), fleet, every, namespace="ns")
 
 
 @repeatable
@@ -202,7 +258,8 @@ def test_every_request_has_an_answer_that_the_api_admits(request: PlacementReque
         assert {c.name: c for c in result.candidates}[result.chosen].eligible
     for candidate in result.candidates:
         assert candidate.reason
-        assert candidate.eligible == bool(candidate.terms) == (candidate.provenance is not None)
+        assert candidate.eligible == (candidate.provenance is not None)
+        assert candidate.eligible or not candidate.terms
     eligible = [c.eligible for c in result.candidates]
     assert eligible == sorted(eligible, reverse=True)
 
@@ -237,10 +294,38 @@ def test_what_is_compiled_covers_what_is_needed_and_stays_within_the_accelerator
 
 @repeatable
 @given(easy())
-def test_an_accelerator_that_is_used_and_can_take_it_is_kept(request: PlacementRequest) -> None:
+def test_an_untouched_fleet_causes_no_moves(request: PlacementRequest) -> None:
+    first = place(request)
+    for policy in (None, request.spec.policy.type):
+        again = place(replace(request, current=first.chosen, current_policy=policy, led_for=1e9))
+        assert again.chosen == first.chosen
+        assert (again.leader, again.message, again.candidates) == (None, first.message, first.candidates)
+
+
+@repeatable
+@given(easy())
+def test_a_move_gains_a_tenth_and_the_place_that_it_leads_to_is_kept(request: PlacementRequest) -> None:
     for accelerator in request.accelerators:
-        result = place(replace(request, current=accelerator.name))
-        assert result.chosen == accelerator.name
+        there = replace(request, current=accelerator.name, current_policy=request.spec.policy.type)
+        waiting, moved = place(there), place(replace(there, led_for=300.0))
+        assert waiting.chosen == accelerator.name
+        assert (waiting.leader is not None) == (moved.chosen != accelerator.name)
+        assert place(replace(there, led_for=300.0, current=moved.chosen)).chosen == moved.chosen
+        scores = {c.name: c.score for c in moved.candidates}
+        if moved.chosen != accelerator.name:
+            # 1.1 times better, in figures: e to the difference of the scores.
+            assert float(scores[moved.chosen or ""] or 0) - float(scores[accelerator.name] or 0) >= math.log(1.1) - 1e-4
+
+
+@repeatable
+@given(easy())
+def test_whoever_waits_would_gain_by_what_it_waits_for(request: PlacementRequest) -> None:
+    result = place(request)
+    full = {a.name for a in request.accelerators if a.free == 0}
+    assert set(result.waits_for) <= full
+    for name in result.waits_for:
+        more = tuple(replace(a, free=1) if a.name == name else a for a in request.accelerators)
+        assert place(replace(request, accelerators=more)).chosen == name
 
 
 def rank(result: PlacementResult) -> list[str]:
@@ -273,7 +358,7 @@ def test_more_capacity_never_makes_the_choice_worse(request: PlacementRequest, d
         assert set(rank(before)) <= set(order)
         scores = {c.name: c.score for c in (*before.candidates, *after.candidates)}
         old, new = scores[before.chosen], scores[after.chosen or ""]
-        if old is not None and request.spec.policy.type is not PolicyType.COST:
+        if old is not None and request.spec.policy.type not in (PolicyType.COST, PolicyType.WEIGHTED):
             assert new is not None
             assert Decimal(new) >= Decimal(old)
 
@@ -282,7 +367,7 @@ FIGURES = ("ttft", "tpot", "answer")
 
 
 def known(facts: ModelFacts, spec: AcceleratorResourceSpec, workload: Workload, shape: Shape) -> Estimate:
-    return estimate(facts, spec, DType.BF16, workload, shape)
+    return estimate(work_of(facts, DType.BF16, workload, shape), machine_of(spec))
 
 
 def machine(bandwidth: int, tflops: int) -> AcceleratorResourceSpec:

@@ -1,55 +1,24 @@
 """How fast, how large, how hungry and how dear a model is on a kind of accelerator: a roofline from declared figures.
 
 A pass over the model takes as long as the slower of moving its bytes and computing its operations; what inference
-reaches of the peaks is the efficiency. One replica on one device (no tensor or pipeline parallelism), always busy, so
-that it draws its full power. Times are seconds, sizes bytes, until they become terms of the API.
+reaches of the peaks is the efficiency. One replica runs on one device (no tensor or pipeline parallelism). Times are
+seconds, sizes bytes, until they become terms of the API.
 """
 
+import math
 from dataclasses import dataclass
-from decimal import Decimal
-from enum import StrEnum
+from typing import NamedTuple
 
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
 from rm_api.kinds.model_deployment import ModelFacts, Workload
 
 from rm_operator.plan.buckets import Shape
+from rm_operator.plan.placement.machine import GIB, LARGEST, Machine, Provenance, figure
 
-GIB = 1024.0**3
-
-DEFAULT_COMPUTE_EFFICIENCY = 0.4
-DEFAULT_BANDWIDTH_EFFICIENCY = 0.6
 PASS_OVERHEAD_SECONDS = 0.001
 """Launching and scheduling one pass over the model, whatever its size."""
 RESERVE_BYTES = 1 * GIB
 """Activations and the engine's own buffers."""
-USABLE_MEMORY = 0.9
-"""Part of the device memory that may be planned with; the rest is for fragmentation and the driver."""
-
-_LARGEST = 10**18
-_SMALLEST = 1e-12
-"""Facts and figures are cut here, so that no product or quotient of them leaves the range of a float."""
-
-# A format that is not declared computes at least as fast as a wider one that it can be converted to.
-_WIDER: dict[DType, tuple[DType, ...]] = {
-    DType.FP32: (),
-    DType.FP16: (DType.BF16, DType.FP32),
-    DType.BF16: (DType.FP16, DType.FP32),
-    DType.FP8: (DType.FP16, DType.BF16, DType.FP32),
-    DType.INT8: (DType.FP16, DType.BF16, DType.FP32),
-    DType.INT4: (DType.INT8, DType.FP16, DType.BF16, DType.FP32),
-}
-
-
-class Provenance(StrEnum):
-    """Where a figure comes from, the strongest first."""
-
-    DECLARED = "Declared"
-    DERIVED = "Derived"
-    ASSUMED = "Assumed"
-
-
-_STRENGTH = tuple(Provenance)
 
 
 @dataclass(frozen=True)
@@ -60,6 +29,8 @@ class Load:
     output_tokens: float
     batch: int
     """Sequences that are computed together."""
+    waiting: int = 0
+    """Requests that are there at the same time, but have no place in the batch."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +48,35 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Work:
+    """What one replica moves and computes, on whatever it runs: bytes and operations."""
+
+    dtype: DType
+    converted: bool
+    """True if ``dtype`` is not the model's own."""
+    load: Load
+    memory: Memory
+    prefill_bytes: float
+    """For the prompt of one request."""
+    prefill_operations: float
+    step_bytes: float
+    """For one token of every sequence of the batch."""
+    step_operations: float
+    demand: float | None
+    """Requests per second of all clients; None where that is not known."""
+
+
+class Estimate(NamedTuple):
     """Figures of a model on an accelerator; None where a declaration that they need is missing."""
 
-    memory: Memory
     provenance: Provenance
     """The weakest source of the figures."""
     missing: tuple[str, ...]
     """Members of the AcceleratorResource's spec that would make the unknown figures known."""
+    memory: Memory | None = None
+    """None where somebody else's memory is used."""
+    queue: float = 0.0
+    """Seconds that a request waits for its place in the batch; contained in ``ttft``."""
     ttft: float | None = None
     """Seconds to the first token."""
     tpot: float | None = None
@@ -92,7 +84,11 @@ class Estimate:
     answer: float | None = None
     """Seconds for a whole answer."""
     rate: float | None = None
-    """Requests per second."""
+    """Requests per second of one replica."""
+    replicas: int | None = None
+    """Replicas that the demand needs; None where the demand is not known."""
+    utilisation: float | None = None
+    """Part of the time that these are busy."""
     joules_per_token: float | None = None
     """Joules per token of an answer."""
     price: float | None = None
@@ -107,7 +103,8 @@ def load_of(workload: Workload, shape: Shape) -> Load:
     """
     tokens = workload.input_tokens + workload.output_tokens
     part = min(1.0, shape.sequence / tokens)
-    return Load(workload.input_tokens * part, workload.output_tokens * part, min(workload.concurrency, shape.batch))
+    batch = min(workload.concurrency, shape.batch)
+    return Load(workload.input_tokens * part, workload.output_tokens * part, batch, workload.concurrency - batch)
 
 
 def memory_of(facts: ModelFacts, dtype: DType, workload: Workload, shape: Shape) -> Memory:
@@ -117,83 +114,101 @@ def memory_of(facts: ModelFacts, dtype: DType, workload: Workload, shape: Shape)
     return Memory(weights=_weight_bytes(facts, dtype), kv_cache=tokens * _kv_bytes(facts, dtype))
 
 
-def memory_limit(spec: AcceleratorResourceSpec) -> float | None:
-    """Bytes of a device that may be used; None where its memory is not declared."""
-    gib = figure(spec.performance.memory_gib)
-    return None if gib is None else USABLE_MEMORY * gib * GIB
-
-
-def estimate(
-    facts: ModelFacts, spec: AcceleratorResourceSpec, dtype: DType, workload: Workload, shape: Shape
-) -> Estimate:
-    """All figures of the model in ``dtype`` on one device."""
-    memory = memory_of(facts, dtype, workload, shape)
-    bandwidth = figure(spec.performance.bandwidth_gbps)
-    tflops, source = _tflops(spec, dtype)
-    efficiency = spec.performance.efficiency
-    compute_part, bandwidth_part = _fraction(efficiency.compute), _fraction(efficiency.bandwidth)
-
-    sources = [source]
-    if dtype is not facts.dtype:
-        sources.append(Provenance.DERIVED)
-    if None in (bandwidth, compute_part, bandwidth_part):
-        sources.append(Provenance.ASSUMED)
-    provenance = max(sources, key=_STRENGTH.index)
-    missing = [
-        name
-        for name, known in (
-            ("performance.bandwidthGBps", bandwidth),
-            (f"performance.tflops for {dtype}", tflops),
-            ("power", spec.power),
-            ("cost", spec.cost),
-        )
-        if known is None
-    ]
-    if bandwidth is None or tflops is None:
-        return Estimate(memory, provenance, tuple(missing))
-
-    speed = _Speed(
-        bytes_per_second=bandwidth * 1e9 * (bandwidth_part or DEFAULT_BANDWIDTH_EFFICIENCY),
-        operations_per_second=tflops * 1e12 * (compute_part or DEFAULT_COMPUTE_EFFICIENCY),
-    )
-    load = load_of(workload, shape)
-    ttft = _prefill(facts, memory.weights, load, speed)
-    tpot = _step(facts, memory.weights, _kv_bytes(facts, dtype), load, speed)
-    rate = load.batch / (load.batch * ttft + load.output_tokens * tpot)
-    tokens_per_second = rate * load.output_tokens
-    power, cost = spec.power, spec.cost
-    return Estimate(
+def work_of(facts: ModelFacts, dtype: DType, workload: Workload, shape: Shape) -> Work:
+    """What the model in ``dtype`` asks of a device under ``workload``."""
+    load, memory = load_of(workload, shape), memory_of(facts, dtype, workload, shape)
+    tokens, active = load.input_tokens, _number(facts.active_parameters)
+    attention = 2 * _number(facts.layers) * tokens**2 * _number(facts.heads) * _number(facts.head_dim)
+    # In the middle of an answer, on average.
+    context = load.input_tokens + load.output_tokens / 2
+    return Work(
+        dtype=dtype,
+        converted=dtype is not facts.dtype,
+        load=load,
         memory=memory,
+        prefill_bytes=memory.weights,
+        prefill_operations=2 * active * tokens + attention,
+        step_bytes=memory.weights * _weights_touched(facts, load.batch)
+        + load.batch * context * _kv_bytes(facts, dtype),
+        step_operations=2 * active * load.batch,
+        demand=figure(workload.requests_per_second),
+    )
+
+
+def estimate(work: Work, machine: Machine) -> Estimate:
+    """All figures of the work on one device, or on as many as its demand needs."""
+    if machine.remote:
+        return _remote(work, machine)
+    bandwidth, pace = machine.bytes_per_second, machine.operations_per_second.get(work.dtype)
+    if bandwidth is None or pace is None:
+        return Estimate(Provenance.ASSUMED, _missing(work, machine), work.memory)
+    compute, provenance = pace
+    if machine.efficiency_assumed:
+        provenance = Provenance.ASSUMED
+    elif work.converted:
+        provenance = Provenance.DERIVED
+
+    batch, answer_tokens = work.load.batch, work.load.output_tokens
+    prefill = max(work.prefill_operations / compute, work.prefill_bytes / bandwidth) + PASS_OVERHEAD_SECONDS
+    tpot = max(work.step_bytes / bandwidth, work.step_operations / compute) + PASS_OVERHEAD_SECONDS
+    rate = batch / (batch * prefill + answer_tokens * tpot)
+    # Little's law: those who wait leave at the rate of the replica.
+    queue = work.load.waiting / rate
+    ttft = queue + prefill
+
+    replicas, utilisation, served = 1, 1.0, rate
+    if work.demand is not None:
+        replicas = math.ceil(work.demand / rate)
+        utilisation, served = work.demand / (replicas * rate), work.demand
+    tokens_per_second = served * answer_tokens
+    joules = price = None
+    if machine.idle_watts is not None and machine.max_watts is not None:
+        watts = machine.idle_watts + utilisation * (machine.max_watts - machine.idle_watts)
+        joules = replicas * watts / tokens_per_second
+    if machine.price_per_second is not None:
+        price = replicas * machine.price_per_second / tokens_per_second * 1e6
+    return Estimate(
         provenance=provenance,
-        missing=tuple(missing),
+        missing=_missing(work, machine),
+        memory=work.memory,
+        queue=queue,
         ttft=ttft,
         tpot=tpot,
-        answer=ttft + load.output_tokens * tpot,
+        answer=ttft + answer_tokens * tpot,
         rate=rate,
-        joules_per_token=None if power is None else _amount(power.max_watts) / tokens_per_second,
-        price=None if cost is None else _amount(cost.per_hour) / 3600 / tokens_per_second * 1e6,
-        currency=None if cost is None else cost.currency,
+        replicas=None if work.demand is None else replicas,
+        utilisation=None if work.demand is None else utilisation,
+        joules_per_token=joules,
+        price=price,
+        currency=machine.currency if price is not None else None,
     )
 
 
-@dataclass(frozen=True)
-class _Speed:
-    bytes_per_second: float
-    operations_per_second: float
+def _remote(work: Work, machine: Machine) -> Estimate:
+    """An endpoint charges by token, and declares neither speed nor power."""
+    prompt, answer = machine.price_per_input_token, machine.price_per_output_token
+    missing = _missing(work, machine)
+    if prompt is None or answer is None:
+        return Estimate(Provenance.ASSUMED, missing)
+    price = (prompt * work.load.input_tokens / work.load.output_tokens + answer) * 1e6
+    return Estimate(Provenance.DECLARED, missing, price=price, currency=machine.currency)
 
 
-def _prefill(facts: ModelFacts, weights: float, load: Load, speed: _Speed) -> float:
-    tokens = load.input_tokens
-    attention = 2 * _number(facts.layers) * tokens**2 * _number(facts.heads) * _number(facts.head_dim)
-    operations = 2 * _number(facts.active_parameters) * tokens + attention
-    return max(operations / speed.operations_per_second, weights / speed.bytes_per_second) + PASS_OVERHEAD_SECONDS
-
-
-def _step(facts: ModelFacts, weights: float, kv_bytes: float, load: Load, speed: _Speed) -> float:
-    context = load.input_tokens + load.output_tokens / 2
-    moved = weights * _weights_touched(facts, load.batch) + load.batch * context * kv_bytes
-    operations = 2 * _number(facts.active_parameters) * load.batch
-    return max(moved / speed.bytes_per_second, operations / speed.operations_per_second) + PASS_OVERHEAD_SECONDS
+def _missing(work: Work, machine: Machine) -> tuple[str, ...]:
+    known: tuple[tuple[str, bool], ...]
+    if machine.remote:
+        known = (
+            ("cost.perMillionInputTokens", machine.price_per_input_token is not None),
+            ("cost.perMillionOutputTokens", machine.price_per_output_token is not None),
+        )
+    else:
+        known = (
+            ("performance.bandwidthGBps", machine.bytes_per_second is not None),
+            (f"performance.tflops for {work.dtype}", work.dtype in machine.operations_per_second),
+            ("power", machine.idle_watts is not None),
+            ("cost", machine.price_per_second is not None),
+        )
+    return tuple(name for name, is_known in known if not is_known)
 
 
 def _weights_touched(facts: ModelFacts, batch: int) -> float:
@@ -213,28 +228,5 @@ def _kv_bytes(facts: ModelFacts, dtype: DType) -> float:
     return 2 * _number(facts.layers) * _number(facts.kv_heads) * _number(facts.head_dim) * width
 
 
-def _tflops(spec: AcceleratorResourceSpec, dtype: DType) -> tuple[float | None, Provenance]:
-    declared = {entry.dtype: figure(entry.value) for entry in spec.performance.tflops}
-    for candidate in (dtype, *_WIDER[dtype]):
-        value = declared.get(candidate)
-        if value is not None:
-            return value, Provenance.DECLARED if candidate is dtype else Provenance.DERIVED
-    return None, Provenance.ASSUMED
-
-
-def figure(value: Decimal | None) -> float | None:
-    """A declared figure; 0 says as little as nothing does."""
-    return None if value is None or value <= 0 else max(_amount(value), _SMALLEST)
-
-
-def _fraction(value: Decimal | None) -> float | None:
-    known = figure(value)
-    return None if known is None else min(known, 1.0)
-
-
-def _amount(value: Decimal) -> float:
-    return float(min(value, Decimal(_LARGEST)))
-
-
 def _number(value: int) -> float:
-    return float(min(value, _LARGEST))
+    return float(min(value, LARGEST))

@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
+from rm_api.kinds.accelerator_resource import ProvisioningMode
 from rm_api.kinds.model_deployment import Candidate, PolicyType, Term
 
-from rm_operator.plan.placement.estimate import GIB, Estimate, memory_limit
-from rm_operator.plan.placement.filters import Option
+from rm_operator.plan.placement.estimate import Estimate
+from rm_operator.plan.placement.machine import GIB, machine_of
+from rm_operator.plan.placement.question import Question
 from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest
-from rm_operator.plan.placement.score import SCORE_DECIMALS, Rank
+from rm_operator.plan.placement.score import COST, ENERGY, MARGIN_PERCENT, SCORE_DECIMALS, Goal, Rank
+from rm_operator.plan.placement.ways import Way
 
 MAX_REASON = 512
 MAX_MESSAGE = 1024
 _LARGEST = Decimal(999_999_999_999)
-_ALL_DIGITS_FIT = 0.001
-"""From here on, six decimals hold four significant digits."""
+_SIGNIFICANT = 4
+_MOST_DECIMALS = 6
+"""What the API takes."""
 
 # What a policy wants, and the figure that decides.
 _WANTED: dict[PolicyType, tuple[str, str]] = {
@@ -25,17 +29,20 @@ _WANTED: dict[PolicyType, tuple[str, str]] = {
     PolicyType.ENERGY: ("lowest", "joulesPerToken"),
     PolicyType.COST: ("lowest", "pricePerMillionTokens"),
 }
+_MISSING_WEIGHS = {
+    "power": (ENERGY,),
+    "cost": (COST,),
+    "cost.perMillionInputTokens": (COST,),
+    "cost.perMillionOutputTokens": (COST,),
+}
+"""Declarations that matter only where these figures are weighed."""
 
-# Declarations that matter to one policy only.
-_ONLY_FOR = {"power": PolicyType.ENERGY, "cost": PolicyType.COST}
 
-
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """An accelerator that could take the deployment."""
 
     accelerator: AcceleratorView
-    option: Option
+    way: Way
     estimate: Estimate
     score: float | None
     rank: Rank
@@ -48,53 +55,152 @@ class Ranked:
 
 def decimal(value: float) -> Decimal:
     """``value`` as the API shows it: four significant digits, at most six decimals, never an exponent."""
-    rounded = Decimal(f"{value:.3e}" if value >= _ALL_DIGITS_FIT else f"{value:.6f}")
-    return Decimal(f"{min(rounded, _LARGEST):.6f}".rstrip("0").rstrip("."))
+    if value <= 0.0:
+        return Decimal(0)
+    wanted = _SIGNIFICANT - 1 - math.floor(math.log10(value))
+    places = min(wanted, _MOST_DECIMALS)
+    text = f"{round(value, places):.{max(places, 0)}f}"
+    if places > 0:
+        text = text.rstrip("0").rstrip(".")
+    return min(Decimal(text), _LARGEST)
 
 
-def terms(ranked: Ranked) -> list[Term]:
-    """The figures that are known, with their units."""
-    return [Term(name=name, value=decimal(value), unit=unit) for name, (value, unit) in _figures(ranked).items()]
+def _terms(ranked: Ranked) -> list[Term]:
+    """The figures that are known, with their units. They are ours, so nobody needs to validate them."""
+    return [
+        Term.model_construct(name=name, value=decimal(value), unit=unit)
+        for name, (value, unit) in figures(ranked).items()
+    ]
 
 
-def _figures(ranked: Ranked) -> dict[str, tuple[float, str]]:
+def figures(ranked: Ranked) -> dict[str, tuple[float, str]]:
+    """The figures that are known, by the name of their term, with their units."""
     estimate = ranked.estimate
-    figures: tuple[tuple[str, float | None, float, str], ...] = (
+    memory = estimate.memory
+    known: tuple[tuple[str, float | None, float, str], ...] = (
+        ("queue", estimate.queue or None, 1e3, "ms"),
         ("ttft", estimate.ttft, 1e3, "ms"),
         ("tpot", estimate.tpot, 1e3, "ms"),
         ("latency", estimate.answer, 1e3, "ms"),
         ("rate", estimate.rate, 1, "req/s"),
-        ("memory", estimate.memory.total, 1 / GIB, "GiB"),
-        ("memoryLimit", memory_limit(ranked.accelerator.spec), 1 / GIB, "GiB"),
+        ("replicas", estimate.replicas, 1, "replicas"),
+        ("utilisation", estimate.utilisation, 1e2, "%"),
+        ("memory", None if memory is None else memory.total, 1 / GIB, "GiB"),
+        ("memoryLimit", None if memory is None else machine_of(ranked.accelerator.spec).memory, 1 / GIB, "GiB"),
         ("joulesPerToken", estimate.joules_per_token, 1, "J/token"),
         ("pricePerMillionTokens", estimate.price, 1, f"{estimate.currency}/Mtoken"),
     )
-    return {name: (value * scale, unit) for name, value, scale, unit in figures if value is not None}
+    return {name: (value * scale, unit) for name, value, scale, unit in known if value is not None}
 
 
-def eligible(request: PlacementRequest, one: Ranked, ranked: Sequence[Ranked], chosen: Ranked) -> Candidate:
-    """A candidate that could take it; ``ranked`` are all of these."""
-    return Candidate(
-        name=one.name,
-        eligible=True,
-        score=None if one.score is None else f"{one.score:.{SCORE_DECIMALS}f}",
-        profile=one.option.profile.name,
-        terms=terms(one),
-        provenance=one.estimate.provenance,
-        reason=line(_why(request, one, ranked, chosen), MAX_REASON),
-    )
+class Explanation:
+    """Why candidates stand where they stand. ``ranked`` are all that can take the deployment, the best first.
+
+    ``leader`` is the one that will be chosen if it stays clearly better than the chosen one.
+    """
+
+    def __init__(
+        self, question: Question, goal: Goal, ranked: Sequence[Ranked], chosen: Ranked, leader: Ranked | None
+    ) -> None:
+        self._question = question
+        self._goal = goal
+        self._policy = question.spec.policy.type
+        self._ranked = ranked
+        self._chosen = chosen
+        self._leader = leader
+
+    def eligible(self, one: Ranked) -> Candidate:
+        """One of the candidates that could take it."""
+        return Candidate.model_construct(
+            name=one.name,
+            eligible=True,
+            score=None if one.score is None else f"{one.score:.{SCORE_DECIMALS}f}",
+            profile=None if one.way.profile is None else one.way.profile.name,
+            terms=_terms(one),
+            provenance=one.estimate.provenance.value,
+            reason=line(self._why(one), MAX_REASON),
+        )
+
+    def placed(self) -> str:
+        """The line for a deployment that has a place."""
+        way = self._chosen.way
+        how = f"profile {way.profile.name}, {way.dtype}" if way.profile is not None else "a remote endpoint"
+        deployment = self._question.request.deployment
+        return line(f"{deployment} goes to {self._chosen.name} ({how}): {self._why(self._chosen)}", MAX_MESSAGE)
+
+    def _why(self, one: Ranked) -> str:
+        question, spec = self._question, one.accelerator.spec
+        parts = [self._standing(one)]
+        if one.way.dtype is not question.dtype:
+            parts.append(f"computes in {one.way.dtype}, as it does not take the model's {question.facts.dtype}")
+        free, healthy = one.accelerator.free, one.accelerator.healthy
+        if free is not None and free < question.devices:
+            parts.append(f"only {free} of the {question.devices} devices that spec.replicas needs are free")
+        elif spec.provisioning.mode is ProvisioningMode.ELASTIC and healthy == 0:
+            seconds = spec.provisioning.expected_seconds
+            parts.append("nodes come on demand" + (f", usually within {seconds} s" if seconds is not None else ""))
+        return "; ".join(parts)
+
+    def _standing(self, one: Ranked) -> str:
+        ranked, best = self._ranked, self._ranked[0]
+        word, figure = _WANTED.get(self._policy, ("highest", "weighted score"))
+        value = self._value(one)
+        if one is best and one.score is not None and len(ranked) > 1:
+            parts = [f"{word} {figure}, {value}, of {len(ranked)} that can take it"]
+        else:
+            parts = [f"{figure} {value}"]
+        if len(ranked) == 1:
+            parts.append("the only one that can take it")
+        elif one is not best:
+            parts.append(self._behind(one, best))
+        if one is self._leader:
+            parts.append(f"{self._chosen.name} is left for it if it stays clearly better")
+        elif one is self._chosen and one is not best:
+            parts.append(self._kept(best))
+        return ", ".join(parts)
+
+    def _kept(self, best: Ranked) -> str:
+        if self._leader is not None:
+            return f"kept for now; it moves to {best.name} if that stays clearly better"
+        if best.rank.unknown or self._chosen.rank.unknown or best.rank.group != self._chosen.rank.group:
+            return f"kept, as a gain cannot be shown; to move it, exclude {self._chosen.name} in spec.accelerators"
+        return f"kept, as a move for a gain of less than {MARGIN_PERCENT} % does not pay"
+
+    def _value(self, one: Ranked) -> str:
+        if one.score is None:
+            weights = self._goal.weights
+            lacking = [
+                name
+                for name in one.estimate.missing
+                if any(weights[position] for position in _MISSING_WEIGHS.get(name, range(len(weights))))
+            ]
+            why = f"not declared: {', '.join(lacking)}" if lacking else "an endpoint declares none"
+            return f"not known ({why}), ranked by its type"
+        if self._policy is PolicyType.WEIGHTED:
+            return f"{one.score:.{SCORE_DECIMALS}f}"
+        value, unit = figures(one)[_WANTED[self._policy][1]]
+        return f"{decimal(value)} {unit}"
+
+    def _behind(self, one: Ranked, best: Ranked) -> str:
+        if one.score is None or best.score is None:
+            return f"behind {best.name}"
+        if one.rank.group != best.rank.group:
+            return f"behind {best.name}, as prices in different currencies are not compared"
+        if one.score == best.score:
+            return f"equal to {best.name}, which has the higher priority or the earlier name"
+        ratio = math.exp(best.score - one.score)
+        if self._policy is PolicyType.WEIGHTED:
+            return (
+                f"its figures are in the weighted mean {decimal(float(f'{ratio:.2e}'))} times as bad as {best.name}'s"
+            )
+        if self._policy is PolicyType.THROUGHPUT:
+            ratio = 1 / ratio
+        return f"{decimal(float(f'{ratio:.2e}'))} times that of {best.name}"
 
 
 def removed(name: str, sentence: str) -> Candidate:
     """A candidate that a filter removed."""
-    return Candidate(name=name, eligible=False, reason=line(sentence, MAX_REASON))
-
-
-def placed(request: PlacementRequest, ranked: Sequence[Ranked], chosen: Ranked) -> str:
-    """The line for a deployment that has a place."""
-    option, why = chosen.option, _why(request, chosen, ranked, chosen)
-    how = f"profile {option.profile.name}, {option.dtype}"
-    return line(f"{request.deployment} goes to {chosen.name} ({how}): {why}", MAX_MESSAGE)
+    return Candidate.model_construct(name=name, eligible=False, reason=line(sentence, MAX_REASON))
 
 
 def no_accelerator(request: PlacementRequest) -> str:
@@ -128,55 +234,6 @@ def line(text: str, limit: int) -> str:
     """``text`` in one line of at most ``limit`` characters."""
     joined = " ".join(text.split())
     return joined if len(joined) <= limit else joined[: limit - 1] + "…"
-
-
-def _why(request: PlacementRequest, one: Ranked, ranked: Sequence[Ranked], chosen: Ranked) -> str:
-    parts = [_standing(request, one, ranked, chosen)]
-    if one.option.dtype is not request.facts.dtype and request.spec.requirements.dtype is None:
-        parts.append(f"computes in {one.option.dtype}, as it does not take the model's {request.facts.dtype}")
-    free = one.accelerator.free
-    if one.name != request.current and free is not None and free < request.spec.replicas:
-        parts.append(f"only {free} of the {request.spec.replicas} devices that spec.replicas needs are free")
-    return "; ".join(parts)
-
-
-def _standing(request: PlacementRequest, one: Ranked, ranked: Sequence[Ranked], chosen: Ranked) -> str:
-    policy, best = request.spec.policy.type, ranked[0]
-    word, figure = _WANTED[policy]
-    if one is best and one.score is not None and len(ranked) > 1:
-        return f"{word} {figure}, {_value(policy, one)}, of {len(ranked)} that can take it"
-    parts = [f"{figure} {_value(policy, one)}"]
-    if len(ranked) == 1:
-        parts.append("the only one that can take it")
-    elif one is not best:
-        parts.append(_behind(policy, one, best))
-    if one is chosen and one is not best:
-        parts.append(
-            "kept, as a deployment is not moved while its accelerator can take it; "
-            "to move it, exclude this one in spec.accelerators"
-        )
-    return ", ".join(parts)
-
-
-def _value(policy: PolicyType, one: Ranked) -> str:
-    if one.score is None:
-        lacking = [name for name in one.estimate.missing if _ONLY_FOR.get(name, policy) is policy]
-        return f"not known (not declared: {', '.join(lacking)}), ranked by its type"
-    value, unit = _figures(one)[_WANTED[policy][1]]
-    return f"{decimal(value)} {unit}"
-
-
-def _behind(policy: PolicyType, one: Ranked, best: Ranked) -> str:
-    if one.score is None or best.score is None:
-        return f"behind {best.name}"
-    if one.rank.group != best.rank.group:
-        return f"behind {best.name}, as prices in different currencies are not compared"
-    if one.score == best.score:
-        return f"equal to {best.name}, which has the higher priority or the earlier name"
-    ratio = math.exp(best.score - one.score)
-    if policy is PolicyType.THROUGHPUT:
-        ratio = 1 / ratio
-    return f"{decimal(float(f'{ratio:.2e}'))} times that of {best.name}"
 
 
 def _some(names: Iterable[str], most: int = 8) -> str:

@@ -19,7 +19,10 @@ class AcceleratorView:
     name: str
     spec: AcceleratorResourceSpec
     free: int | None = None
-    """Healthy devices that no pod has; None where devices are not counted (CPU)."""
+    """Devices that the deployment could have: what it has itself, and what no other one has or is promised.
+
+    None where devices are not counted (CPU), or where there is no limit.
+    """
     healthy: int | None = None
     """Devices that can be allocated, taken or not; None where devices are not counted."""
     nodes: int | None = None
@@ -28,6 +31,8 @@ class AcceleratorView:
     """False if it cannot take a new deployment, whatever its capacity."""
     reason: str = ""
     """Why it is not ready, for a person."""
+    taken: bool = False
+    """True if pods of others hold every device, and the deployment has none."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,15 @@ class PlacementResult:
     shape: Shape
     """What the deployment needs."""
     reason: Reason
-    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR or PROFILE_NOT_FOUND."""
+    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR, SLO_UNREACHABLE or PROFILE_NOT_FOUND."""
     message: str
     """One line for a person, with what to change where it has no place."""
     candidates: tuple[Candidate, ...] = ()
-    """At most 16: the eligible ones, best first, then the others by name. The chosen one is always among them."""
+    """At most 16: the eligible ones, best first, then the others, nearest miss first. The chosen one is among them."""
     chosen: str | None = None
     """The AcceleratorResource."""
     profile: str | None = None
-    """The BuildProfile."""
+    """The BuildProfile; None also where an endpoint serves the model itself."""
     dtype: DType | None = None
     """Number format that it is compiled to and computes in."""
     bucket: ShapeBucket | None = None

@@ -1,0 +1,84 @@
+"""What every accelerator is asked: a request, with what follows from it worked out once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+
+from rm_api.dtypes import DType
+from rm_api.kinds.accelerator_resource import AcceleratorType
+
+from rm_operator.plan.buckets import required_shape
+from rm_operator.plan.placement.estimate import Work, work_of
+from rm_operator.plan.placement.memo import Memo
+from rm_operator.plan.placement.request import PlacementRequest, ProfileView
+
+
+class Cause(IntEnum):
+    """What stands in the way of an accelerator, the nearest miss last."""
+
+    EXCLUDED = 0
+    """The deployment does not want it, or may not have it."""
+    UNFIT = 1
+    """It, or what compiles for it, does not take the model."""
+    SLO = 2
+    """Its estimate misses the deployment's objectives."""
+    CAPACITY = 3
+    """It is not ready, or has no free device: what may pass by itself."""
+
+
+class Removed(Exception):
+    """The accelerator is out; the argument is the sentence that says why."""
+
+    def __init__(self, cause: Cause, sentence: str) -> None:
+        super().__init__(sentence)
+        self.cause = cause
+
+
+Target = tuple[AcceleratorType, str]
+
+
+def _by_target(profiles: tuple[ProfileView, ...]) -> Mapping[Target, tuple[ProfileView, ...]]:
+    found: dict[Target, list[ProfileView]] = {}
+    for view in sorted(profiles, key=lambda view: (-view.spec.priority, view.name)):
+        found.setdefault((view.spec.target.type, view.spec.target.vendor), []).append(view)
+    return {target: tuple(views) for target, views in found.items()}
+
+
+_profiles_by_target: Memo[tuple[ProfileView, ...], Mapping[Target, tuple[ProfileView, ...]]] = Memo(_by_target, most=8)
+
+
+class Question:
+    """One request while it is being answered."""
+
+    def __init__(self, request: PlacementRequest) -> None:
+        self.request = request
+        self.spec = request.spec
+        self.facts = request.facts
+        self.shape = required_shape(request.spec, request.facts)
+        self.dtype = request.spec.requirements.dtype or request.facts.dtype
+        """The number format that is wanted, before it is known what can be had."""
+        self.devices = 0 if request.spec.suspend else request.spec.replicas
+        """Devices that the deployment wants now."""
+        self._works: dict[DType, Work] = {}
+        self._profiles = _profiles_by_target(request.profiles)
+
+    def profiles_for(self, type_: AcceleratorType, vendor: str) -> Sequence[ProfileView]:
+        """Profiles for any product of the target, the preferred one first."""
+        return self._profiles.get((type_, vendor), ())
+
+    def work(self, dtype: DType) -> Work:
+        """What the model asks of a device in ``dtype``."""
+        work = self._works.get(dtype)
+        if work is None:
+            work = self._works[dtype] = work_of(self.facts, dtype, self.spec.workload, self.shape)
+        return work
+
+
+def admits(listed: Sequence[str], value: str) -> bool:
+    """An empty list admits everything."""
+    return not listed or value in listed
+
+
+def listing(values: Iterable[str | int]) -> str:
+    """The values in their order, for a sentence."""
+    ordered = sorted(set(values), key=lambda value: (value, "") if isinstance(value, int) else (0, value))
+    return ", ".join(str(value) for value in ordered) or "none"

@@ -1,0 +1,228 @@
+"""In which ways an accelerator can serve a model: a BuildProfile, a number format and compiled shapes.
+
+The profiles are tried from the preferred one on, and the first that passes every step is the way. If none passes, those
+that came furthest say why.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rm_api.dtypes import DType
+from rm_api.kinds.accelerator_resource import AcceleratorType
+
+from rm_operator.plan.buckets import round_up
+from rm_operator.plan.placement.machine import GIB, USABLE_MEMORY, machine_of
+from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
+from rm_operator.plan.placement.request import AcceleratorView, ProfileView
+
+LENGTH_ADVICE = "lower spec.requirements.maxSequenceLength or the tokens of spec.workload"
+BATCH_ADVICE = "lower spec.requirements.maxBatchSize or spec.workload.concurrency"
+
+
+class Way(NamedTuple):
+    """How the model would be served."""
+
+    profile: ProfileView | None
+    """None where nothing is compiled: the endpoint serves the model itself."""
+    dtype: DType
+    sequence: int | None = None
+    """Compiled length in tokens; None where it is not compiled in."""
+    batch: int | None = None
+    """Compiled batch; None where it is not compiled in."""
+
+
+class _Try(NamedTuple):
+    """A way that is not settled yet."""
+
+    profile: ProfileView
+    dtype: DType
+    sequence: int | None = None
+    batch: int | None = None
+
+
+class _Step(NamedTuple):
+    """Settles one aspect of a way, or ends it (None); ``sentence`` says why all of them ended here."""
+
+    settle: Callable[[Question, AcceleratorView, _Try], _Try | None]
+    sentence: Callable[[Question, AcceleratorView, Sequence[_Try]], str]
+
+
+def best_way(question: Question, accelerator: AcceleratorView) -> Way:
+    """Of all ways that work the one with the profile of the highest priority, then the first name.
+
+    Raises ``Removed`` where there is none.
+    """
+    if accelerator.spec.type is AcceleratorType.REMOTE:
+        return _ask_the_endpoint(question, accelerator)
+    furthest, ended = 0, list[_Try]()
+    for profile in _profiles(question, accelerator):
+        attempt = _Try(profile, question.dtype)
+        for stage, step in enumerate(_STEPS):
+            settled = step.settle(question, accelerator, attempt)
+            if settled is None:
+                if stage > furthest:
+                    furthest, ended = stage, []
+                if stage == furthest:
+                    ended.append(attempt)
+                break
+            attempt = settled
+        else:
+            return Way(*attempt)
+    raise Removed(Cause.UNFIT, _STEPS[furthest].sentence(question, accelerator, ended))
+
+
+def _ask_the_endpoint(question: Question, accelerator: AcceleratorView) -> Way:
+    remote, source = accelerator.spec.remote, question.spec.model.source
+    if question.spec.build_profile is not None:
+        raise Removed(Cause.UNFIT, "nothing is compiled for an endpoint; remove spec.buildProfile")
+    if remote is None:
+        raise Removed(Cause.UNFIT, "its spec.remote names no endpoint")
+    if not admits(remote.models, source):
+        raise Removed(Cause.UNFIT, f"the endpoint does not serve {source}; it serves {listing(remote.models)}")
+    most, wanted = remote.max_concurrency, question.spec.workload.concurrency
+    if most is not None and wanted > most:
+        raise Removed(
+            Cause.UNFIT,
+            f"the endpoint takes {most} requests at the same time, {wanted} are needed; "
+            "lower spec.workload.concurrency",
+        )
+    return Way(None, question.dtype)
+
+
+def _profiles(question: Question, accelerator: AcceleratorView) -> Sequence[ProfileView]:
+    spec, pinned = accelerator.spec, question.spec.build_profile
+    found = [
+        view
+        for view in question.profiles_for(spec.type, spec.vendor)
+        if admits(view.spec.target.products, spec.product) and pinned in (None, view.name)
+    ]
+    if found:
+        return found
+    if pinned is None:
+        sentence = f"no BuildProfile targets {spec.type} {spec.vendor} {spec.product}; install one"
+    elif any(view.name == pinned for view in question.request.profiles):
+        sentence = f"the BuildProfile {pinned}, which spec.buildProfile names, is for another target"
+    else:
+        sentence = f"the BuildProfile {pinned} does not exist; create it, or change spec.buildProfile"
+    raise Removed(Cause.UNFIT, sentence)
+
+
+def _architecture(question: Question, _: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if admits(attempt.profile.spec.supports.architectures, question.facts.architecture) else None
+
+
+def _no_architecture(question: Question, _: AcceleratorView, ended: Sequence[_Try]) -> str:
+    compiled = {name for each in ended for name in each.profile.spec.supports.architectures}
+    return f"no BuildProfile for it compiles {question.facts.architecture}; they compile {listing(compiled)}"
+
+
+def _number_format(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    """What is required, else the model's own, else the first plain float that is supported.
+
+    Nothing is ever quantised that nobody asked to quantise.
+    """
+    compiled, computed = attempt.profile.spec.supports.dtypes, accelerator.spec.capability.dtypes
+    wanted = question.dtype
+    if admits(compiled, wanted) and admits(computed, wanted):
+        return attempt
+    if question.spec.requirements.dtype is not None:
+        return None
+    plain = (dtype for dtype in compiled or computed if dtype in _PLAIN_FLOATS and admits(computed, dtype))
+    dtype = next(plain, None)
+    return None if dtype is None else attempt._replace(dtype=dtype)
+
+
+def _no_number_format(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    computed, wanted = accelerator.spec.capability.dtypes, question.dtype
+    possible = {
+        dtype
+        for each in ended
+        for dtype in DType
+        if admits(computed, dtype) and admits(each.profile.spec.supports.dtypes, dtype)
+    }
+    required = question.spec.requirements.dtype is not None
+    whose = f"{wanted} of spec.requirements.dtype" if required else f"{wanted} of the model"
+    advice = f"set spec.requirements.dtype to one of {listing(possible)}" if possible else "no dtype suits both"
+    return f"it and its BuildProfiles do not take the {whose}; {advice}"
+
+
+def _sequence(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    buckets = attempt.profile.spec.shapes.sequence
+    if not buckets:
+        return attempt
+    found = round_up(question.shape.sequence, buckets, accelerator.spec.capability.max_sequence_length)
+    return None if found is None else attempt._replace(sequence=found)
+
+
+def _no_sequence(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    limit = accelerator.spec.capability.max_sequence_length
+    compiled = {
+        bucket for each in ended for bucket in each.profile.spec.shapes.sequence if limit is None or bucket <= limit
+    }
+    return (
+        f"its BuildProfiles compile sequences of {listing(compiled)} tokens, {question.shape.sequence} are needed; "
+        f"{LENGTH_ADVICE}"
+    )
+
+
+def _batch(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    buckets = attempt.profile.spec.shapes.batch
+    if not buckets:
+        return attempt
+    found = round_up(question.shape.batch, buckets, accelerator.spec.capability.max_batch_size)
+    return None if found is None else attempt._replace(batch=found)
+
+
+def _no_batch(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    limit = accelerator.spec.capability.max_batch_size
+    compiled = {
+        bucket for each in ended for bucket in each.profile.spec.shapes.batch if limit is None or bucket <= limit
+    }
+    return (
+        f"its BuildProfiles compile batches of {listing(compiled)}, {question.shape.batch} are needed; {BATCH_ADVICE}"
+    )
+
+
+def _usable(_: Question, __: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if attempt.profile.usable else None
+
+
+def _none_usable(_: Question, __: AcceleratorView, ended: Sequence[_Try]) -> str:
+    broken = sorted(": ".join(filter(None, (each.profile.name, each.profile.reason))) for each in ended)
+    return f"no BuildProfile for it is usable ({'; '.join(broken)})"
+
+
+def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    """Memory that is not declared is taken to suffice."""
+    limit = machine_of(accelerator.spec).memory
+    return attempt if limit is None or question.work(attempt.dtype).memory.total <= limit else None
+
+
+def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    limit = machine_of(accelerator.spec).memory
+    assert limit is not None
+    least = min((question.work(each.dtype).memory for each in ended), key=lambda memory: memory.total)
+    return (
+        f"the model needs {_gib(least.total)} GiB (weights {_gib(least.weights)}, KV cache {_gib(least.kv_cache)}, "
+        f"reserve {_gib(least.reserve)}), {_gib(limit)} GiB may be used ({USABLE_MEMORY:g} of the device's); "
+        "lower spec.requirements.maxBatchSize, spec.workload or spec.requirements.dtype"
+    )
+
+
+_PLAIN_FLOATS = frozenset({DType.FP32, DType.FP16, DType.BF16})
+_STEPS = (
+    # Which of the profiles take the model, and in which number format?
+    _Step(_architecture, _no_architecture),
+    _Step(_number_format, _no_number_format),
+    # Which shapes are compiled?
+    _Step(_sequence, _no_sequence),
+    _Step(_batch, _no_batch),
+    # A broken profile is named only if it would have been used.
+    _Step(_usable, _none_usable),
+    # Needs the number format.
+    _Step(_memory, _no_memory),
+)
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:.2f}"

@@ -1,0 +1,103 @@
+"""From a change of a spec to the status that has taken it up, at a steady rate of changes."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from rm_api.names import API_VERSION
+from rm_operator.kube.resources import MODEL_DEPLOYMENTS
+
+from scale import objects, settled
+from scale.cluster import Cluster
+from scale.process import operator
+from scale.report import Row, percentile
+from scale.rows.cold import KIND, PER_NAMESPACE, WARM
+from scale.sizes import Sizes
+
+NAMESPACES = 10
+_SETTLE_SECONDS = 60.0
+_Key = tuple[str, str]
+
+
+class _Observer:
+    """Sees when a status says that it is about a generation."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.waiting: dict[tuple[_Key, int], float] = {}
+        """When a generation was made, by object and generation."""
+        self.latencies: list[float] = []
+
+    async def run(self, resource_version: str) -> None:
+        async for event in self._cluster.client.watch(MODEL_DEPLOYMENTS, resource_version=resource_version):
+            if event.type != "MODIFIED":
+                continue
+            metadata = event.object["metadata"]
+            key = metadata["namespace"], metadata["name"]
+            observed = (event.object.get("status") or {}).get("observedGeneration", 0)
+            began = self.waiting.pop((key, observed), None)
+            if began is not None:
+                self.latencies.append(time.monotonic() - began)
+
+
+async def run(sizes: Sizes) -> Sequence[Row]:
+    """Percentiles at the rate of ``sizes``."""
+    template = await settled.settled(PER_NAMESPACE, replicas=0, model={"source": objects.SOURCE, "servedName": "llama"})
+    spaces = objects.namespaces("scale", NAMESPACES)
+    async with Cluster() as cluster:
+        await cluster.fill(template.entries(spaces), WARM)
+        await cluster.add_namespaces(spaces)
+        async with operator(cluster) as process:
+            await process.ready()
+            await process.reconciled(KIND, NAMESPACES * PER_NAMESPACE)
+            cpu, began = process.cpu_seconds, time.monotonic()
+            observer, sent = await _changes(cluster, sizes)
+            busy = (process.cpu_seconds - cpu) / (time.monotonic() - began)
+    found = [seconds * 1000 for seconds in observer.latencies]
+    name = f"{sizes.changes_per_second} changes/s"
+    lost = len(observer.waiting)
+    return [
+        Row("latency", f"{name}: change → status, P50", percentile(found, 50), "ms", note=f"{len(found)} changes"),
+        Row("latency", "P99", percentile(found, 99), "ms", "<=", 250, f"longest {max(found):.0f} ms"),
+        Row("latency", "changes that no status took up", lost, "", "<=", 0),
+        Row("latency", "changes really made", sent, "/s", note=f"the operator used {busy * 100:.0f} % of one core"),
+    ]
+
+
+async def _changes(cluster: Cluster, sizes: Sizes) -> tuple[_Observer, float]:
+    listed = await cluster.client.list(MODEL_DEPLOYMENTS)
+    keys = [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in listed.items]
+    observer = _Observer(cluster)
+    watching = asyncio.create_task(observer.run(listed.resource_version))
+    changes = round(sizes.changes_per_second * sizes.change_seconds)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for number in range(changes):
+            # At the times that the rate demands, whether or not earlier ones have been answered.
+            await asyncio.sleep(max(0.0, began + number / sizes.changes_per_second - time.monotonic()))
+            key = keys[number % len(keys)]
+            group.create_task(_change(cluster, observer, key, 1 + number // len(keys)))
+    rate = changes / (time.monotonic() - began)
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while observer.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - the watch tells
+        await asyncio.sleep(0.05)
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
+    return observer, rate
+
+
+async def _change(cluster: Cluster, observer: _Observer, key: _Key, replicas: int) -> None:
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"namespace": key[0], "name": key[1]},
+        "spec": {"model": {"source": objects.SOURCE, "servedName": "llama"}, "replicas": replicas},
+    }
+    sent = time.monotonic()
+    made = await cluster.client.apply(MODEL_DEPLOYMENTS, body, field_manager="scale")
+    generation = made["metadata"]["generation"]
+    if (made.get("status") or {}).get("observedGeneration", 0) < generation:
+        # Counted from before the change was sent: nobody can have seen it earlier.
+        observer.waiting[key, generation] = sent

@@ -1,0 +1,61 @@
+"""Reconciles with nothing to do: queue, worker, controller, plan and comparison, without an API server."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from rm_operator.kube.resources import MODEL_DEPLOYMENTS
+from rm_operator.kube.store import key_of
+from rm_operator.runtime.queue import Key
+
+from scale import objects, settled
+from scale.report import Row
+from scale.sizes import Sizes
+
+PER_NAMESPACE = 100
+NAMESPACES = 10
+WORKERS = 16
+
+
+async def run(sizes: Sizes) -> Sequence[Row]:
+    """Rates for objects whose surroundings did not change, and for the echo of a write of their own."""
+    template = await settled.settled(PER_NAMESPACE, replicas=0, model={"source": objects.SOURCE, "servedName": "llama"})
+    engine = settled.Engine(WORKERS)
+    for _, obj in template.fleet:
+        engine.put(obj)
+    for number, space in enumerate(objects.namespaces("scale", NAMESPACES)):
+        for _, obj in template.copies(space, f"{number:08x}"):
+            engine.put(obj)
+    await engine.settle()
+    calls = engine.api.calls
+    keys = [Key(MODEL_DEPLOYMENTS.kind, *key) for key in map(key_of, engine.stores[MODEL_DEPLOYMENTS])]
+
+    def line_up() -> None:
+        for key in keys:
+            engine.queue.add(key)
+
+    def echo() -> None:
+        # What a watch tells after a write: the object as it is known, at another version.
+        for key in keys:
+            known = engine.stores[MODEL_DEPLOYMENTS].get(key.namespace, key.name)
+            assert known is not None
+            engine.put(dict(known))
+
+    rounds = max(1, sizes.reconciles // len(keys))
+    unchanged = await _rate(engine, line_up, rounds, len(keys))
+    echoed = await _rate(engine, echo, max(1, rounds // 5), len(keys))
+    await engine.close()
+    return [
+        Row("nothing to do", "reconciles, nothing changed", unchanged, "/s", ">=", 5000, f"{len(keys)} deployments"),
+        Row("nothing to do", "reconciles, echo of a write", echoed, "/s", note="the object is new, the plan is not"),
+        Row("nothing to do", "API calls", engine.api.calls - calls, "", "<=", 0),
+    ]
+
+
+async def _rate(engine: settled.Engine, again: Callable[[], None], rounds: int, keys: int) -> float:
+    spent = 0.0
+    for _ in range(rounds):
+        again()
+        began = time.process_time()
+        await engine.settle()
+        spent += time.process_time() - began
+    return rounds * keys / spent

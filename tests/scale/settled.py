@@ -1,0 +1,279 @@
+"""Deployments in the state that the operator leaves them in, made by its own controllers without an API server.
+
+One namespace is settled by the real controllers over an API in memory; the others are copies of it under another name,
+with other uids and with the hashes that those make. Thus ten thousand take seconds, and every object is what the
+operator itself would have written: a reconcile of any of them has nothing to do.
+"""
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from rm_api.names import ANNOTATION_APPLIED_HASH
+from rm_operator import controllers
+from rm_operator.app import REFLECTED
+from rm_operator.config import Config
+from rm_operator.context import Context
+from rm_operator.kube.apply import desired_hash
+from rm_operator.kube.client import ObjectList, Propagation, WatchEvent
+from rm_operator.kube.errors import NotFound
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    BUILD_ARTIFACTS,
+    BUILD_PROFILES,
+    CONFIGMAPS,
+    CUSTOM,
+    DEPLOYMENTS,
+    NODES,
+    Resource,
+    resource_of,
+)
+from rm_operator.kube.store import Store, Stores
+from rm_operator.runtime.controller import Workers, connect
+from rm_operator.runtime.metrics import Metrics
+from rm_operator.runtime.queue import Queue
+from rm_operator.runtime.recorder import EventRecorder
+
+from scale import objects
+from scale.cluster import SYSTEM_NAMESPACE
+from scale.etcd import Entry
+from scale.objects import Object
+
+TEMPLATE = "scale-template"
+"""Namespace of the deployments that the others are copies of."""
+_UIDS = "aaaaaaaa"
+_SETTLE_SECONDS = 120
+_NODES = 8
+_DEVICES_PER_NODE = 4096
+"""There are more devices than anything here asks for."""
+
+
+class MemoryApi:
+    """A KubeClient for an empty cluster that nobody else writes to; counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.sent: dict[tuple[Resource, str], Object] = {}
+        """Full intents of applied objects by resource and name."""
+        self.objects: dict[tuple[Resource, str], Object] = {}
+        self.calls = 0
+        self._version = 1000
+
+    def put(self, obj: Object) -> Object:
+        """Create ``obj`` or replace it; returns it as an API server would."""
+        resource = resource_of(obj)
+        metadata = obj["metadata"]
+        key = resource, f"{metadata.get('namespace', '')}/{metadata['name']}"
+        before = self.objects.get(key)
+        self._version += 1
+        made = before["metadata"] if before else {"uid": objects.uid(_UIDS, self._version), "generation": 1}
+        kept = {**copy.deepcopy(obj), "metadata": {**made, **metadata, "resourceVersion": str(self._version)}}
+        if before and "status" in before:
+            kept.setdefault("status", before["status"])
+        self.objects[key] = kept
+        return kept
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, metadata_only: bool = False
+    ) -> dict[str, Any]:
+        """See KubeClient."""
+        self.calls += 1
+        found = self.objects.get((resource, f"{namespace or ''}/{name}"))
+        if found is None:
+            raise NotFound(404, "NotFound", f"{resource.name} {name}")
+        return copy.deepcopy(found)
+
+    async def list(self, resource: Resource, namespace: str | None = None, **_: Any) -> ObjectList:
+        """See KubeClient."""
+        raise AssertionError("controllers read stores")
+
+    async def watch(
+        self, resource: Resource, namespace: str | None = None, **_: Any
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """See KubeClient."""
+        raise AssertionError("controllers read stores")
+        yield
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Mapping[str, Any],
+        *,
+        field_manager: str,
+        subresource: str | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """See KubeClient."""
+        self.calls += 1
+        intent = copy.deepcopy(dict(obj))
+        intent["metadata"].pop("resourceVersion", None)
+        key = resource, f"{intent['metadata'].get('namespace', '')}/{intent['metadata']['name']}"
+        self.sent[key] = intent
+        return self.put(intent)
+
+    async def apply_status(self, resource: Resource, obj: Mapping[str, Any], status: Any) -> dict[str, Any]:
+        """See KubeClient."""
+        self.calls += 1
+        metadata = obj["metadata"]
+        live = self.objects[resource, f"{metadata.get('namespace', '')}/{metadata['name']}"]
+        return self.put({**live, "status": copy.deepcopy(dict(status))})
+
+    async def create(self, resource: Resource, obj: Mapping[str, Any], *, field_manager: str) -> dict[str, Any]:
+        """See KubeClient."""
+        self.calls += 1
+        return self.put(dict(obj))
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: Propagation = "Background",
+    ) -> bool:
+        """See KubeClient."""
+        raise AssertionError(f"nothing is to be deleted here, least of all {resource.name} {name}")
+
+
+class Engine:
+    """The operator's stores, queue, controllers and workers over an API in memory."""
+
+    def __init__(self, workers: int = 16) -> None:
+        kinds = [(resource, None) for resource in CUSTOM] + [(kept.resource, kept.transform) for kept in REFLECTED]
+        self.stores = Stores(
+            Store(resource, indexes=controllers.INDEXES.get(resource), transform=transform)
+            for resource, transform in kinds
+        )
+        self.api = MemoryApi()
+        self.metrics = Metrics()
+        self.queue = Queue(self.metrics)
+        config = Config(
+            system_namespace=SYSTEM_NAMESPACE, store="store.example:5000", runtime_image="runtime:1",
+            launcher_image="launcher:1",
+        )  # fmt: skip
+        recorder = EventRecorder(self.api, instance="scale")
+        self.context = Context(self.api, self.stores, self.queue, recorder, config)
+        built = controllers.build(self.context)
+        connect(built, self.stores, self.queue)
+        self.workers = Workers(built, self.stores, self.queue, metrics=self.metrics, count=workers)
+
+    def put(self, obj: Object) -> Object:
+        """Have ``obj`` created by somebody."""
+        made = self.api.put(obj)
+        self.stores.put(made)
+        return made
+
+    async def close(self) -> None:
+        """Close what the controllers have opened."""
+        for closer in self.context.closers:
+            await closer()
+
+    async def settle(self) -> None:
+        """Work until nothing is in line or in work. Fails if a reconcile did."""
+        working = asyncio.create_task(self.workers.run())
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while not self.queue.idle:  # noqa: ASYNC110 - the queue tells nobody
+                    await asyncio.sleep(0)
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+        for counter in (self.metrics.reconcile_errors, self.metrics.terminal_errors):
+            failed = {sample.labels["controller"]: sample.value for sample in counter.collect()[0].samples}
+            assert not any(failed.values()), f"reconciles failed: {failed}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A fleet, and one namespace of deployments that are as their specs say."""
+
+    fleet: Sequence[tuple[Resource, Object]]
+    """Cluster-scoped objects."""
+    namespaced: Sequence[tuple[Resource, Object, bytes | None]]
+    """Objects of the template's namespace, with what was applied to make them, as JSON without the hash of it."""
+
+    def entries(self, spaces: Sequence[str]) -> Iterator[Entry]:
+        """Everything as it is kept in etcd, with a copy of the namespace for each of ``spaces``."""
+        for resource, obj in self.fleet:
+            yield objects.entry(resource, obj)
+        for number, space in enumerate(spaces):
+            for resource, obj in self.copies(space, f"{number:08x}"):
+                yield objects.entry(resource, obj)
+
+    def copies(self, space: str, uids: str) -> Iterator[tuple[Resource, Object]]:
+        """The template's objects as those of namespace ``space``, with uids that begin with ``uids``."""
+        for resource, obj, intent in self.namespaced:
+            copied: Object = orjson.loads(_renamed(orjson.dumps(obj), space, uids))
+            if intent is not None:
+                annotations = copied["metadata"]["annotations"]
+                annotations[ANNOTATION_APPLIED_HASH] = desired_hash(orjson.loads(_renamed(intent, space, uids)))
+            yield resource, copied
+
+    @property
+    def children(self) -> int:
+        """Objects that the operator applied, per namespace."""
+        return sum(resource not in (*CUSTOM, CONFIGMAPS) for resource, _, _ in self.namespaced)
+
+
+def _renamed(content: bytes, space: str, uids: str) -> bytes:
+    return content.replace(TEMPLATE.encode(), space.encode()).replace(f"{_UIDS}-".encode(), f"{uids}-".encode())
+
+
+async def settled(deployments: int, *, prefix: str = "model", **spec: Any) -> Settled:
+    """A namespace of ``deployments`` ModelDeployments, each with ``spec``, brought to rest by the real controllers."""
+    engine = Engine()
+    for number in range(_NODES):
+        engine.put(objects.node(number, _DEVICES_PER_NODE))
+    engine.put(objects.accelerator())
+    engine.put(objects.profile())
+    engine.put(objects.facts_map(TEMPLATE))
+    for obj in objects.in_namespaces([TEMPLATE], deployments, prefix=prefix, **spec):
+        engine.put(obj)
+    await engine.settle()
+    for artifact in engine.stores[BUILD_ARTIFACTS].list():
+        engine.put({**artifact, "status": objects.built(artifact, deployments)})
+    await engine.settle()
+
+    fleet, namespaced = [], []
+    for key, live in engine.api.objects.items():
+        resource, intent = key[0], engine.api.sent.get(key)
+        metadata = {name: value for name, value in live["metadata"].items() if name != "resourceVersion"}
+        fields = [objects.managed_fields(intent or live, "rm-abstract-operator")]
+        if "status" in live:
+            status = {"apiVersion": live["apiVersion"], "status": live["status"]}
+            fields.append(objects.managed_fields(status, "rm-abstract-operator-status", subresource="status"))
+        obj = {**live, "metadata": {**metadata, "managedFields": fields}}
+        if resource in (NODES, ACCELERATOR_RESOURCES, BUILD_PROFILES):
+            fleet.append((resource, orjson.loads(_renamed(orjson.dumps(obj), "", "dddddddd"))))
+        else:
+            namespaced.append((resource, obj, _without_hash(intent)))
+    found = Settled(fleet, namespaced)
+    await _verify(found, deployments)
+    await engine.close()
+    return found
+
+
+def _without_hash(intent: Object | None) -> bytes | None:
+    if intent is None or ANNOTATION_APPLIED_HASH not in intent["metadata"].get("annotations", {}):
+        return None
+    annotations = {k: v for k, v in intent["metadata"]["annotations"].items() if k != ANNOTATION_APPLIED_HASH}
+    metadata = {name: value for name, value in intent["metadata"].items() if name != "annotations"}
+    return orjson.dumps({**intent, "metadata": metadata | ({"annotations": annotations} if annotations else {})})
+
+
+async def _verify(found: Settled, deployments: int) -> None:
+    """Fail unless the controllers have nothing to do for a copy either."""
+    made = sum(resource is DEPLOYMENTS for resource, _, _ in found.namespaced)
+    assert made == deployments, f"{made} of {deployments} deployments came to serving"
+    fresh = Engine()
+    for resource, obj in [*found.fleet, *found.copies("scale-copy", "bbbbbbbb")]:
+        fresh.stores[resource].upsert({**obj, "metadata": {**obj["metadata"], "resourceVersion": "1"}})
+        fresh.api.put(obj)
+    calls = fresh.api.calls
+    await fresh.settle()
+    assert fresh.api.calls == calls, f"the copy is not at rest: {list(fresh.api.sent)[:5]}"
+    await fresh.close()

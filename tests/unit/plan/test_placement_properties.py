@@ -13,7 +13,7 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploym
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import Placement, PolicyType, Workload
 from rm_operator.plan.buckets import Shape, required_shape
-from rm_operator.plan.placement import AcceleratorView, PlacementRequest, ProfileView, place
+from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, place
 from rm_operator.plan.placement.estimate import Estimate, estimate, memory_of, work_of
 from rm_operator.plan.placement.machine import machine_of
 

@@ -52,8 +52,10 @@ def serve(state: State) -> bool:
     mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
     # An earlier variant that is wanted again may have been on its way out.
     state.apply += [_labelled(pod, active=True) for pod in mine if not serving.is_active(pod)]
-    for each, kept in zip(old, step.old, strict=True):
-        _shrink(state, each, kept)
+    kept = {variant.name} | {
+        name_of(each) for each, pods in zip(old, step.old, strict=True) if _shrink(state, each, pods)
+    }
+    state.delete += [deletion_of(each) for name, each in snapshot.revisions.items() if name not in kept]
 
     ready = sum(map(serving.serves, mine))
     if current is not None and ready >= spec.replicas:
@@ -111,8 +113,8 @@ def _count(state: State, label: str, deployment: Object | None) -> Count:
     return Count(asked, sum(map(serving.serves, state.snapshot.pods_of(label))))
 
 
-def _shrink(state: State, old: Object, kept: int) -> None:
-    """Lets all but ``kept`` pods of an old variant go, and the variant itself with the last of them."""
+def _shrink(state: State, old: Object, kept: int) -> bool:
+    """Lets all but ``kept`` pods of an old variant go; False if the variant goes with the last of them."""
     snapshot = state.snapshot
     its_pods = [pod for pod in snapshot.pods_of(serving.variant_label(old)) if serving.is_live(pod)]
     # The order in which the ReplicaSet will end them.
@@ -126,11 +128,9 @@ def _shrink(state: State, old: Object, kept: int) -> None:
     replicas = min(int(old["spec"].get("replicas", 1)), kept + draining)
     if replicas > 0:
         resize(state, old, replicas)
-        return
+        return True
     state.delete.append(deletion_of(old))
-    revision = snapshot.revisions.get(name_of(old))
-    if revision is not None:
-        state.delete.append(deletion_of(revision))
+    return False
 
 
 def _labelled(pod: Object, *, active: bool) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class PlanningController(ABC):
             # Until the children are taken the status goes on saying that they were not: saying it anew each time
             # would be two writes, each of which brings the next reconcile.
             first = stated(obj, plan.status, told.refusal, datetime.now(UTC))[0] if told else plan.status
-            await self._write(obj, first)
+            await self._write(obj, first, confirm=True)
         await apply_children(client, stores, plan.apply)
         for deletion in plan.delete:
             resource = resource_of({"apiVersion": deletion.api_version, "kind": deletion.kind})
@@ -123,8 +123,8 @@ class PlanningController(ABC):
         newest = self.context.stores[self.resource].get(key.namespace or None, key.name)
         return newest if newest is not None and newest["metadata"]["uid"] == obj["metadata"]["uid"] else obj
 
-    async def _write(self, obj: Object, status: dict[str, Any]) -> None:
-        if await write_status(self.context.client, self.context.stores, obj, status):
+    async def _write(self, obj: Object, status: dict[str, Any], *, confirm: bool = False) -> None:
+        if await write_status(self.context.client, self.context.stores, obj, status, confirm=confirm):
             self._observe(obj, status)
 
     def _observe(self, obj: Object, status: Mapping[str, Any]) -> None:

@@ -52,13 +52,16 @@ async def apply_children(
     return [await _apply_one(client, stores, *_prepare(child, owner)) for child in desired]
 
 
-async def write_status(client: KubeClient, stores: Stores, obj: Object, status: Mapping[str, Any]) -> bool:
+async def write_status(
+    client: KubeClient, stores: Stores, obj: Object, status: Mapping[str, Any], *, confirm: bool = False
+) -> bool:
     """Make ``status`` the whole status of ``obj``; False, and no request, if it is that already.
 
-    What ``status`` lacks is removed. The answer goes into ``stores``. Raises Conflict if ``obj`` was replaced by
-    another of its name, NotFound if it is gone.
+    What ``status`` lacks is removed. The answer goes into ``stores``. With ``confirm`` the API server is asked even
+    where nothing would change, for what comes next must not rest on a view that is old. Raises Conflict if ``obj`` has
+    changed since it was looked at or was replaced by another of its name, NotFound if it is gone.
     """
-    if obj.get("status", {}) == status:
+    if not confirm and obj.get("status", {}) == status:
         return False
     stores.put(await client.apply_status(resource_of(obj), obj, status))
     return True

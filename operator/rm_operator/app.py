@@ -34,6 +34,7 @@ from rm_operator.kube.resources import (
     DAEMONSETS,
     DEPLOYMENTS,
     ENDPOINTSLICES,
+    HORIZONTALPODAUTOSCALERS,
     JOBS,
     NODES,
     PODS,
@@ -41,7 +42,7 @@ from rm_operator.kube.resources import (
     Resource,
 )
 from rm_operator.kube.store import Changes, Store, Stores, Transform
-from rm_operator.kube.sweep import Sweeper
+from rm_operator.kube.sweep import SWEEP_SECONDS, Sweeper
 from rm_operator.kube.trim import trim_node, trim_pod
 from rm_operator.runtime.census import observe_objects
 from rm_operator.runtime.controller import MAX_ASIDE, Controller, Workers, connect
@@ -79,6 +80,7 @@ REFLECTED: Final = (
     Reflected(SERVICES),
     Reflected(CONFIGMAPS),
     Reflected(CONTROLLERREVISIONS),
+    Reflected(HORIZONTALPODAUTOSCALERS),
     Reflected(ENDPOINTSLICES),  # they carry their Service's labels
     Reflected(NODES, None, trim_node),
     Reflected(PODS, None, trim_pod),
@@ -95,6 +97,7 @@ class Operator:
         *,
         build: Callable[[Context], Sequence[Controller]] = controllers.build,
         die: Callable[[int], None] | None = None,
+        sweep_seconds: float = SWEEP_SECONDS,
     ) -> None:
         self.config = config
         self.metrics = Metrics(host=urlsplit(connection.server).netloc).with_process_metrics()
@@ -106,6 +109,7 @@ class Operator:
         self._connection = connection
         self._build = build
         self._die = die or _exit
+        self._sweep_seconds = sweep_seconds
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -206,7 +210,8 @@ class Operator:
             self._spawn(name, reflector.run())
         for resource in CUSTOM:
             name = f"watch of {resource.name}"
-            sweeper = Sweeper(client, self.stores[resource], swept=self.metrics.swept.labels(resource.name).inc)
+            swept = self.metrics.swept.labels(resource.name).inc
+            sweeper = Sweeper(client, self.stores[resource], interval=self._sweep_seconds, swept=swept)
             self._vitals[name] = sweeper
             self._spawn(name, sweeper.run())
 

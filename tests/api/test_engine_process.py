@@ -5,139 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-from real_api import ApiServer, eventually, free_port
+from operators import InProcess, Process, child_says, model, running
+from real_api import ApiServer, eventually
 from rm_api.names import LABEL_MANAGED_BY, LEASE_NAME, MANAGED_BY
-from rm_operator.app import Operator
-from rm_operator.config import Config
-from rm_operator.context import Context
-from rm_operator.kube.apply import apply_children, write_status
-from rm_operator.kube.client import Object
 from rm_operator.kube.http import HttpClient
-from rm_operator.kube.resources import CONFIGMAPS, CUSTOM, LEASES, MODEL_DEPLOYMENTS, NODES, PODS
-from rm_operator.runtime.controller import Controller, Watch
-from rm_operator.runtime.queue import Key
-
-
-def model(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": MODEL_DEPLOYMENTS.kind,
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"model": {"source": "hf://example/model"}, **spec},
-    }
-
-
-class Idle:
-    """A controller of a kind that this test does not care for."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.watches: Sequence[Watch] = ()
-
-    async def reconcile(self, key: Key) -> float | None:
-        return None
-
-
-class OneChild:
-    """Gives each ModelDeployment a ConfigMap that says how many replicas it wants, and a status."""
-
-    kind = MODEL_DEPLOYMENTS.kind
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.watches = (Watch(CONFIGMAPS, self._of_child),)
-        self.calls: list[str] = []
-
-    def _of_child(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        obj: Any = new or old
-        for reference in obj["metadata"].get("ownerReferences") or ():
-            yield Key(self.kind, obj["metadata"]["namespace"], reference["name"])
-
-    async def reconcile(self, key: Key) -> float | None:
-        self.calls.append(key.name)
-        client, stores = self.context.client, self.context.stores
-        obj = stores[MODEL_DEPLOYMENTS].get(key.namespace, key.name)
-        if obj is None or obj["metadata"].get("deletionTimestamp"):
-            return None
-        child = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"namespace": key.namespace, "name": f"{key.name}-child"},
-            "data": {"replicas": str(obj["spec"]["replicas"])},
-        }
-        await apply_children(client, stores, [child], owner=obj)
-        status = {"observedGeneration": obj["metadata"]["generation"]}
-        if await write_status(client, stores, obj, status):
-            self.context.recorder.emit(obj, "Normal", "Reconciled", f"{obj['spec']['replicas']} replicas")
-        return None
-
-
-class InProcess:
-    """An operator in this loop."""
-
-    def __init__(self, server: ApiServer, namespace: str, **config: Any) -> None:
-        self.died: list[int] = []
-        self._files = _open_files()
-        self.controller: OneChild
-        self.stop = asyncio.Event()
-        settings = {"system_namespace": namespace, "store": "x:1", "runtime_image": "r", "launcher_image": "l"}
-        self.operator = Operator(
-            Config(**settings | {"metrics_port": 0} | config),
-            server.connection(),
-            build=self._build,
-            die=self.died.append,
-        )
-
-    def _build(self, context: Context) -> list[Controller]:
-        self.controller = OneChild(context)
-        return [self.controller, *(Idle(resource.kind) for resource in CUSTOM if resource != MODEL_DEPLOYMENTS)]
-
-    async def get(self, path: str) -> tuple[int, str]:
-        url = f"http://127.0.0.1:{self.operator.port}{path}"
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
-            return response.status, await response.text()
-
-    async def end(self, task: "asyncio.Task[None]") -> None:
-        """Stop it; returns when it has ended and left nothing open (TLS takes its time to say farewell)."""
-        self.stop.set()
-        await asyncio.wait_for(task, 30)
-        await eventually(lambda: _open_files() <= self._files, "all connections are closed")
-
-    async def ready(self) -> bool:
-        return bool(self.operator.port) and (await self.get("/readyz"))[0] == 200
-
-
-def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@asynccontextmanager
-async def running(server: ApiServer, namespace: str, **config: Any) -> AsyncIterator[InProcess]:
-    found = InProcess(server, namespace, **config)
-    task = asyncio.create_task(found.operator.run(found.stop))
-    try:
-        await eventually(found.ready, "the operator is ready", 90)
-        yield found
-        assert not task.done()
-        assert found.died == []
-    finally:
-        await found.end(task)
-
-
-async def child_says(client: HttpClient, namespace: str, name: str, replicas: int) -> bool:
-    found = await client.list(CONFIGMAPS, namespace)
-    return any(
-        item["metadata"]["name"] == f"{name}-child" and item["data"]["replicas"] == str(replicas)
-        for item in found.items
-    )
+from rm_operator.kube.resources import CONFIGMAPS, EVENTS, LEASES, MODEL_DEPLOYMENTS, NODES, PODS
 
 
 class TestChain:
@@ -187,8 +65,6 @@ class TestChain:
             ]
 
     async def test_an_event_is_posted(self, api_server: ApiServer, client: HttpClient, api_namespace: str) -> None:
-        from rm_operator.kube.resources import EVENTS
-
         async with running(api_server, api_namespace):
             await client.create(MODEL_DEPLOYMENTS, model(api_namespace, "m"), field_manager="tests")
 
@@ -238,7 +114,10 @@ class TestHealth:
             _, text = await found.get("/metrics")
             assert 'controller_runtime_reconcile_total{controller="ModelDeployment",result="success"}' in text
             assert f'leader_election_master_status{{name="{LEASE_NAME}"}} 1.0' in text
-            assert 'rest_client_requests_total{code="201",method="PATCH",resource="configmaps"}' in text
+            host = api_server.url.removeprefix("https://")
+            assert (
+                f'rest_client_requests_total{{code="201",host="{host}",method="PATCH",resource="configmaps"}}' in text
+            )
             assert 'rm_operator_store_objects{resource="modeldeployments.rm-abstract.io"}' in text
 
     async def test_a_part_that_ends_ends_the_process(self, api_server: ApiServer, api_namespace: str) -> None:
@@ -251,45 +130,6 @@ class TestHealth:
             part.cancel()
             await eventually(lambda: found.died == [1], "it is told")
             await found.end(task)
-
-
-class Process:
-    """``python -m rm_operator run``, with the real controllers."""
-
-    def __init__(self, server: ApiServer, namespace: str, directory: Path, name: str) -> None:
-        self.port = free_port()
-        self.log = directory / f"{name}.log"
-        environ = os.environ | {
-            "KUBECONFIG": str(server.kubeconfig(directory / "kubeconfig")),
-            "RMA_SYSTEM_NAMESPACE": namespace,
-            "RMA_STORE": "127.0.0.1:1",
-            "RMA_RUNTIME_IMAGE": "runtime",
-            "RMA_LAUNCHER_IMAGE": "launcher",
-            "POD_NAME": name,
-            "RMA_METRICS_PORT": str(self.port),
-        }
-        argv = [sys.executable, "-m", "rm_operator", "run"]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(argv, env=environ, stdout=log, stderr=subprocess.STDOUT)
-
-    async def get(self, path: str) -> tuple[int, str]:
-        async with aiohttp.ClientSession() as session:
-            try:
-                async with session.get(f"http://127.0.0.1:{self.port}{path}") as response:
-                    return response.status, await response.text()
-            except aiohttp.ClientError:
-                assert self.process.poll() is None, self.log.read_text()
-                return 0, ""
-
-    async def ready(self) -> bool:
-        return (await self.get("/readyz"))[0] == 200
-
-    async def leads(self) -> bool:
-        return f'leader_election_master_status{{name="{LEASE_NAME}"}} 1.0' in (await self.get("/metrics"))[1]
-
-    async def ended(self, seconds: float) -> int:
-        await eventually(lambda: self.process.poll() is not None, "the process ended", seconds)
-        return self.process.wait()
 
 
 @pytest.fixture

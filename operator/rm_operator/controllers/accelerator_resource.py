@@ -7,11 +7,19 @@ from rm_api import names
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
-from rm_operator.controllers.indexes import owners_of, resources_requested, scoped
+from rm_operator.controllers.indexes import accelerators_used, owners_of, resources_requested, scoped
 from rm_operator.kube.client import Object
-from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CONFIGMAPS, DAEMONSETS, NODES, PODS
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    CONFIGMAPS,
+    DAEMONSETS,
+    MODEL_DEPLOYMENTS,
+    NODES,
+    PODS,
+)
 from rm_operator.plan import accelerator as planner
-from rm_operator.plan.model import Plan, Settings, labels_of, name_of, uid_of
+from rm_operator.plan.in_use import Users, some
+from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
@@ -29,6 +37,7 @@ class AcceleratorResourceController(PlanningController):
             Watch(PODS, self._of_pod),
             Watch(DAEMONSETS, owners_of(self.kind)),
             Watch(CONFIGMAPS, owners_of(self.kind)),
+            Watch(MODEL_DEPLOYMENTS, self._of_deployment),
         )
 
     async def decide(self, obj: Object, now: datetime) -> Plan:
@@ -51,8 +60,15 @@ class AcceleratorResourceController(PlanningController):
                 *stores[CONFIGMAPS].by_index("owner", uid_of(obj)),
             ],
             settings=self._settings,
+            users=self._users(obj),
         )
         return planner.plan(snapshot, now)
+
+    def _users(self, obj: Object) -> Users:
+        deployments, name = self.context.stores[MODEL_DEPLOYMENTS], name_of(obj)
+        using = deployments.by_index("accelerator", name) if is_deleting(obj) else ()
+        named = [scoped(namespace_of(each), name_of(each)) for each in using]
+        return some(named, deployments.count("accelerator", name))
 
     def _of_node(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # Kubelets write a node's status every few seconds; only what placement looks at matters here.
@@ -60,6 +76,14 @@ class AcceleratorResourceController(PlanningController):
             return
         for each in self.context.stores[ACCELERATOR_RESOURCES].list():
             yield Key(self.kind, "", name_of(each))
+
+    def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        # Who begins to use one protects it; who ends to may be the last.
+        released = set(accelerators_used(old)) if old is not None else set()
+        if new is not None:
+            released -= set(accelerators_used(new))
+        for name in released:
+            yield Key(self.kind, "", name)
 
     def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         obj = new or old

@@ -11,6 +11,7 @@ from typing import Any, Final
 from rm_api.conditions import Reason
 
 from rm_operator.context import Context
+from rm_operator.controllers.protection import carry_out
 from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.apply import apply_children, write_status
 from rm_operator.kube.client import Object
@@ -88,6 +89,7 @@ class PlanningController(ABC):
             # would be two writes, each of which brings the next reconcile.
             first = stated(obj, plan.status, told.refusal, datetime.now(UTC))[0] if told else plan.status
             await self._write(obj, first, confirm=True)
+        await carry_out(client, stores, plan.protect)
         await apply_children(client, stores, plan.apply)
         for deletion in plan.delete:
             resource = resource_of({"apiVersion": deletion.api_version, "kind": deletion.kind})

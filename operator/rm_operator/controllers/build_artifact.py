@@ -51,6 +51,7 @@ class BuildArtifactController(PlanningController):
             attempts=attempts,
             answer=await self._store.ask(planner.repository(obj)) if ask else None,
             settings=self._settings,
+            suspended=sum(_is_suspended(user) for user in users if not is_deleting(user)),
         )
         return planner.plan(snapshot, now)
 
@@ -62,14 +63,18 @@ class BuildArtifactController(PlanningController):
             yield Key(self.kind, namespace_of(obj), name)
 
     def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        # A deployment that names it, or no longer does, or goes.
+        # A deployment that names it, or no longer does, or goes, or waits for it or not.
         seen = {
-            (namespace_of(each), (each.get("status") or {}).get("artifact"), is_deleting(each))
+            (namespace_of(each), (each.get("status") or {}).get("artifact"), is_deleting(each), _is_suspended(each))
             for each in (old, new)
             if each is not None
         }
         if len(seen) == 1 and old is not None and new is not None:
             return
-        for namespace, artifact, _ in seen:
+        for namespace, artifact, *_ in seen:
             if artifact:
                 yield Key(self.kind, namespace, artifact)
+
+
+def _is_suspended(deployment: Object) -> bool:
+    return bool(deployment["spec"].get("suspend"))

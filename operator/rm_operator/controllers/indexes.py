@@ -15,6 +15,7 @@ from rm_operator.kube.resources import (
     DAEMONSETS,
     DEPLOYMENTS,
     ENDPOINTSLICES,
+    HORIZONTALPODAUTOSCALERS,
     JOBS,
     MODEL_DEPLOYMENTS,
     PODS,
@@ -81,6 +82,20 @@ def _placed_on(obj: Object) -> list[str]:
     return [((obj.get("status") or {}).get("placement") or {}).get("chosen") or ""]
 
 
+def accelerators_used(deployment: Object) -> list[str]:
+    """Accelerators that a ModelDeployment is placed on, or that it still has pods on."""
+    status = deployment.get("status") or {}
+    chosen = (status.get("placement") or {}).get("chosen")
+    used = {chosen, *(variant["accelerator"] for variant in status.get("variants") or [])}
+    return sorted(used - {None, ""})
+
+
+def profiles_used(deployment: Object) -> list[str]:
+    """BuildProfiles that a ModelDeployment is placed with, or asks for."""
+    placement = (deployment.get("status") or {}).get("placement") or {}
+    return sorted({placement.get("profile"), deployment["spec"].get("buildProfile")} - {None, ""})
+
+
 def _profile(obj: Object) -> list[str]:
     return [obj["spec"]["profile"]]
 
@@ -100,13 +115,20 @@ def resources_requested(obj: Object) -> list[str]:
 
 
 INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
-    MODEL_DEPLOYMENTS: {"source": _source, "artifact": _artifact, "placed": _placed_on},
+    MODEL_DEPLOYMENTS: {
+        "source": _source,
+        "artifact": _artifact,
+        "placed": _placed_on,
+        "accelerator": accelerators_used,
+        "profile": profiles_used,
+    },
     BUILD_ARTIFACTS: {"profile": _profile},
     ACCELERATOR_RESOURCES: {},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},
     DEPLOYMENTS: {"owner": owner_uids},
+    HORIZONTALPODAUTOSCALERS: {},
     JOBS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     ENDPOINTSLICES: {"service": label(SERVICE_NAME_LABEL)},
     PODS: {

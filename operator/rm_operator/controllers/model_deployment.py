@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from rm_api import names
+from rm_api.conditions import ConditionType
 from rm_api.kinds import AcceleratorResourceSpec, AcceleratorResourceStatus, BuildProfileSpec
 from rm_api.kinds.model_deployment import ModelSource
 
@@ -20,19 +21,24 @@ from rm_operator.kube.resources import (
     CONTROLLERREVISIONS,
     DEPLOYMENTS,
     ENDPOINTSLICES,
+    HORIZONTALPODAUTOSCALERS,
     JOBS,
     MODEL_DEPLOYMENTS,
     PODS,
     SERVICES,
+    Resource,
 )
 from rm_operator.plan import deployment as planner
 from rm_operator.plan.attempt import Attempt, observe
+from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rm_operator.plan.profile import problems
 from rm_operator.plan.resolve import source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
+
+_CHILDREN = (CONFIGMAPS, JOBS, DEPLOYMENTS, SERVICES, HORIZONTALPODAUTOSCALERS)
 
 
 class ModelDeploymentController(PlanningController):
@@ -44,7 +50,7 @@ class ModelDeploymentController(PlanningController):
         super().__init__(context)
         self._settings = settings
         self.watches = (
-            *(Watch(child, owners_of(self.kind)) for child in (CONFIGMAPS, JOBS, DEPLOYMENTS, SERVICES)),
+            *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
             Watch(PODS, self._of_pod),
             Watch(ENDPOINTSLICES, self._of_slice),
             Watch(BUILD_ARTIFACTS, self._of_artifact),
@@ -60,6 +66,7 @@ class ModelDeploymentController(PlanningController):
         source = scoped(namespace, hash_)
         revisions = {name_of(each): each for each in stores[CONTROLLERREVISIONS].by_index("owner", uid)}
         config_maps = stores[CONFIGMAPS].by_index("model", source)
+        usable = [*stores[ACCELERATOR_RESOURCES].list(), *stores[BUILD_PROFILES].list()]
         snapshot = planner.DeploymentSnapshot(
             deployment=obj,
             sharers=[each for each in stores[MODEL_DEPLOYMENTS].by_index("source", source) if not is_deleting(each)],
@@ -72,7 +79,7 @@ class ModelDeploymentController(PlanningController):
             revisions=revisions,
             variants=stores[DEPLOYMENTS].by_index("owner", uid),
             pods=stores[PODS].by_index("deployment", scoped(namespace, name)),
-            service=await self._service(namespace, name),
+            service=await self._named(SERVICES, namespace, name),
             routed_pods=frozenset(
                 endpoint["targetRef"]["name"]
                 for slice_ in stores[ENDPOINTSLICES].by_index("service", scoped(namespace, name))
@@ -80,18 +87,27 @@ class ModelDeploymentController(PlanningController):
                 if endpoint.get("targetRef")
             ),
             settings=self._settings,
+            autoscaler=await self._autoscaler(obj),
+            unprotected={(each["kind"], name_of(each)): each for each in usable if not is_protected(each)},
+            leaving=frozenset((each["kind"], name_of(each)) for each in usable if is_deleting(each)),
         )
         return planner.plan(snapshot, now)
 
-    async def _service(self, namespace: str, name: str) -> Object | None:
-        known = self.context.stores[SERVICES].get(namespace, name)
+    async def _named(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        known = self.context.stores[resource].get(namespace, name)
         if known is not None:
             return known
-        # Only our own Services are watched; before the first write, whose the name is has to be asked.
+        # Only our own ones are watched; before the first write, whose the name is has to be asked.
         try:
-            return await self.context.client.get(SERVICES, namespace, name)
+            return await self.context.client.get(resource, namespace, name)
         except NotFound:
             return None
+
+    async def _autoscaler(self, obj: Object) -> Object | None:
+        namespace, name = namespace_of(obj), name_of(obj)
+        if obj["spec"].get("autoscaling") is None:
+            return self.context.stores[HORIZONTALPODAUTOSCALERS].get(namespace, name)
+        return await self._named(HORIZONTALPODAUTOSCALERS, namespace, name)
 
     def _attempt(self, job: Object) -> Attempt:
         return observe(job, self.context.stores[PODS].by_index("job", scoped(namespace_of(job), name_of(job))))
@@ -136,7 +152,7 @@ class ModelDeploymentController(PlanningController):
         yield from self._keys("placed", "")
 
     def _of_profile(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        if old is not None and new is not None and old["spec"] == new["spec"]:
+        if old is not None and new is not None and _recipe_facts(old) == _recipe_facts(new):
             return
         for each in self.context.stores[MODEL_DEPLOYMENTS].list():
             yield Key(self.kind, namespace_of(each), name_of(each))
@@ -146,14 +162,20 @@ class ModelDeploymentController(PlanningController):
             yield Key(self.kind, namespace_of(each), name_of(each))
 
 
-def _placement_facts(accelerator: Object) -> tuple[object, object]:
-    return accelerator["spec"], (accelerator.get("status") or {}).get("devices")
+def _placement_facts(accelerator: Object) -> tuple[object, ...]:
+    devices = (accelerator.get("status") or {}).get("devices")
+    return accelerator["spec"], devices, is_deleting(accelerator), is_protected(accelerator)
+
+
+def _recipe_facts(profile: Object) -> tuple[object, ...]:
+    return profile["spec"], is_deleting(profile), is_protected(profile)
 
 
 def _accelerator_view(obj: Object) -> AcceleratorView:
     spec = AcceleratorResourceSpec.model_validate(obj["spec"])
     status = AcceleratorResourceStatus.model_validate(obj.get("status") or {})
-    ready = next((entry for entry in status.conditions if entry.type == "Ready"), None)
+    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
+    ready = next((entry for entry in status.conditions if entry.type == ConditionType.DEVICES_ADVERTISED), None)
     counted = spec.resource_name is not None
     return AcceleratorView(
         name=name_of(obj),
@@ -161,7 +183,7 @@ def _accelerator_view(obj: Object) -> AcceleratorView:
         free=max(0, status.devices.healthy - status.devices.allocated) if counted else None,
         healthy=status.devices.healthy if counted else None,
         nodes=status.nodes,
-        ready=ready is not None and ready.status == "True" and not is_deleting(obj),
+        ready=ready is not None and ready.status == "True",
         reason=ready.message if ready is not None else "its devices have not been counted yet",
     )
 
@@ -169,4 +191,4 @@ def _accelerator_view(obj: Object) -> AcceleratorView:
 def _profile_view(obj: Object) -> ProfileView:
     spec = BuildProfileSpec.model_validate(obj["spec"])
     found = problems(spec)
-    return ProfileView(name_of(obj), spec, usable=not found and not is_deleting(obj), reason="; ".join(found))
+    return ProfileView(name_of(obj), spec, usable=not found, reason="; ".join(found))

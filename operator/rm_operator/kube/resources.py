@@ -68,6 +68,9 @@ NODES: Final = Resource("", "v1", "nodes", "Node", False)
 SERVICES: Final = Resource("", "v1", "services", "Service", True)
 CONFIGMAPS: Final = Resource("", "v1", "configmaps", "ConfigMap", True)
 ENDPOINTSLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True)
+HORIZONTALPODAUTOSCALERS: Final = Resource(
+    "autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", True
+)
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event", True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 
@@ -82,6 +85,7 @@ ALL: Final = (
     SERVICES,
     CONFIGMAPS,
     ENDPOINTSLICES,
+    HORIZONTALPODAUTOSCALERS,
     EVENTS,
     LEASES,
 )

@@ -108,6 +108,10 @@ class Store:
             raise KeyError(f"{self.resource.name} has no index {index_name!r}; it has {sorted(self._functions)}")
         return self._view((index_name, value))
 
+    def count(self, index_name: str, value: str) -> int:
+        """How many ``by_index`` would give, without making the view."""
+        return len(self._buckets.get((index_name, value), ()))
+
     def on_change(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""
         self._subscribers.append(subscriber)

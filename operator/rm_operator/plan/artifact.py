@@ -79,6 +79,13 @@ def is_ready(artifact: Object) -> bool:
 
 
 def repository(artifact: Object) -> str:
+def in_build(artifact: Object) -> bool:
+    """True if it is on its way to Ready: neither there, nor failed for good."""
+    conditions = (artifact.get("status") or {}).get("conditions") or []
+    stalled = any(entry["type"] == ConditionType.STALLED for entry in conditions)
+    return not is_ready(artifact) and not stalled
+
+
     """The artifact's repository in the store."""
     return names.artifact_repository(namespace_of(artifact), name_of(artifact))
 

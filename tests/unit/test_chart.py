@@ -1,6 +1,7 @@
 """The chart, as helm renders it: rights that the operator's code needs and no others, values, pods, environment."""
 
 import json
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from rm_api import kinds, names
+from rm_api.kinds.model_deployment import ENGINE_VARIABLE
 from rm_local_cluster import existing
 from rm_operator.app import REFLECTED
 from rm_operator.config import Config
@@ -63,10 +65,14 @@ def _granted(role: Object) -> Rights:
 
 
 # What planners make and what they delete, by kind. Their sources name every kind that they make.
-APPLIED = {"BuildArtifact", "Deployment", "ControllerRevision", "Job", "Service", "ConfigMap", "Pod"}
+APPLIED = {
+    "BuildArtifact", "Deployment", "ControllerRevision", "HorizontalPodAutoscaler", "Job", "Service", "ConfigMap",
+    "Pod",
+}  # fmt: skip
 # Services and pods go with their owners.
 DELETED = APPLIED - {"Service", "Pod"}
 ROLLED_OUT = {"DaemonSet"}
+KEPT_WHILE_IN_USE = (kinds.ACCELERATOR_RESOURCE, kinds.BUILD_PROFILE)
 OWNERS = (kinds.ACCELERATOR_RESOURCE, kinds.MODEL_DEPLOYMENT, kinds.BUILD_ARTIFACT)
 
 
@@ -93,6 +99,9 @@ def test_the_cluster_role_is_what_the_code_needs(rendered: list[Object]) -> None
             needed[key] |= {"delete"}
     for resource in CUSTOM:
         needed[resource.group, f"{resource.plural}/status"] |= {"patch"}
+    for info in KEPT_WHILE_IN_USE:
+        # Their finalizer.
+        needed[names.GROUP, info.plural] |= {"get", "patch"}
     for info in OWNERS:
         # blockOwnerDeletion asks for the right to change the owner's finalizers.
         needed[names.GROUP, f"{info.plural}/finalizers"] |= {"update"}
@@ -140,6 +149,7 @@ def test_tenants_deploy_models_and_see_the_rest(rendered: list[Object]) -> None:
         ({"operator": {"replicas": 0}}, "replicas"),
         ({"operator": {"workers": "many"}}, "workers"),
         ({"operator": {"logLevel": "LOUD"}}, "logLevel"),
+        ({"operator": {"tracing": {"endpoint": "collector:4317"}}}, "endpoint"),
         ({"images": {"operator": ""}}, "operator"),
         ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"images": {"sidecar": "x"}}, "sidecar"),
@@ -147,6 +157,19 @@ def test_tenants_deploy_models_and_see_the_rest(rendered: list[Object]) -> None:
         ({"store": {"host": "https://registry/"}}, "host"),
         ({"store": {"plainHttp": True}}, "plainHttp"),
         ({"store": {"registry": {"persistence": {"sise": "1Gi"}}}}, "sise"),
+        ({"policies": {"webhook": True}}, "webhook"),
+        ({"policies": {"artifacts": {"enabled": "yes"}}}, "enabled"),
+        ({"policies": {"artifacts": {"deleters": {"group": []}}}}, "group"),
+        ({"policies": {"runtime": {"allowedEnv": "TZ"}}}, "allowedEnv"),
+        *(
+            ({"policies": {"runtime": {"allowedEnv": [name]}}}, "allowedEnv")
+            for name in ("LD_PRELOAD", "PATH", "log_level", "XLOG_LEVEL", "LOG_LEVEL'", "TZ\n")
+        ),
+        *(
+            ({"policies": {"images": {"allowedPrefixes": [prefix]}}}, "allowedPrefixes")
+            # Without the slash others that begin the same would do; without a registry it is that of the runtime.
+            for prefix in ("ghcr.io", "ghcr.io/rm-abstract", "acme/", "", "/", "https://ghcr.io/", 'a.b/"]/')
+        ),
         ({"store": {"registry": {"enabled": False}}}, "store.host is needed where store.registry.enabled is false"),
     ],
 )
@@ -187,16 +210,17 @@ class _Recorder(dict[str, str]):
 
 def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -> None:
     images = {"operator": "o:1", "runtime": "r:1", "launcher": "l:1", "registry": "x:1", "pullPolicy": "Never"}
-    environ = _Recorder(
-        _environment(render(images=images, operator={"workers": 3}, store={"host": "s:1", "plainHTTP": False}))
-    )
+    values = {"workers": 3, "tracing": {"endpoint": "http://collector:4318"}}
+    environ = _Recorder(_environment(render(images=images, operator=values, store={"host": "s:1", "plainHTTP": False})))
     config = Config.from_environment(environ)
     assert set(environ) - environ.asked == {"HOME"}
     # The rest is for tests and for people who run it by hand.
-    assert environ.asked - set(environ) == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"}
+    further = {name for name in environ.asked - set(environ) if not name.startswith("OTEL_")}
+    assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"}
     assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
     assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
-    assert config.workers == 3
+    assert (config.workers, config.tracing) == (3, True)
+    assert not Config.from_environment(_environment(render())).tracing
 
 
 def test_the_operators_ports_and_probes_are_those_that_it_serves(rendered: list[Object]) -> None:
@@ -246,6 +270,40 @@ def test_crds_are_templates_that_stay(render: Render, rendered: list[Object]) ->
     assert not [obj for obj in without if obj["kind"] == "CustomResourceDefinition"]
     claim = _one(rendered, "PersistentVolumeClaim", "rma-registry")
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}, "artifacts outlive the release"
+
+
+def _policies(objects: list[Object]) -> dict[str, Object]:
+    """Policies by name; each has a binding that denies, and no binding is without one."""
+    found = {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "ValidatingAdmissionPolicy"}
+    bound = {
+        obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "ValidatingAdmissionPolicyBinding"
+    }
+    assert bound == {name: {"policyName": name, "validationActions": ["Deny"]} for name in found}
+    assert all(policy["failurePolicy"] == "Fail" for policy in found.values())
+    return found
+
+
+def test_policies_are_there_unless_they_are_switched_off(render: Render, rendered: list[Object]) -> None:
+    assert _policies(rendered).keys() == {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"
+    off = {"artifacts": {"enabled": False}, "runtime": {"enabled": False}}
+    assert _policies(render(policies=off)) == {}
+    images = {"images": {"allowedPrefixes": ["registry.example:5000/", "localhost/", "ghcr.io/a/b/"]}}
+    assert _policies(render(policies={**off, **images})).keys() == {
+        "rma-images-acceleratorresources", "rma-images-buildprofiles",
+    }  # fmt: skip
+
+
+def test_the_writer_of_artifacts_is_the_operators_account(rendered: list[Object]) -> None:
+    (condition,) = _policies(rendered)["rma-artifacts"]["matchConditions"]
+    account = _one(rendered, "Deployment", "rma-operator")["spec"]["template"]["spec"]["serviceAccountName"]
+    assert condition["expression"] == f'!(request.userInfo.username in ["system:serviceaccount:system:{account}"])'
+
+
+def test_no_list_of_variables_goes_beyond_what_the_schema_admits() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["policies"]["runtime"]["allowedEnv"]
+    assert all(re.fullmatch(ENGINE_VARIABLE, name) for name in values)
+    policies = json.loads((CHART / "values.schema.json").read_text())["properties"]["policies"]["properties"]
+    assert policies["runtime"]["properties"]["allowedEnv"]["items"]["pattern"] == ENGINE_VARIABLE
 
 
 def test_without_persistence_there_is_no_claim(render: Render) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import aiohttp
@@ -41,6 +42,13 @@ def _token(server: ApiServer, kubeconfig: Path, namespace: str) -> str:
     wanted = [obj for obj in yaml.safe_load_all(chart) if obj and obj["kind"] in KINDS]
     on_server = (str(kubectl), "--kubeconfig", str(server.kubeconfig(kubeconfig)), "--namespace", namespace)
     run(*on_server, "apply", "-f", "-", stdin=yaml.safe_dump_all(wanted))
+    account = f"--as=system:serviceaccount:{namespace}:{namespace}-operator"
+    deadline = time.monotonic() + 60
+    # The API server takes up roles and bindings a moment after they are there.
+    for right in (("list", "accel"), ("get", "leases.coordination.k8s.io")):
+        while subprocess.run([*on_server, "auth", "can-i", "--quiet", *right, account], check=False).returncode:
+            assert time.monotonic() < deadline, f"the account may not {' '.join(right)}"
+            time.sleep(0.1)
     return run(*on_server, "create", "token", f"{namespace}-operator").strip()
 
 

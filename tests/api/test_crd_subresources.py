@@ -1,13 +1,11 @@
-"""What else the API server does for the four kinds: status, scale, `kubectl get` and `kubectl explain`."""
+"""What else the API server does for the four kinds: status, scale, selecting, merging, `kubectl wait` and `explain`."""
 
 import json
 import subprocess
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
-from custom_objects import SMALLEST, Object, apply, custom_object
+from custom_objects import SMALLEST, Object, apply, changed, custom_object
 from real_api import ApiServer
 from rm_api import names
 from rm_api.base import UNSERVED
@@ -18,7 +16,7 @@ from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import of_kind
 
 ALL_KINDS = pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
-M, P = "ModelDeployment", "BuildProfile"
+M = "ModelDeployment"
 
 READY = {
     "type": "Ready", "status": "True", "reason": "Serving", "message": "all is well",
@@ -71,36 +69,6 @@ def kubectl(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
     return Kubectl(api_server.kubeconfig(tmp_path_factory.mktemp("kubectl") / "kubeconfig"))
 
 
-def _at(obj: Object, path: str) -> str:
-    if "conditions[?" in path:
-        return str(READY[path.rpartition(".")[2]])
-    place: Any = obj
-    for name in path.strip(".").split("."):
-        place = (place or {}).get(name)
-    return "<none>" if place is None else json.dumps(place) if isinstance(place, list) else str(place)
-
-
-@ALL_KINDS
-async def test_printer_columns_show_what_the_object_says(
-    client: HttpClient, api_namespace: str, kubectl: Kubectl, info: KindInfo
-) -> None:
-    spec = deepcopy(SMALLEST[info.kind])
-    if info.kind == P:
-        spec["target"]["products"] = ["X1"]
-    obj = await apply(client, custom_object(info.kind, spec, api_namespace))
-    obj = await client.apply_status(of_kind(info), obj, STATUS[info.kind])
-    header, line = kubectl(
-        "get", info.short_names[0], obj["metadata"]["name"], "-n", api_namespace, "-o", "wide"
-    ).splitlines()
-    starts = [header.index(f" {column.name.upper()} ".rstrip()) + 1 if column is info.columns[-1]
-              else header.index(f" {column.name.upper()} ") + 1 for column in info.columns if column.name]  # fmt: skip
-    order = sorted(zip(starts, info.columns, strict=True), key=lambda each: each[0])
-    ends = [start for start, _ in order[1:]] + [len(line)]
-    shown = {column.name: line[start:end].strip() for (start, column), end in zip(order, ends, strict=True)}
-    shown.pop("Age")
-    assert shown == {column.name: _at(obj, column.json_path) for column in info.columns if column.name != "Age"}
-
-
 async def test_the_scale_subresource_reads_and_writes_replicas(
     client: HttpClient, api_namespace: str, kubectl: Kubectl
 ) -> None:
@@ -115,6 +83,88 @@ async def test_the_scale_subresource_reads_and_writes_replicas(
     stored = await client.get(of_kind(MODEL_DEPLOYMENT), api_namespace, name)
     assert stored["spec"]["replicas"] == 5
     assert stored["metadata"]["generation"] == 2
+
+
+async def test_an_autoscaler_and_replicas_coexist(client: HttpClient, api_namespace: str, kubectl: Kubectl) -> None:
+    scaling = {"minReplicas": 2, "maxReplicas": 9, "metrics": [{"name": "requests", "averageValue": 4}]}
+    obj = custom_object(M, changed(M, autoscaling=scaling), api_namespace)
+    assert (await apply(client, obj))["spec"]["replicas"] == 1
+    kubectl("scale", f"mdep/{obj['metadata']['name']}", "-n", api_namespace, "--replicas=7")
+    again = await apply(client, {**obj, "spec": {**obj["spec"], "suspend": True}})
+    assert again["spec"]["replicas"] == 7, "who leaves replicas out leaves them to the autoscaler"
+    assert again["spec"]["autoscaling"] == scaling
+    both = await apply(client, {**obj, "spec": {**obj["spec"], "replicas": 7}})
+    assert (both["spec"]["replicas"], both["spec"]["autoscaling"]) == (7, scaling)
+
+
+async def test_lists_merge_by_their_keys(client: HttpClient, api_namespace: str) -> None:
+    def metric(name: str, value: int) -> Object:
+        return {"name": name, "averageValue": value}
+
+    obj = custom_object(M, changed(M, runtime__env=[{"name": "TZ", "value": "UTC"}]), api_namespace)
+    obj["spec"]["autoscaling"] = {"maxReplicas": 9, "metrics": [metric("requests", 4)]}
+    await apply(client, obj)
+    other = {
+        **obj,
+        "spec": {
+            "runtime": {"env": [{"name": "LOG_LEVEL", "value": "debug"}]},
+            "autoscaling": {"metrics": [metric("tokens", 100)]},
+        },
+    }
+    resource = of_kind(MODEL_DEPLOYMENT)
+    merged = (await client.apply(resource, other, field_manager="another"))["spec"]
+    assert [variable["name"] for variable in merged["runtime"]["env"]] == ["TZ", "LOG_LEVEL"]
+    assert merged["autoscaling"]["metrics"] == [metric("requests", 4), metric("tokens", 100)]
+    spec = changed(M, runtime__env=[], autoscaling={"maxReplicas": 9, "metrics": [metric("requests", 5)]})
+    left = (await apply(client, {**obj, "spec": spec}))["spec"]
+    assert left["runtime"]["env"] == [{"name": "LOG_LEVEL", "value": "debug"}]
+    assert left["autoscaling"]["metrics"] == [metric("requests", 5), metric("tokens", 100)]
+
+
+SELECTED: dict[str, tuple[Object, Object]] = {
+    "ModelDeployment": (
+        {"model__source": "hf://acme/other", "policy": {"type": "Cost"}, "buildProfile": "fast"},
+        {"placement": {"policy": "Cost", "chosen": "npu"}},
+    ),
+    "AcceleratorResource": ({"type": "PIM", "vendor": "Someone Else"}, {}),
+    "BuildProfile": ({"target": {"type": "FPGA", "vendor": "Nobody Else"}}, {}),
+    "BuildArtifact": ({"profile": "fast", "key": "1" * 64}, {}),
+}  # fmt: skip
+
+
+@ALL_KINDS
+async def test_every_field_to_select_by_selects(
+    client: HttpClient, api_namespace: str, kubectl: Kubectl, info: KindInfo
+) -> None:
+    changes, status = SELECTED[info.kind]
+    wanted = custom_object(info.kind, changed(info.kind, **changes), api_namespace)
+    for obj in (wanted, custom_object(info.kind, SMALLEST[info.kind], api_namespace)):
+        stored = await apply(client, obj)
+    if status:
+        await client.apply_status(of_kind(info), await client.get(of_kind(info), api_namespace, _name(wanted)), status)
+    for path in info.selectable:
+        value = {"spec": changed(info.kind, **changes), "status": status}
+        for member in path.strip(".").split("."):
+            value = value[member]
+        found = kubectl("get", info.plural, "-n", api_namespace, "-o", "name", f"--field-selector={path[1:]}={value}")
+        assert [line.rpartition("/")[2] for line in found.split()] == [_name(wanted)], path
+        others = kubectl("get", info.plural, "-n", api_namespace, "-o", "name", f"--field-selector={path[1:]}!={value}")
+        assert _name(stored) in others, path
+
+
+def _name(obj: Object) -> str:
+    return str(obj["metadata"]["name"])
+
+
+async def test_kubectl_waits_for_ready(client: HttpClient, api_namespace: str, kubectl: Kubectl) -> None:
+    obj = await apply(client, custom_object(M, SMALLEST[M], api_namespace))
+    wait = ("wait", "--for=condition=Ready", f"mdep/{_name(obj)}", "-n", api_namespace)
+    await client.apply_status(of_kind(MODEL_DEPLOYMENT), obj, {"conditions": [{**READY, "status": "False"}]})
+    with pytest.raises(AssertionError, match="timed out waiting"):
+        kubectl(*wait, "--timeout=1s")
+    obj = await client.get(of_kind(MODEL_DEPLOYMENT), api_namespace, _name(obj))
+    await client.apply_status(of_kind(MODEL_DEPLOYMENT), obj, {"conditions": [READY]})
+    assert "condition met" in kubectl(*wait, "--timeout=60s")
 
 
 @ALL_KINDS

@@ -362,6 +362,7 @@ KIND = KindInfo(
         PrinterColumn("Type", ".spec.type"),
         PrinterColumn("Product", ".spec.product"),
         PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
         PrinterColumn("Nodes", ".status.nodes", "integer"),
         PrinterColumn("Devices", ".status.devices.total", "integer"),
         PrinterColumn("Healthy", ".status.devices.healthy", "integer"),
@@ -369,6 +370,6 @@ KIND = KindInfo(
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Vendor", ".spec.vendor", priority=1),
         PrinterColumn("Resource", ".spec.resourceName", priority=1),
-        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason', priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
 )

@@ -217,12 +217,13 @@ KIND = KindInfo(
     columns=(
         PrinterColumn("Target", ".spec.target.type"),
         PrinterColumn("Vendor", ".spec.target.vendor"),
-        PrinterColumn("Interface", ".spec.interface"),
         PrinterColumn("Format", ".spec.output.format"),
         PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
         PrinterColumn("Artifacts", ".status.artifacts", "integer"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Interface", ".spec.interface", priority=1),
         PrinterColumn("Products", ".spec.target.products", priority=1),
-        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason', priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
 )

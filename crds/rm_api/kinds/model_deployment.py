@@ -422,6 +422,7 @@ KIND = KindInfo(
         PrinterColumn("Available", ".status.readyReplicas", "integer"),
         PrinterColumn("Replicas", ".status.replicas", "integer"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Policy", ".spec.policy.type", priority=1),
         PrinterColumn("Artifact", ".status.artifact", priority=1),
         PrinterColumn("URL", ".status.url", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),

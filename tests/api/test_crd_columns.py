@@ -1,0 +1,198 @@
+"""`kubectl get` of the four kinds: what, where, ready, and why not, from statuses that the planners wrote."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from custom_objects import Object, apply, changed, custom_object
+from real_api import ApiServer
+from rm_api.crd import KindInfo
+from rm_api.kinds import ACCELERATOR_RESOURCE, BUILD_ARTIFACT, BUILD_PROFILE, KINDS, MODEL_DEPLOYMENT
+from rm_operator.kube.http import HttpClient
+from rm_operator.kube.resources import of_kind
+from rm_operator.plan import accelerator, profile
+from rm_operator.plan.accelerator import AcceleratorSnapshot
+from rm_operator.plan.profile import ProfileSnapshot
+
+# The cluster in miniature of the planners' tests.
+sys.path.append(str(Path(__file__).parents[1] / "unit/plan"))
+from chain import SETTINGS, World
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """A state that objects come into, and what a person sees of it."""
+
+    info: KindInfo
+    make: Callable[[], Object]
+    """The object with the status that was planned for it."""
+    row: Row
+    """Cells; those of the message contain what is given."""
+
+
+def _in_world(info: KindInfo, *steps: Callable[[World], Any]) -> Callable[[], Object]:
+    def make() -> Object:
+        world = World()
+        for step in (*steps, World.settle):
+            step(world)
+        (obj,) = world.of(info.kind)
+        return obj
+
+    return make
+
+
+def _placed(world: World) -> None:
+    world.deploy()
+    world.settle()
+    world.resolve_model()
+    world.settle()
+
+
+def _fail(world: World) -> None:
+    for job in world.jobs("build"):
+        world.finish(job, 70, report={"reason": "ToolchainFailed", "message": "cc: no such operator"})
+
+
+def _nothing_there(world: World) -> None:
+    world.accelerators = []
+
+
+def _accelerator(**changes: Any) -> Callable[[], Object]:
+    def make() -> Object:
+        obj = custom_object(ACCELERATOR_RESOURCE.kind, changed(ACCELERATOR_RESOURCE.kind, **changes), "")
+        found = {**obj, "metadata": {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}}
+        devices = {"capacity": {"acme.com/npu": "4"}, "allocatable": {"acme.com/npu": "3"}}
+        nodes = [{"metadata": {"name": name, "labels": {}}, "status": devices} for name in ("n1", "n2")]
+        snapshot = AcceleratorSnapshot(found, nodes, 5, (), (), SETTINGS)
+        return {**obj, "status": accelerator.plan(snapshot, NOW).status}
+
+    return make
+
+
+def _profile(**changes: Any) -> Callable[[], Object]:
+    def make() -> Object:
+        obj = custom_object(BUILD_PROFILE.kind, changed(BUILD_PROFILE.kind, **changes), "")
+        found = {**obj, "metadata": {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}}
+        return {**obj, "status": profile.plan(ProfileSnapshot(found, 7), NOW).status}
+
+    return make
+
+
+MODEL = {"Model": "oci://registry/model:1", "Policy": "Latency"}
+PLACED = MODEL | {"Accelerator": "npu"}
+SERVES = {"URL": "http://hello.ns.svc.cluster.local/v1"}
+HARDWARE = {"Type": "NPU", "Product": "X1", "Vendor": "Acme", "Resource": "acme.com/npu"}
+RECIPE = {"Target": "NPU", "Vendor": "Acme", "Interface": "CLI", "Format": "acme", "Products": '["X1","X2"]'}
+BUILD = {"Model": "oci://registry/model:1", "Target": "NPU", "Profile": "acme", "Users": 1}
+STATES = {
+    "a model that is read": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.deploy),
+        MODEL | {"Accelerator": None, "Ready": "False", "Reason": "Resolving", "Available": 0, "Replicas": 0,
+                 "Message": "reading oci://registry/model:1"},
+    ),
+    "a model that nothing can take": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, _nothing_there, _placed),
+        MODEL | {"Accelerator": None, "Ready": "False", "Reason": "NoAccelerator", "Message": "create one"},
+    ),
+    "a model that is compiled": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, _placed),
+        PLACED | {"Ready": "False", "Reason": "Building", "Message": "attempt 1"},
+    ),
+    "a model that does not compile": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, _placed, _fail),
+        PLACED | {"Ready": "False", "Reason": "ToolchainFailed", "Message": "cc: no such operator"},
+    ),
+    "a model that starts": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, _placed, World.build),
+        PLACED | SERVES | {"Ready": "False", "Reason": "Starting", "Message": "0 of 1 pods ready"},
+    ),
+    "a model that is served": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.serve),
+        PLACED | SERVES | {"Ready": "True", "Reason": "Ready", "Available": 1, "Replicas": 1, "Message": "serving at"},
+    ),
+    "a model that is suspended": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.serve, lambda world: world.deploy(suspend=True)),
+        PLACED | {"Ready": "False", "Reason": "Suspended", "Message": "set spec.suspend to false"},
+    ),
+    "a build that goes on": State(
+        BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, _placed),
+        BUILD | {"Ready": "False", "Reason": "Building", "Attempts": 1, "Size": None, "Message": "attempt 1"},
+    ),
+    "a build that failed": State(
+        BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, _placed, _fail),
+        BUILD | {"Ready": "False", "Reason": "ToolchainFailed", "Attempts": 1, "Message": "cc: no such operator"},
+    ),
+    "an artifact": State(
+        BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, World.serve),
+        BUILD | {"Ready": "True", "Reason": "Ready", "Attempts": 1, "Size": 123, "Message": "built"},
+    ),
+    "an accelerator": State(
+        ACCELERATOR_RESOURCE, _accelerator(),
+        HARDWARE | {"Ready": "True", "Reason": "Ready", "Nodes": 2, "Devices": 8, "Healthy": 6, "Allocated": 5,
+                    "Message": "models can be placed on it"},
+    ),
+    "an accelerator that no node has": State(
+        ACCELERATOR_RESOURCE, _accelerator(resourceName="acme.com/other"),
+        HARDWARE | {"Resource": "acme.com/other", "Ready": "False", "Reason": "NoDevices", "Nodes": 0, "Devices": 0,
+                    "Message": "acme.com/other"},
+    ),
+    "a profile": State(
+        BUILD_PROFILE, _profile(target__products=["X1", "X2"]),
+        RECIPE | {"Ready": "True", "Reason": "Accepted", "Artifacts": 7},
+    ),
+    "a profile that cannot be used": State(
+        BUILD_PROFILE, _profile(target__products=["X1", "X2"], steps__0__name="push"),
+        RECIPE | {"Ready": "False", "Reason": "InvalidSpec", "Message": "choose another"},
+    ),
+}  # fmt: skip
+
+
+async def _shown(server: ApiServer, client: HttpClient, state: State, namespace: str) -> Row:
+    """The object's cells by column, as the API server gives them to kubectl."""
+    obj = state.make()
+    resource = of_kind(state.info)
+    metadata = {"name": obj["metadata"]["name"]} | ({"namespace": namespace} if state.info.namespaced else {})
+    stored = await apply(client, {**obj, "metadata": metadata, "status": {}})
+    await client.apply_status(resource, stored, obj["status"])
+    connection = server.connection()
+    url = connection.server + resource.path(namespace if state.info.namespaced else None, metadata["name"])
+    headers = {"Accept": TABLE, "Authorization": f"Bearer {await connection.credentials.token()}"}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=connection.tls) as answer:
+        table = await answer.json()
+    assert table["kind"] == "Table"
+    (row,) = table["rows"]
+    return dict(zip([column["name"] for column in table["columnDefinitions"]], row["cells"], strict=True))
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+async def test_what_a_person_sees(api_server: ApiServer, client: HttpClient, api_namespace: str, state: State) -> None:
+    shown = await _shown(api_server, client, state, api_namespace)
+    assert list(shown) == ["Name", *(column.name for column in state.info.columns)]
+    message = state.row.get("Message", "")
+    assert {name: shown[name] for name in state.row if name != "Message"} == {
+        name: cell for name, cell in state.row.items() if name != "Message"
+    }
+    assert message in shown["Message"]
+    assert (shown["Message"] or "").strip(), "ready or not, it is said why"
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+async def test_every_column_has_something_to_show(
+    api_server: ApiServer, client: HttpClient, api_namespace: str, info: KindInfo
+) -> None:
+    """In the last state of all that is well: no column reads a place that nothing is ever written to."""
+    well = [state for state in STATES.values() if state.info is info and state.row["Ready"] == "True"]
+    assert len(well) == 1
+    shown = await _shown(api_server, client, well[0], api_namespace)
+    assert [name for name, cell in shown.items() if cell in (None, "")] == []
+    # What comes first without -o wide.
+    assert {"Ready", "Reason"} <= {column.name for column in info.columns if not column.priority}

@@ -20,6 +20,7 @@ from rm_operator.plan import build_job
 from rm_operator.plan.attempt import Attempt, State
 from rm_operator.plan.conditions import Conditions, reason_or
 from rm_operator.plan.model import (
+    Deletion,
     Object,
     Plan,
     Settings,
@@ -78,7 +79,6 @@ def is_ready(artifact: Object) -> bool:
     )
 
 
-def repository(artifact: Object) -> str:
 def in_build(artifact: Object) -> bool:
     """True if it is on its way to Ready: neither there, nor failed for good."""
     conditions = (artifact.get("status") or {}).get("conditions") or []
@@ -86,6 +86,7 @@ def in_build(artifact: Object) -> bool:
     return not is_ready(artifact) and not stalled
 
 
+def repository(artifact: Object) -> str:
     """The artifact's repository in the store."""
     return names.artifact_repository(namespace_of(artifact), name_of(artifact))
 
@@ -222,7 +223,9 @@ class _Planner:
         return list((self.snapshot.artifact.get("status") or {}).get("conditions") or [])
 
     def _was_stalled(self) -> bool:
-        return any(entry["type"] == ConditionType.STALLED for entry in self._before_conditions())
+        # By a build that failed: what else was in the way, such as a name that was taken, may be gone.
+        stalled = any(entry["type"] == ConditionType.STALLED for entry in self._before_conditions())
+        return stalled and self.before.failures > 0
 
     def _ready(self, reason: Reason) -> None:
         self.conditions.set(ConditionType.BUILT, True, reason, f"{self.status.location}")
@@ -233,11 +236,18 @@ class _Planner:
         self.conditions.roll_up([ConditionType.BUILT], ready_message="")
         self.conditions.set(ConditionType.RECONCILING, True, reason, message)
 
-    def _finish(self, **plan: Any) -> Plan:
+    def _finish(self, *, delete: Sequence[Deletion] = (), **plan: Any) -> Plan:
         if self.conditions.has(ConditionType.STALLED):
             self.conditions.set(ConditionType.RECONCILING, False, Reason.READY)
         status = {**self.status.to_wire(), "conditions": self.conditions.to_list()}
-        return Plan(status=status, events=self.conditions.transitions(), **plan)
+        gone = tuple(dict.fromkeys([*delete, *self._superseded()]))
+        return Plan(status=status, events=self.conditions.transitions(), delete=gone, **plan)
+
+    def _superseded(self) -> list[Deletion]:
+        """Jobs whose place a later attempt has taken, left over by a crash between the two."""
+        ended = [attempt for attempt in self.snapshot.attempts if attempt.state is not State.RUNNING]
+        newest = max((attempt.number for attempt in self.snapshot.attempts), default=0)
+        return [deletion_of(attempt.job) for attempt in ended if attempt.number < newest]
 
 
 def _decimal(seconds: float) -> str:

@@ -1,0 +1,763 @@
+"""A cluster in memory around the operator's real controllers: what a model checker runs thousands of times.
+
+``MemoryApi`` keeps objects as an API server does: server-side apply by manager, uids, generations, preconditions,
+finalizers. ``Surroundings`` is the rest of Kubernetes, one small move at a time: Jobs run, pods are scheduled and
+become ready, EndpointSlices follow, garbage is collected. ``Replica`` is one life of the operator: the real
+controllers, stores, indexes and watches over the memory, with the memory's clock. Objects are never changed, only
+replaced, so everybody may keep them.
+"""
+
+import asyncio
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+from unittest import mock
+
+from chain import FACTS, NPU, PROFILE
+from rm_api import names
+from rm_operator import controllers
+from rm_operator.app import REFLECTED
+from rm_operator.config import Config
+from rm_operator.context import Context
+from rm_operator.controllers import base
+from rm_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Terminal, Transient
+from rm_operator.kube.http import HttpClient
+from rm_operator.kube.resources import CUSTOM, Resource
+from rm_operator.kube.store import Store, Stores
+from rm_operator.plan.artifact import Presence, StoreAnswer
+from rm_operator.plan.model import to_timestamp
+from rm_operator.runtime.controller import connect
+from rm_operator.runtime.queue import Key
+
+Object = dict[str, Any]
+ObjectKey = tuple[str, str, str]
+"""(kind, namespace, name); the namespace of a cluster-scoped object is empty."""
+
+DIGEST = "sha256:" + "e" * 64
+NAMESPACE = "ns"
+LONG = timedelta(seconds=200)
+"""For whom it waits longer than this, it waits in vain: it looks again now and then, whatever happens."""
+
+
+class Died(BaseException):
+    """The operator's process ended. Nothing of it may catch this."""
+
+
+class MemoryApi:
+    """A ``KubeClient`` over objects in memory. Answers at once, so its coroutines never wait."""
+
+    def __init__(self) -> None:
+        self.objects: dict[ObjectKey, Object] = {}
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.version = 0
+        self.changes: list[tuple[str, Object]] = []
+        """Every change: ADDED, MODIFIED or DELETED, and the object as it was then."""
+        self.created: Counter[ObjectKey] = Counter()
+        self.deleted: Counter[ObjectKey] = Counter()
+        self.writes = 0
+        """Requests of the operator that changed something."""
+        self.first_writes: set[int] = set()
+        """Numbers of those of them before which the operator had come to rest."""
+        self.at_rest = True
+        self.on_write: Callable[[Callable[[], None]], None] | None = None
+        """Stands between the operator and its effective writes; may refuse to pass one on, or keep it for later."""
+        self._intents: dict[tuple[ObjectKey, str], Object] = {}
+
+    def fork(self) -> "MemoryApi":
+        """Another one in the same state, with a history of its own."""
+        other = copy.copy(self)
+        other.__dict__ |= {name: copy.copy(self.__dict__[name]) for name in ("objects", "_intents")}
+        other.__dict__ |= {
+            "changes": [],
+            "created": Counter(),
+            "deleted": Counter(),
+            "writes": 0,
+            "first_writes": set(),
+        }
+        return other
+
+    # What the operator asks.
+
+    async def get(self, resource: Resource, namespace: str | None, name: str, *, metadata_only: bool = False) -> Object:
+        obj = self.objects.get((resource.kind, namespace or "", name))
+        if obj is None:
+            raise NotFound(404, "NotFound", f"{resource.kind} {name}")
+        kept = ("apiVersion", "kind", "metadata")
+        return {key: obj[key] for key in kept} if metadata_only else obj
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Mapping[str, Any],
+        *,
+        field_manager: str,
+        force: bool = True,
+        subresource: str | None = None,
+    ) -> Object:
+        answer: list[Object] = []
+        intent = dict(obj)
+        self._as_operator(lambda: answer.append(self.patch(intent, field_manager, subresource)))
+        return answer[-1]
+
+    apply_status = HttpClient.apply_status
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        key = (resource.kind, namespace or "", name)
+        if key not in self.objects:
+            return False
+        self._as_operator(lambda: self.remove(key, uid=uid, resource_version=resource_version))
+        return True
+
+    def _as_operator(self, write: Callable[[], None]) -> None:
+        """Carry ``write`` out, through ``on_write`` if it would change something."""
+        if self.on_write is None:
+            before = self.version
+            write()
+            if self.version != before:
+                self.writes += 1
+                if self.at_rest:
+                    self.first_writes.add(self.writes)
+                self.at_rest = False
+        elif self._would_change(write):
+            self.writes += 1
+            self.on_write(write)
+        else:
+            write()
+
+    def _would_change(self, write: Callable[[], None]) -> bool:
+        """Tried on a copy, since objects are replaced, never changed. Raises what ``write`` raises."""
+        mine, spare = self.__dict__, dict(self.__dict__)
+        spare |= {name: copy.copy(mine[name]) for name in ("objects", "_intents", "created", "deleted")}
+        spare["changes"] = []
+        try:
+            self.__dict__ = spare
+            write()
+        finally:
+            self.__dict__ = mine
+        return bool(spare["changes"])
+
+    # What everybody does.
+
+    def patch(self, intent: Object, manager: str, subresource: str | None = None) -> Object:
+        """Server-side apply, with force."""
+        metadata = intent["metadata"]
+        key = (intent["kind"], metadata.get("namespace", ""), metadata["name"])
+        before = self.objects.get(key)
+        if before is None and (subresource or "uid" in metadata):
+            raise (NotFound(404, "NotFound", str(key)) if subresource else Conflict(409, "Conflict", f"uid of {key}"))
+        for precondition in ("uid", "resourceVersion"):
+            if (
+                before is not None
+                and metadata.get(precondition, before["metadata"][precondition]) != before["metadata"][precondition]
+            ):
+                raise Conflict(409, "Conflict", f"{precondition} of {key}")
+        parts = ("status",) if subresource else tuple(part for part in intent if part != "status")
+        ours = {part: intent[part] for part in parts if part in intent}
+        if "metadata" in ours:
+            ours["metadata"] = {
+                name: value for name, value in metadata.items() if name not in ("uid", "resourceVersion")
+            }
+        previous = self._intents.get((key, manager + (subresource or "")), {})
+        obj = _merge(before or {}, ours, {part: value for part, value in previous.items() if part in parts})
+        if key[0] == "ConfigMap" and before is not None and before.get("immutable") and obj["data"] != before["data"]:
+            raise ApiError(422, "Invalid", f"{key} is immutable")
+        self._intents[key, manager + (subresource or "")] = ours
+        return self._store(key, before, obj)
+
+    def create(self, obj: Object) -> Object:
+        """Create, as a user does."""
+        key = (obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+        if key in self.objects:
+            raise AlreadyExists(409, "AlreadyExists", str(key))
+        return self._store(key, None, copied(obj))
+
+    def update(self, key: ObjectKey, change: Callable[[Object], None]) -> None:
+        """Change an object by hand, or as another controller does."""
+        obj = copied(self.objects[key])
+        change(obj)
+        self._store(key, self.objects[key], obj)
+
+    def remove(self, key: ObjectKey, *, uid: str | None = None, resource_version: str | None = None) -> None:
+        """Ask for deletion; with finalizers it is only marked."""
+        obj = self.objects.get(key)
+        if obj is None:
+            raise NotFound(404, "NotFound", str(key))
+        metadata = obj["metadata"]
+        if uid not in (None, metadata["uid"]) or resource_version not in (None, metadata["resourceVersion"]):
+            raise Conflict(409, "Conflict", f"{key} is another one")
+        if not metadata.get("finalizers"):
+            self._drop(key, obj)
+        elif "deletionTimestamp" not in metadata:
+            marked = {**obj, "metadata": {**metadata, "deletionTimestamp": to_timestamp(self.now)}}
+            self._store(key, obj, marked)
+
+    def _store(self, key: ObjectKey, before: Object | None, obj: Object) -> Object:
+        # Objects share what they have in common; only this part is written to.
+        metadata = dict(obj["metadata"])
+        obj = {**obj, "metadata": metadata}
+        if before is None:
+            self.version += 1
+            metadata |= {
+                "uid": f"uid-{self.version}", "generation": 1, "creationTimestamp": to_timestamp(self.now),
+                "resourceVersion": str(self.version),
+            }  # fmt: skip
+            self.created[key] += 1
+        else:
+            if obj == before:
+                return before
+            self.version += 1
+            metadata["resourceVersion"] = str(self.version)
+            if obj.get("spec") != before.get("spec"):
+                metadata["generation"] = before["metadata"]["generation"] + 1
+        if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
+            self._drop(key, obj)
+            return obj
+        self.objects[key] = obj
+        self.changes.append(("MODIFIED" if before is not None else "ADDED", obj))
+        return obj
+
+    def _drop(self, key: ObjectKey, obj: Object) -> None:
+        self.version += 1
+        del self.objects[key]
+        self._intents = {place: intent for place, intent in self._intents.items() if place[0] != key}
+        self.deleted[key] += 1
+        self.changes.append(("DELETED", {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}))
+
+    def of(self, kind: str) -> list[Object]:
+        """All objects of a kind, by name."""
+        return [obj for key, obj in sorted(self.objects.items()) if key[0] == kind]
+
+
+def copied(value: Any) -> Any:
+    """A copy of JSON."""
+    if isinstance(value, dict):
+        return {key: copied(member) for key, member in value.items()}
+    return [copied(member) for member in value] if isinstance(value, list | tuple) else value
+
+
+def _merge(live: Any, intent: Any, previous: Any) -> Any:
+    """``live`` with ``intent`` in it, and without what ``previous`` had set and ``intent`` no longer does."""
+    if not isinstance(intent, Mapping) or not isinstance(live, Mapping):
+        return intent
+    previous = previous if isinstance(previous, Mapping) else {}
+    merged = {key: value for key, value in live.items() if key in intent or key not in previous}
+    for key, value in intent.items():
+        merged[key] = _merge(merged.get(key), value, previous.get(key))
+    return merged
+
+
+class Surroundings:
+    """The controllers and kubelets of Kubernetes, the device plugin's node, and a registry."""
+
+    def __init__(self, api: MemoryApi, *, devices: int = 4) -> None:
+        self.api = api
+        self.devices = devices
+        self.held: set[str] = set()
+        """What does not get on for now: roles of Jobs, or ``pods`` (being made), ``starts`` (of pods), ``slices``."""
+        self.outcomes: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        """Role of Jobs → exit codes and reports of the first ones; those after them succeed."""
+        self.registry: dict[str, StoreAnswer] = {}
+        """Repository → what the artifact store answers."""
+        self.ran: list[str] = []
+        """Names of the Jobs that ran to their end, in order."""
+        node = {
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"},
+            "status": {word: {"acme.com/npu": str(devices)} for word in ("capacity", "allocatable")},
+        }  # fmt: skip
+        self.api.create(node)
+
+    async def ask(self, repository: str) -> StoreAnswer:
+        """What the registry has."""
+        return self.registry.get(repository, StoreAnswer(Presence.ABSENT))
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def move(self) -> bool:
+        """Everybody does what is next, once; False if nobody had anything to do."""
+        before = self.api.version
+        for part in self.parts:
+            part()
+        return self.api.version != before
+
+    @property
+    def parts(self) -> tuple[Callable[[], None], ...]:
+        """Everybody that acts, each on its own."""
+        return self.collect, self.run_jobs, self.route, self.replicate, self.start_pods
+
+    def run_jobs(self) -> None:
+        """The Job controller and the kubelet: first a Job's pod, then its end."""
+        for job in self.api.of("Job"):
+            self._run(job)
+
+    def replicate(self) -> None:
+        """The Deployment controller."""
+        for deployment in self.api.of("Deployment"):
+            self._replicate(deployment)
+
+    def collect(self) -> None:
+        """The garbage collector."""
+        while True:
+            alive = {obj["metadata"]["uid"] for obj in self.api.objects.values()}
+            gone = [
+                key
+                for key, obj in self.api.objects.items()
+                if (owners := obj["metadata"].get("ownerReferences"))
+                and all(owner["uid"].removeprefix("rs-") not in alive for owner in owners)
+                and "deletionTimestamp" not in obj["metadata"]
+            ]
+            if not gone:
+                return
+            for key in sorted(gone):
+                self.api.remove(key)
+
+    def _run(self, job: Object) -> None:
+        metadata = job["metadata"]
+        role = metadata["labels"][names.LABEL_ROLE]
+        if job.get("status", {}).get("conditions") or role in self.held:
+            return
+        pod_key = ("Pod", NAMESPACE, f"{metadata['name']}-pod")
+        if pod_key not in self.api.objects:
+            labels = {**job["spec"]["template"]["metadata"]["labels"], "batch.kubernetes.io/job-name": metadata["name"]}
+            self._make_pod(pod_key[2], labels, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
+            return
+        planned = self.outcomes.get(role, [])
+        code, report = planned.pop(0) if planned else (0, {"reason": "Done", "facts": FACTS})
+        if role == names.ROLE_BUILD and code == 0:
+            artifact = metadata["labels"][names.LABEL_ARTIFACT]
+            key = self.api.objects["BuildArtifact", NAMESPACE, artifact]["spec"]["key"]
+            repository = names.artifact_repository(NAMESPACE, artifact)
+            self.registry[repository] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
+            report = {"reason": "Built", "digest": DIGEST}
+        self.ran.append(metadata["name"])
+        now = to_timestamp(self.api.now)
+        terminated = {"exitCode": code, "message": json.dumps(report), "startedAt": now, "finishedAt": now}
+        last = job["spec"]["template"]["spec"]["containers"][0]["name"]
+        self.api.update(
+            pod_key,
+            lambda pod: pod.update(
+                status={
+                    "phase": "Failed" if code else "Succeeded",
+                    "containerStatuses": [{"name": last, "image": "x", "state": {"terminated": terminated}}],
+                }
+            ),
+        )
+        condition = {"type": "Failed" if code else "Complete", "status": "True", "lastTransitionTime": now}
+        self.api.update(_key(job), lambda live: live.update(status={"conditions": [condition]}))
+
+    def _make_pod(
+        self, name: str, labels: Mapping[str, str], kind: str, owner: str, uid: str, template: Object
+    ) -> None:
+        reference = {"apiVersion": "v1", "kind": kind, "name": owner, "uid": uid, "controller": True}
+        metadata = {"name": name, "namespace": NAMESPACE, "labels": dict(labels), "ownerReferences": [reference]}
+        spec = copied(template["spec"])
+        self.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+    def _replicate(self, deployment: Object) -> None:
+        if "pods" in self.held:
+            return
+        metadata, spec = deployment["metadata"], deployment["spec"]
+        mine = self.pods_of(deployment)
+        wanted = spec.get("replicas", 1)
+        for pod in sorted(mine, key=_cost_of_ending)[: max(0, len(mine) - wanted)]:
+            self.api.remove(_key(pod))
+        taken = {pod["metadata"]["name"] for pod in mine}
+        for number in range(wanted):
+            name = f"{metadata['name']}-{number}"
+            if len(taken) < wanted and name not in taken:
+                taken.add(name)
+                labels = spec["template"]["metadata"]["labels"]
+                self._make_pod(name, labels, "ReplicaSet", "rs", f"rs-{metadata['uid']}", spec["template"])
+        mine = self.pods_of(deployment)
+        status = {
+            "observedGeneration": metadata["generation"], "replicas": len(mine), "updatedReplicas": len(mine),
+            "readyReplicas": sum(map(is_ready, mine)), "availableReplicas": sum(map(is_ready, mine)),
+        }  # fmt: skip
+        self.api.update(_key(deployment), lambda live: live.update(status=status))
+
+    def pods_of(self, deployment: Object) -> list[Object]:
+        """Pods of a Deployment that are not on their way out."""
+        uid = f"rs-{deployment['metadata']['uid']}"
+        return [
+            pod
+            for pod in self.api.of("Pod")
+            if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences") or ())
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def start_pods(self) -> None:
+        """The scheduler, and the kubelet for pods that serve."""
+        serving = [pod for pod in self.api.of("Pod") if names.LABEL_VARIANT in pod["metadata"]["labels"]]
+        used = sum(map(_devices, (pod for pod in serving if "nodeName" in pod["spec"])))
+        for pod in serving:
+            if "nodeName" in pod["spec"]:
+                if not is_ready(pod) and "starts" not in self.held:
+                    moment = to_timestamp(self.api.now)
+                    conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": moment}]
+                    status = {"phase": "Running", "conditions": conditions}
+                    self.api.update(_key(pod), lambda live, status=status: live.update(status=status))  # type: ignore[misc]
+            elif used + _devices(pod) <= self.devices:
+                used += _devices(pod)
+                self.api.update(_key(pod), _scheduled)
+            else:
+                self.api.update(_key(pod), _unschedulable)
+
+    def route(self) -> None:
+        """The EndpointSlice controller."""
+        if "slices" in self.held:
+            return
+        for service in self.api.of("Service"):
+            name, selector = service["metadata"]["name"], service["spec"].get("selector") or {}
+            endpoints = [
+                {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}, "conditions": {"ready": True}}
+                for pod in self.api.of("Pod")
+                if selector.items() <= pod["metadata"]["labels"].items() and is_ready(pod)
+            ]
+            key = ("EndpointSlice", NAMESPACE, f"{name}-slice")
+            if key in self.api.objects:
+                self.api.update(key, lambda live, endpoints=endpoints: live.update(endpoints=endpoints))  # type: ignore[misc]
+                continue
+            owner = {"apiVersion": "v1", "kind": "Service", "name": name, "uid": service["metadata"]["uid"]}
+            labels = {**service["metadata"].get("labels", {}), "kubernetes.io/service-name": name}
+            metadata = {"name": key[2], "namespace": NAMESPACE, "labels": labels, "ownerReferences": [owner]}
+            slice_ = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata}
+            self.api.create({**slice_, "endpoints": endpoints})
+
+    def routed(self, name: str = "hello") -> set[str]:
+        """Pods to which requests go."""
+        found = self.api.objects.get(("EndpointSlice", NAMESPACE, f"{name}-slice"))
+        return {endpoint["targetRef"]["name"] for endpoint in (found or {}).get("endpoints", [])}
+
+
+def _cost_of_ending(pod: Object) -> tuple[bool, int, str]:
+    """The order in which a ReplicaSet ends pods."""
+    annotations = pod["metadata"].get("annotations") or {}
+    return is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0)), pod["metadata"]["name"]
+
+
+def _scheduled(pod: Object) -> None:
+    pod["spec"]["nodeName"] = "node"
+    pod["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+
+
+def _unschedulable(pod: Object) -> None:
+    message = "0/1 nodes are available: 1 Insufficient acme.com/npu."
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    pod["status"] = {"phase": "Pending", "conditions": [condition]}
+
+
+def is_ready(pod: Object) -> bool:
+    """True if the pod says so and stays."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]
+
+
+def _devices(pod: Object) -> int:
+    limits = [container.get("resources", {}).get("limits", {}) for container in pod["spec"]["containers"]]
+    return sum(int(each.get("acme.com/npu", 0)) for each in limits)
+
+
+def _key(obj: Object) -> ObjectKey:
+    return obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+class _Wakeups:
+    """What ``connect`` puts keys on; each once, first come, first served."""
+
+    def __init__(self) -> None:
+        self.keys: dict[Key, None] = {}
+
+    def add(self, key: Key) -> None:
+        self.keys[key] = None
+
+
+class _Events:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def emit(self, obj: Mapping[str, Any], type_: str, reason: str, message: str) -> None:
+        self.said.append((type_, reason))
+
+
+class Replica:
+    """One life of the operator, from its first list on."""
+
+    def __init__(self, api: MemoryApi, surroundings: Surroundings) -> None:
+        self.api = api
+        self.events = _Events()
+        self.refusals: list[Terminal] = []
+        self.behind: set[str] = set()
+        """Kinds whose watch is slow: changes of them wait."""
+        self.reconciled = 0
+        self._selectors = {kept.resource: kept.label_selector for kept in REFLECTED}
+        transforms = {kept.resource: kept.transform for kept in REFLECTED}
+        self.stores = Stores(
+            Store(resource, indexes=controllers.INDEXES.get(resource), transform=transforms.get(resource))
+            for resource in (*CUSTOM, *self._selectors)
+        )
+        self._awake = _Wakeups()
+        self._due: dict[Key, datetime] = {}
+        config = Config(
+            system_namespace="system", store="store:5000", store_plain_http=True, runtime_image="runtime:1",
+            launcher_image="launcher:1",
+        )  # fmt: skip
+        context = Context(api, self.stores, self._awake, self.events, config)  # type: ignore[arg-type]
+        with mock.patch.object(controllers, "ArtifactStore", return_value=surroundings):
+            built = controllers.build(context)
+        self._controllers = {each.kind: each for each in built}
+        connect(built, self.stores, self._awake)  # type: ignore[arg-type]
+        self._seen = len(api.changes)
+        for store in self.stores:
+            found = [obj for obj in api.of(store.resource.kind) if self._watched(store.resource, obj)]
+            store.replace(found, str(api.version))
+        self._late: list[tuple[str, Object]] = []
+
+    def work(self) -> None:
+        """Take in what happened and reconcile until nothing is left to do."""
+        _run(self._work(2000))
+        assert not self._awake.keys, f"it never comes to rest; it is still at {sorted(map(str, self._awake.keys))}"
+
+    def step(self) -> None:
+        """Take in what happened, and one reconcile."""
+        _run(self._work(1))
+
+    async def _work(self, steps: int) -> None:
+        self.hear()
+        while self._awake.keys and steps:
+            steps -= 1
+            key = next(iter(self._awake.keys))
+            del self._awake.keys[key]
+            await self._reconcile(key)
+            self.hear()
+
+    async def _reconcile(self, key: Key) -> None:
+        """One reconcile; a lost race is tried again, as the workers do."""
+        self.reconciled += 1
+        self._due.pop(key, None)
+        try:
+            with clock(self.api):
+                after = await self._controllers[key.kind].reconcile(key)
+        except Terminal as error:
+            self.refusals.append(error)
+        except (Conflict, NotFound, Transient):
+            self._due[key] = self.api.now + timedelta(seconds=1)
+        else:
+            if after is not None:
+                self._due[key] = self.api.now + timedelta(seconds=after)
+
+    def work_from_memory(self) -> None:
+        """Reconcile each object once, knowing nothing of what has happened meanwhile."""
+        for resource in CUSTOM:
+            for obj in self.stores[resource].list():
+                key = Key(resource.kind, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+                with suppress(ApiError, Terminal, Transient), clock(self.api):
+                    _run(self._controllers[resource.kind].reconcile(key))
+
+    def hear(self) -> None:
+        """Take in the changes since the last time; those of kinds that are ``behind`` wait."""
+        news = [*self._late, *self.api.changes[self._seen :]]
+        self._seen = len(self.api.changes)
+        self._late = [each for each in news if each[1]["kind"] in self.behind]
+        for type_, obj in news:
+            if obj["kind"] in self.behind:
+                continue
+            store = self.stores.of_kind(obj["kind"])
+            metadata = obj["metadata"]
+            if type_ == "DELETED" or not self._watched(store.resource, obj):
+                store.remove(
+                    metadata.get("namespace"), metadata["name"], uid=metadata["uid"],
+                    resource_version=metadata["resourceVersion"],
+                )  # fmt: skip
+            else:
+                store.upsert(obj)
+
+    def next_due(self) -> datetime | None:
+        """When the next object is to be looked at again."""
+        return min(self._due.values(), default=None)
+
+    def wake_due(self) -> None:
+        """Put on the queue what is due now."""
+        for key, due in list(self._due.items()):
+            if due <= self.api.now:
+                del self._due[key]
+                self._awake.add(key)
+
+    def _watched(self, resource: Resource, obj: Object) -> bool:
+        selector = self._selectors.get(resource)
+        if selector is None:
+            return True
+        key, _, value = selector.partition("=")
+        return (obj["metadata"].get("labels") or {}).get(key) == value
+
+
+class Installation:
+    """API, surroundings and an operator that may die; ``settle`` runs all of them until nothing moves."""
+
+    def __init__(self, *, devices: int = 4) -> None:
+        self.api = MemoryApi()
+        self.surroundings = Surroundings(self.api, devices=devices)
+        for kind, name, spec in (("AcceleratorResource", "npu", NPU), ("BuildProfile", "acme", PROFILE)):
+            self.api.create(
+                {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec.to_wire()}
+            )
+        self.replica = Replica(self.api, self.surroundings)
+        self.watch: Callable[[], None] = lambda: None
+        """Called after every move of anybody."""
+        self.deaths = 0
+        self._fault = ""
+        self._in_flight: list[Callable[[], None]] = []
+        self._sleeper: Replica | None = None
+
+    def fork(self) -> "Installation":
+        """Another one in the same state, with a history and an operator of its own."""
+        other = copy.copy(self)
+        other.api = self.api.fork()
+        other.surroundings = copy.copy(self.surroundings)
+        other.surroundings.__dict__ |= {
+            "api": other.api, "held": set(self.surroundings.held), "ran": [],
+            "outcomes": copy.deepcopy(self.surroundings.outcomes), "registry": dict(self.surroundings.registry),
+        }  # fmt: skip
+        other.watch, other.deaths, other._in_flight = lambda: None, 0, []
+        other.replica = Replica(other.api, other.surroundings)
+        return other
+
+    def settle(self) -> None:
+        """Until nobody has anything to do; time passes only where the operator waits for it."""
+        for _ in range(500):
+            self._operate()
+            self.watch()
+            moved = self.surroundings.move()
+            self.watch()
+            if moved:
+                continue
+            self.replica.hear()
+            if self._sleeper is not None:
+                sleeper, self._sleeper = self._sleeper, None
+                sleeper.work_from_memory()
+                continue
+            due = self.replica.next_due()
+            if due is None or due > self.api.now + LONG:
+                return
+            self.api.now = max(self.api.now, due)
+            self.replica.wake_due()
+        raise AssertionError("it never settles")
+
+    def _operate(self) -> None:
+        self.api.at_rest = True
+        try:
+            self.replica.work()
+        except Died:
+            self.restart()
+            self.replica.work()
+        while self._in_flight:
+            with suppress(ApiError):
+                self._in_flight.pop()()
+
+    def restart(self) -> None:
+        """Another process takes over, with nothing in its memory."""
+        self.deaths += 1
+        self.api.on_write = None
+        if self._fault == "sleeps":
+            self._sleeper = self.replica
+        if self._fault == "outage":
+            while self.surroundings.move():
+                self.watch()
+            self.api.now += timedelta(hours=1)
+        self.replica = Replica(self.api, self.surroundings)
+
+    def die_at(self, number: int, how: str) -> None:
+        """Has the operator die at its ``number``-th effective write from now, counted from 1.
+
+        ``before``: the write is not sent. ``after``: it is done, and its answer never arrives. ``outage``: so, and for
+        an hour there is no operator while everybody else goes on. ``late``: it was sent, and arrives only after the
+        successor has done all that it found to do. ``sleeps``: it was only asleep, and wakes up when the successor has
+        long come to rest: then it reconciles everything once more as it saw it last.
+        """
+        last = self.api.writes + number
+
+        def on_write(write: Callable[[], None]) -> None:
+            if self.api.writes < last:
+                write()
+                return
+            if how in ("after", "outage", "sleeps"):
+                write()
+            elif how == "late":
+                self._in_flight.append(write)
+            self._fault = how
+            raise Died
+
+        self.api.on_write = on_write
+
+    def deploy(self, name: str = "hello", **spec: Any) -> None:
+        """Creates a ModelDeployment, or makes its spec another."""
+        key = ("ModelDeployment", NAMESPACE, name)
+        wanted = {"model": {"source": "oci://registry/model:1"}, "replicas": 1, **spec}
+        if key in self.api.objects:
+            self.api.update(key, lambda live: live.update(spec=wanted))
+        else:
+            metadata = {"name": name, "namespace": NAMESPACE}
+            obj = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": wanted}
+            self.api.create(obj)
+
+    def engine_image(self, image: str) -> None:
+        """Changes the image that the accelerator's models are served with: every deployment on it cuts over."""
+        self.api.update(("AcceleratorResource", "", "npu"), lambda live: live["spec"]["runtime"].update(image=image))
+
+    def reason(self, name: str = "hello", condition: str = "Ready") -> str:
+        """Reason of a ModelDeployment's condition; empty where it is not stated."""
+        status = self.api.objects["ModelDeployment", NAMESPACE, name].get("status") or {}
+        found = [each["reason"] for each in status.get("conditions") or [] if each["type"] == condition]
+        return str(found[0]) if found else ""
+
+
+@cache
+def at(stage: str, replicas: int = 1) -> Installation:
+    """A cluster at rest whose only deployment has come as far as ``stage``. To be forked, not used.
+
+    The stages are nothing, resolve, build, pods (Deployments without pods), starts (pods that are not ready) and ready.
+    """
+    cluster = Installation()
+    cluster.surroundings.held = {stage}
+    cluster.settle()
+    if stage != "nothing":
+        cluster.deploy(replicas=replicas)
+        cluster.settle()
+    cluster.surroundings.held = set()
+    return cluster
+
+
+@contextmanager
+def clock(api: MemoryApi) -> Iterator[None]:
+    """Reconciles see the memory's time."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return api.now
+
+    with mock.patch.object(base, "datetime", Clock):
+        yield
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> None:
+    _loop().run_until_complete(coroutine)

@@ -1,0 +1,233 @@
+"""The operator dies at every one of its writes, and everything ends as if it had not.
+
+The real controllers run over a cluster in memory. Each scenario is walked once without a fault; then again and again,
+with a death at the first, the second, … the last write. What is there in the end, and how often each object was made
+and deleted on the way, must be the same.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import pytest
+from memory_cluster import NAMESPACE, Installation, Object, ObjectKey, at
+from rm_api import names
+
+MODEL = ("ModelDeployment", NAMESPACE, "hello")
+FAILURE = (70, {"reason": "ToolchainFailed", "message": "internal error 7"})
+AWAY = (69, {"reason": "SourceUnreachable", "message": "registry: no route", "retryable": True})
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """From a state at rest to another one. The operator dies on the way."""
+
+    name: str
+    start: Callable[[], Installation]
+    act: Callable[[Installation], None]
+    end: str
+    """Reason of Ready in the end; empty where the deployment is gone."""
+    longer: bool = False
+    """Also with the faults that take long to try."""
+    race: bool = False
+    """The garbage collector decides what is made anew and what is taken over: only the end can be compared."""
+
+
+def _first(cluster: Installation) -> None:
+    cluster.deploy()
+    cluster.settle()
+
+
+def _reuse(cluster: Installation) -> None:
+    cluster.deploy("again")
+    cluster.deploy("other", model={"source": "oci://registry/model:2"})
+    cluster.settle()
+
+
+def _another_model(cluster: Installation) -> None:
+    cluster.deploy(model={"source": "oci://registry/model:2"})
+    cluster.settle()
+
+
+def _source_away_twice(cluster: Installation) -> None:
+    cluster.surroundings.outcomes[names.ROLE_RESOLVE] = [AWAY, AWAY]
+    cluster.settle()
+
+
+def _build_fails_once(cluster: Installation) -> None:
+    cluster.surroundings.outcomes[names.ROLE_BUILD] = [FAILURE]
+    cluster.settle()
+
+
+def _build_fails_for_good(cluster: Installation) -> None:
+    cluster.surroundings.outcomes[names.ROLE_BUILD] = [FAILURE, FAILURE]
+    cluster.settle()
+
+
+def _failed_for_good() -> Installation:
+    cluster = at("build").fork()
+    _build_fails_for_good(cluster)
+    return cluster
+
+
+def _mended_profile(cluster: Installation) -> None:
+    cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"]["steps"][0].update(args=["--legacy"]))
+    cluster.settle()
+
+
+def _cut_over(cluster: Installation) -> None:
+    cluster.engine_image("acme/serve:2")
+    cluster.settle()
+
+
+def _there_and_back(cluster: Installation) -> None:
+    """The cut-over is taken back while the old pods drain."""
+    cluster.surroundings.held = {"slices"}
+    cluster.engine_image("acme/serve:2")
+    cluster.settle()
+    cluster.engine_image("acme/serve:1")
+    cluster.settle()
+    cluster.surroundings.held = set()
+    cluster.settle()
+
+
+def _scaled(cluster: Installation) -> None:
+    for replicas in (0, 3, 1):
+        cluster.deploy(replicas=replicas)
+        cluster.settle()
+
+
+def _deleted(cluster: Installation) -> None:
+    cluster.api.remove(MODEL)
+    cluster.settle()
+
+
+def _deleted_and_made_again(cluster: Installation) -> None:
+    cluster.api.remove(MODEL)
+    cluster.deploy(replicas=2)
+    cluster.settle()
+
+
+SCENARIOS = (
+    Scenario("first deployment", lambda: at("nothing"), _first, "Ready", longer=True),
+    Scenario("reuse", lambda: at("ready"), _reuse, "Ready"),
+    Scenario("another model", lambda: at("ready"), _another_model, "Ready"),
+    Scenario("source away twice", lambda: at("resolve"), _source_away_twice, "Ready"),
+    Scenario("build fails once", lambda: at("build"), _build_fails_once, "Ready"),
+    Scenario("build fails for good", lambda: at("build"), _build_fails_for_good, "ToolchainFailed"),
+    Scenario("fails from the start", lambda: at("resolve"), _build_fails_for_good, "ToolchainFailed"),
+    Scenario("profile mended", cache(_failed_for_good), _mended_profile, "Ready"),
+    Scenario("cut-over", lambda: at("ready", 2), _cut_over, "Ready", longer=True),
+    Scenario("there and back", lambda: at("ready", 2), _there_and_back, "Ready", longer=True),
+    Scenario("scaled", lambda: at("ready", 2), _scaled, "Ready"),
+    *(
+        Scenario(f"deleted at {stage}", partial(at, stage), _deleted, "")
+        for stage in ("resolve", "build", "pods", "starts", "ready")
+    ),
+    *(
+        Scenario(f"made again at {stage}", partial(at, stage), _deleted_and_made_again, "Ready", race=True)
+        for stage in ("build", "ready")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a walk came to."""
+
+    objects: dict[ObjectKey, Object]
+    created: Counter[ObjectKey]
+    deleted: Counter[ObjectKey]
+    ran: Counter[str]
+    """Jobs that came to an end."""
+    writes: int
+    first_writes: set[int]
+
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_VOLATILE = frozenset({"uid", "resourceVersion", "generation", "observedGeneration", names.ANNOTATION_APPLIED_HASH})
+
+
+def _masked(value: Any) -> Any:
+    """``value`` without what may differ between two walks: identities, versions and moments."""
+    if isinstance(value, dict):
+        return {key: _masked(member) for key, member in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_masked(member) for member in value]
+    return _MOMENT.sub("*", value) if isinstance(value, str) else value
+
+
+def walk(scenario: Scenario, fault: tuple[int, str] | None = None) -> Outcome:
+    cluster = scenario.start().fork()
+    if fault:
+        cluster.die_at(*fault)
+    scenario.act(cluster)
+    assert cluster.deaths == bool(fault), "the fault was injected"
+    api = cluster.api
+    ran = Counter(cluster.surroundings.ran)
+    return Outcome(_masked(api.objects), api.created, api.deleted, ran, api.writes, api.first_writes)
+
+
+@cache
+def reference(scenario: Scenario) -> Outcome:
+    """The walk without a fault."""
+    return walk(scenario)
+
+
+def difference(found: Any, expected: Any, place: str = "") -> Iterator[str]:
+    """Where two values differ."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys(), key=str):
+            yield from difference(found.get(key), expected.get(key), f"{place}.{key}")
+    elif found != expected:
+        yield f"{place}: {str(found)[:120]}, without the fault {str(expected)[:120]}"
+
+
+SCENARIO = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
+
+
+@SCENARIO
+def test_without_a_fault_it_ends_where_it_should(scenario: Scenario) -> None:
+    outcome = reference(scenario)
+    conditions = outcome.objects.get(MODEL, {}).get("status", {}).get("conditions", [])
+    assert next((each["reason"] for each in conditions if each["type"] == "Ready"), "") == scenario.end
+    if scenario.end == "Ready":
+        slice_ = outcome.objects["EndpointSlice", NAMESPACE, "hello-slice"]
+        assert len(slice_["endpoints"]) == outcome.objects[MODEL]["spec"]["replicas"], "Ready pods are reached"
+    jobs = Counter(name.rpartition("-")[0] for name in outcome.ran.elements())
+    tries = {"source away twice": 3}.get(scenario.name, 2 if "fails" in scenario.name else 1)
+    assert max(jobs.values(), default=1) == tries, "no second Job for a key"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "how"),
+    [
+        pytest.param(scenario, how, id=f"{scenario.name} {how}")
+        for scenario in SCENARIOS
+        for how in ("before", "after", *(("outage", "late", "sleeps") if scenario.longer else ()))
+    ],
+)
+def test_a_death_at_any_write_changes_nothing(scenario: Scenario, how: str) -> None:
+    expected = reference(scenario)
+    # To die before a write that follows another at once is to die after that other one: that has its turn.
+    for number in expected.first_writes if how == "before" else range(1, expected.writes + 1):
+        found = walk(scenario, (number, how))
+        problems = [*difference(found.objects, expected.objects)]
+        if scenario.race:
+            pass
+        elif how in ("late", "sleeps"):
+            # A writer that was overtaken may have the source read once more: no harm, and soon cleared away. A compiler
+            # is never started again.
+            problems += difference(_builds(found), _builds(expected), "ran")
+        else:
+            problems += difference(found.ran, expected.ran, "ran")
+            problems += difference(found.created, expected.created, "created")
+            problems += difference(found.deleted, expected.deleted, "deleted")
+        assert problems == [], f"{how} write {number} of {expected.writes}"
+
+
+def _builds(outcome: Outcome) -> Counter[str]:
+    return Counter({name: count for name, count in outcome.ran.items() if name.startswith("b-")})

@@ -203,9 +203,9 @@ def _requests(deployment: Object, resource: str) -> bool:
 def _last_progress(state: State, current: Object | None, mine: Iterable[Object]) -> datetime:
     """When the wanted variant last came closer: it was made, a pod of it that is ready became so, or work began.
 
-    Pods that come and go do not count, nor does one that was ready once: a variant that crashes again and again makes
-    no progress. Since when work goes on is said by Reconciling, which is there from a change of the spec until all is
-    done or Stalled.
+    Pods that come and go do not count, and one that became ready counts as long as it stays so: a variant that crashes
+    again and again makes no progress. Since when work goes on is said by Reconciling, which is there from a change of
+    the spec until all is done or Stalled.
     """
     moments = [
         entry["lastTransitionTime"]

@@ -4,21 +4,21 @@ Of the deployment: ``w`` pods wanted, at most ``u`` of them missing (maxUnavaila
 with InPlace). Of the new variant: ``n`` pods asked for, ``r`` of them serve. Of the i-th old one: ``o[i]`` asked for,
 ``q[i]`` of them serve; ``O = Σ o[i]`` and ``Q = Σ q[i]``. A pod serves if it is ready and the Service selects it.
 
-    ceiling  C  = w + s              pods that may be asked for
-    floor    F  = max(0, w − u)      pods that must serve, as far as that is up to us
+    ceiling  C = w + s       pods that may be asked for
+    floor    F = w − u       pods that must serve, as far as that is up to us
 
-    n' = min(w, max(n, C − O))       the new variant gets what the old ones leave below the ceiling
-    r' = min(r, n')                  a scaled variant loses the pods first that do not serve
-    g  = min(O, max(0, O + r' − F))  old pods that may go: the floor can be held with what is left
-    i  = min(g, O − Q)               of them first those that do not serve: they hold devices for nothing
-    b  = min(g − i, max(0, Q + r' − F))    then those that do, as long as the floor is held now
+    n' = min(w, max(n, C − O))            the new variant gets what the old ones leave below the ceiling
+    g  = min(O, max(0, O + r − F))        old pods that may go: the floor can be held with what is left
+    i  = min(g, O − Q)                    of them first those that do not serve: they hold devices for nothing
+    b  = g − i                            then those that do
 
 The old variants lose ``i`` and then ``b`` pods in the order in which they are given.
 
 From that follows, whatever crashes and whatever somebody changes on the way: ``n' + O' ≤ max(C, n + O)``, so no step
-takes more than the ceiling allows; ``r' + Q' ≥ min(F, r' + Q)``, so no step takes a pod that the floor needs. While
-``w`` stays, ``n`` never shrinks and ``O`` never grows. And as ``s ≥ 1`` or ``u ≥ 1``, it ends with ``n = w`` and
+takes more than the ceiling allows; ``b ≤ max(0, Q + r − F)``, so no step takes a pod that the floor needs.
+While ``w`` stays, ``n`` never shrinks and ``O`` never grows. And as ``s ≥ 1`` or ``u ≥ 1``, it ends with ``n = w`` and
 ``O = 0`` if new pods come to serve: where the ceiling is reached and nothing may go, one of them is still on its way.
+A variant that is scaled down loses the pods first that do not serve; that is the ReplicaSet's rule.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ class Bounds:
 
     @property
     def floor(self) -> int:
-        """Pods that must serve."""
-        return max(0, self.wanted - self.unavailable)
+        """Pods that must serve; none, where it is not above 0."""
+        return self.wanted - self.unavailable
 
 
 def advance(new: Count, old: Sequence[Count], bounds: Bounds) -> Step:
@@ -76,10 +76,9 @@ def advance(new: Count, old: Sequence[Count], bounds: Bounds) -> Step:
     # More pods than were asked for may serve for a moment, after a step down.
     serving = sum(min(each) for each in old)
     target = min(bounds.wanted, max(new.asked, bounds.ceiling - asked))
-    taken_over = min(new.serving, target)
-    may_go = min(asked, max(0, asked + taken_over - bounds.floor))
+    may_go = min(asked, max(0, asked + new.serving - bounds.floor))
     idle = min(may_go, asked - serving)
-    busy = min(may_go - idle, max(0, serving + taken_over - bounds.floor))
+    busy = may_go - idle
     left = []
     for each in old:
         served = min(each)

@@ -73,7 +73,10 @@ class World:
         self.requeues: list[float] = []
         self.events: list[tuple[str, str]] = []
         self._uids = 0
+        self._set: dict[tuple[str, str], dict[str, set[str]]] = {}
         self._pods = 0
+        self.slices: frozenset[str] | None = None
+        """Pods that the EndpointSlices name, where they do not follow at once."""
 
     def add(self, obj: Object) -> Object:
         """Creates or updates an object as the API server would."""
@@ -86,18 +89,27 @@ class World:
             metadata |= {"uid": f"uid-{self._uids}", "generation": 1, "creationTimestamp": to_timestamp(self.now)}
             self.made.append(key)
         else:
-            merged = {
-                part: {**before["metadata"].get(part, {}), **metadata.get(part, {})}
-                for part in ("labels", "annotations")
-                if part in before["metadata"] or part in metadata
-            }
-            metadata = kept["metadata"] = {**before["metadata"], **metadata, **merged}
+            metadata = kept["metadata"] = {**before["metadata"], **metadata, **self._merged(key, before, metadata)}
+            kept = {**{part: before[part] for part in ("spec", "data") if part in before}, **kept}
             if before.get("spec") != kept.get("spec"):
                 metadata["generation"] = before["metadata"]["generation"] + 1
             if "status" in before:
                 kept.setdefault("status", before["status"])
         self.objects[key] = kept
+        # A pod is made by its ReplicaSet or Job, not by the operator.
+        mine = {} if before is None and obj["kind"] == "Pod" else obj["metadata"]
+        self._set[key] = {part: set(mine.get(part, {})) for part in ("labels", "annotations")}
         return kept
+
+    def _merged(self, key: tuple[str, str], before: Object, metadata: Object) -> Object:
+        """Labels and annotations after an apply: what was applied before and is not now goes, others' stay."""
+        merged = {}
+        for part, ours in self._set[key].items():
+            intent = metadata.get(part, {})
+            others = {name: value for name, value in before["metadata"].get(part, {}).items() if name not in ours}
+            if others or intent:
+                merged[part] = {**others, **intent}
+        return merged
 
     def deploy(self, name: str = "hello", **spec: Any) -> Object:
         """Applies a ModelDeployment."""
@@ -418,7 +430,7 @@ class World:
             variants=owned("Deployment"),
             pods=[pod for pod in self.of("Pod") if pod["metadata"]["labels"].get(names.LABEL_DEPLOYMENT) == name],
             service=self.objects.get(("Service", name)),
-            routed_pods=self.routed(),
+            routed_pods=self.routed() if self.slices is None else self.slices,
             settings=SETTINGS,
             autoscaler=self.objects.get(("HorizontalPodAutoscaler", name)),
             unprotected={

@@ -84,6 +84,7 @@ def test_steps(bounds: Bounds, old: list[Count], expected: list[tuple[int, ...]]
         (Count(1, 1), [Count(3, 2)], Bounds(3, 0, 1), Step(1, (2,))),
         # For a moment after a step down more serve than are asked for.
         (Count(1, 1), [Count(1, 2)], Bounds(2, 0, 1), Step(2, (1,))),
+        (Count(1, 1), [Count(1, 2), Count(2, 1)], Bounds(3, 0, 1), Step(1, (1, 1))),
     ],
 )
 def test_in_the_middle(new: Count, old: list[Count], bounds: Bounds, expected: Step) -> None:

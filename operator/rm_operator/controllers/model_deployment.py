@@ -1,15 +1,15 @@
 """Controller of ModelDeployments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from rm_api import names
-from rm_api.conditions import ConditionType
-from rm_api.kinds import AcceleratorResourceSpec, AcceleratorResourceStatus, BuildProfileSpec
 from rm_api.kinds.model_deployment import ModelSource
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
+from rm_operator.controllers.fleet import Fleet
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, owners_of, scoped
 from rm_operator.kube.client import Object
 from rm_operator.kube.errors import NotFound
@@ -28,12 +28,11 @@ from rm_operator.kube.resources import (
     SERVICES,
     Resource,
 )
+from rm_operator.kube.store import Store
 from rm_operator.plan import deployment as planner
 from rm_operator.plan.attempt import Attempt, observe
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
-from rm_operator.plan.placement import AcceleratorView, ProfileView
-from rm_operator.plan.profile import problems
 from rm_operator.plan.resolve import source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -49,6 +48,7 @@ class ModelDeploymentController(PlanningController):
     def __init__(self, context: Context, settings: Settings) -> None:
         super().__init__(context)
         self._settings = settings
+        self._fleet = Fleet(context.stores, lambda owner: context.queue.add(Key(self.kind, *owner)))
         self.watches = (
             *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
             Watch(PODS, self._of_pod),
@@ -66,6 +66,8 @@ class ModelDeploymentController(PlanningController):
         source = scoped(namespace, hash_)
         revisions = {name_of(each): each for each in stores[CONTROLLERREVISIONS].by_index("owner", uid)}
         config_maps = stores[CONFIGMAPS].by_index("model", source)
+        service, autoscaler = await self._named(SERVICES, namespace, name), await self._autoscaler(obj)
+        # From here on nothing is awaited: who decides next must see what was promised here.
         usable = [*stores[ACCELERATOR_RESOURCES].list(), *stores[BUILD_PROFILES].list()]
         snapshot = planner.DeploymentSnapshot(
             deployment=obj,
@@ -73,13 +75,13 @@ class ModelDeploymentController(PlanningController):
             config_map=config_maps[0] if config_maps else None,
             resolve_attempts=[self._attempt(job) for job in stores[JOBS].by_index("model", source)],
             leftovers=self._leftovers(obj, hash_),
-            accelerators=[_accelerator_view(each) for each in stores[ACCELERATOR_RESOURCES].list()],
-            profiles=[_profile_view(each) for each in stores[BUILD_PROFILES].list()],
-            artifacts={name_of(each): each for each in stores[BUILD_ARTIFACTS].list(namespace)},
+            accelerators=self._fleet.accelerators(obj, now),
+            profiles=self._fleet.profiles(),
+            artifacts=_InNamespace(stores[BUILD_ARTIFACTS], namespace),
             revisions=revisions,
             variants=stores[DEPLOYMENTS].by_index("owner", uid),
             pods=stores[PODS].by_index("deployment", scoped(namespace, name)),
-            service=await self._named(SERVICES, namespace, name),
+            service=service,
             routed_pods=frozenset(
                 endpoint["targetRef"]["name"]
                 for slice_ in stores[ENDPOINTSLICES].by_index("service", scoped(namespace, name))
@@ -87,11 +89,15 @@ class ModelDeploymentController(PlanningController):
                 if endpoint.get("targetRef")
             ),
             settings=self._settings,
-            autoscaler=await self._autoscaler(obj),
+            led_for=self._fleet.led_for(obj, now),
+            autoscaler=autoscaler,
             unprotected={(each["kind"], name_of(each)): each for each in usable if not is_protected(each)},
             leaving=frozenset((each["kind"], name_of(each)) for each in usable if is_deleting(each)),
         )
-        return planner.plan(snapshot, now)
+        plan = planner.plan(snapshot, now)
+        later = self._fleet.settle(obj, plan.placement, now)
+        moments = [each for each in (plan.requeue_after, later) if each is not None]
+        return replace(plan, requeue_after=min(moments, default=None))
 
     async def _named(self, resource: Resource, namespace: str, name: str) -> Object | None:
         known = self.context.stores[resource].get(namespace, name)
@@ -144,51 +150,43 @@ class ModelDeploymentController(PlanningController):
         yield from self._keys("artifact", scoped(namespace_of(obj), name_of(obj)))
 
     def _of_accelerator(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        if old is not None and new is not None and _placement_facts(old) == _placement_facts(new):
-            return
-        obj = new or old
-        assert obj is not None
-        yield from self._keys("placed", name_of(obj))
-        yield from self._keys("placed", "")
+        # Devices that come and go wake those who wait for them.
+        return self._of_choice("accelerator", old, new)
 
     def _of_profile(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        if old is not None and new is not None and _recipe_facts(old) == _recipe_facts(new):
-            return
-        for each in self.context.stores[MODEL_DEPLOYMENTS].list():
+        return self._of_choice("profile", old, new)
+
+    def _of_choice(self, index: str, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """An accelerator or profile came, went or has other figures: that concerns everybody. ``index`` tells users."""
+        if old is None or new is None or old["spec"] != new["spec"] or is_deleting(old) != is_deleting(new):
+            yield from self._everybody()
+        elif is_protected(old) and not is_protected(new):
+            yield from self._keys(index, name_of(new))
+
+    def _everybody(self) -> Iterable[Key]:
+        for each in self.context.stores[MODEL_DEPLOYMENTS]:
             yield Key(self.kind, namespace_of(each), name_of(each))
 
     def _keys(self, index: str, value: str) -> Iterable[Key]:
-        for each in self.context.stores[MODEL_DEPLOYMENTS].by_index(index, value):
-            yield Key(self.kind, namespace_of(each), name_of(each))
+        for key in self.context.stores[MODEL_DEPLOYMENTS].keys_by_index(index, value):
+            yield Key(self.kind, *key)
 
 
-def _placement_facts(accelerator: Object) -> tuple[object, ...]:
-    devices = (accelerator.get("status") or {}).get("devices")
-    return accelerator["spec"], devices, is_deleting(accelerator), is_protected(accelerator)
+class _InNamespace(Mapping[str, Object]):
+    """Objects of one namespace by name, looked up only when they are asked for."""
 
+    def __init__(self, store: Store, namespace: str) -> None:
+        self._store = store
+        self._namespace = namespace
 
-def _recipe_facts(profile: Object) -> tuple[object, ...]:
-    return profile["spec"], is_deleting(profile), is_protected(profile)
+    def __getitem__(self, name: str) -> Object:
+        obj = self._store.get(self._namespace, name)
+        if obj is None:
+            raise KeyError(name)
+        return obj
 
+    def __iter__(self) -> Iterator[str]:
+        return (name_of(each) for each in self._store.list(self._namespace))
 
-def _accelerator_view(obj: Object) -> AcceleratorView:
-    spec = AcceleratorResourceSpec.model_validate(obj["spec"])
-    status = AcceleratorResourceStatus.model_validate(obj.get("status") or {})
-    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
-    ready = next((entry for entry in status.conditions if entry.type == ConditionType.DEVICES_ADVERTISED), None)
-    counted = spec.resource_name is not None
-    return AcceleratorView(
-        name=name_of(obj),
-        spec=spec,
-        free=max(0, status.devices.healthy - status.devices.allocated) if counted else None,
-        healthy=status.devices.healthy if counted else None,
-        nodes=status.nodes,
-        ready=ready is not None and ready.status == "True",
-        reason=ready.message if ready is not None else "its devices have not been counted yet",
-    )
-
-
-def _profile_view(obj: Object) -> ProfileView:
-    spec = BuildProfileSpec.model_validate(obj["spec"])
-    found = problems(spec)
-    return ProfileView(name_of(obj), spec, usable=not found, reason="; ".join(found))
+    def __len__(self) -> int:
+        return len(self._store.list(self._namespace))

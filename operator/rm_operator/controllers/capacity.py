@@ -1,0 +1,348 @@
+"""Which devices are spoken for: by pods that hold or request them, and by promises to deployments that have none yet.
+
+A deployment that is placed gets a promise at once, in the same step that decides, so that no other decision sees the
+device as free while status and pods are still on their way. Everything can be told anew from the objects of the
+cluster: after a restart the statuses say who was placed where, and the pods who has what.
+
+A promise ends when
+
+- the deployment's pods are there: then these count, whether they hold a device or wait for one;
+- it is not confirmed by a status within ``ASSUMED_SECONDS``: the decision was never written;
+- the deployment is Stalled for ``STALLED_SECONDS``, or none of its conditions moved for ``IDLE_SECONDS``, to which the
+  time limit of the build is added while there is one. Then whoever needs the devices may have them. It is not
+  available again by itself: the deployment is given what is free when it is placed the next time.
+"""
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from rm_api import names
+from rm_api.conditions import ConditionType
+
+from rm_operator.controllers.indexes import resources_requested
+from rm_operator.kube.client import Object
+from rm_operator.plan.accelerator import requested
+from rm_operator.plan.model import from_timestamp, is_deleting, labels_of, namespace_of
+
+ASSUMED_SECONDS: Final = 300.0
+STALLED_SECONDS: Final = 300.0
+IDLE_SECONDS: Final = 1800.0
+
+Owner = tuple[str, str]
+"""Namespace and name of a ModelDeployment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What there is of one kind of accelerator."""
+
+    name: str
+    resource: str | None
+    """The extended resource; None where devices are not counted."""
+    node_selector: Mapping[str, str]
+    most: int | None
+    """Devices that may be promised: those that are healthy, or as many as can be had; None without a limit."""
+    total: int | None
+    """Devices that are there or can be had, healthy or not; None without a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A promise. ``devices`` is 0 where nothing was free, and once the promise has ended."""
+
+    accelerator: str
+    devices: int
+    until: float | None
+    """Unix time at which it ends; None where it does not."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one deployment has, by accelerator."""
+
+    stored: _Claim | None = None
+    """By its status."""
+    assumed: _Claim | None = None
+    """By a decision that its status does not tell yet. Until then it has both."""
+    pods: dict[str, int] = field(default_factory=dict)
+    """Devices that its pods hold or request."""
+
+    def promised(self, accelerator: str) -> int:
+        """Devices that it may have, whether or not there are pods for them."""
+        claims = (self.stored, self.assumed)
+        return max((each.devices for each in claims if each is not None and each.accelerator == accelerator), default=0)
+
+    def demand(self, accelerator: str) -> int:
+        """Devices that nobody else may have."""
+        return max(self.promised(accelerator), self.pods.get(accelerator, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What one pod takes."""
+
+    owner: Owner | None
+    accelerator: str | None
+    """None for pods that are not ours; these count by resource and node."""
+    devices: Mapping[str, int]
+    node: str
+
+
+class Ledger:
+    """Counts what is spoken for. Knows no clock and no store: it is told of changes, and of the time.
+
+    ``freed(accelerators)`` is called with the names of what may have become free; ``node_labels`` gives the labels of
+    a node, and ``build_seconds`` the time limit of the build that a ModelDeployment waits for, or 0.
+    """
+
+    def __init__(
+        self,
+        freed: Callable[[Iterable[str]], None],
+        *,
+        node_labels: Callable[[str], Mapping[str, str]],
+        build_seconds: Callable[[Object], float],
+    ) -> None:
+        self._freed = freed
+        self._node_labels = node_labels
+        self._build_seconds = build_seconds
+        self._accounts: dict[Owner, _Account] = {}
+        self._demand: Counter[str] = Counter()
+        self._bound: Counter[str] = Counter()
+        self._foreign: dict[str, Counter[str]] = {}
+        self._foreign_known: dict[tuple[str, bool], tuple[Supply, int]] = {}
+        self._kinds: dict[str, set[str]] = {}
+        self._ends: list[tuple[float, int, Owner]] = []
+        self._order = itertools.count()
+
+    def free(self, supply: Supply, owner: Owner | None = None) -> int | None:
+        """Devices that ``owner`` could have, counting those that it has; None without a limit."""
+        if supply.resource is None or supply.most is None:
+            return None
+        account = self._accounts.get(owner) if owner is not None else None
+        others = self._demand[supply.name] - (account.demand(supply.name) if account is not None else 0)
+        return supply.most - others - self._foreign_on(supply, bound_only=False)
+
+    def is_taken(self, supply: Supply, owner: Owner) -> bool:
+        """True if ``owner`` has no device there and can get none: others hold all, or were promised the rest."""
+        account = self._accounts.get(owner) or _Account()
+        if supply.resource is None or account.pods.get(supply.name):
+            return False
+        if account.promised(supply.name):
+            others = self._bound[supply.name] + self._foreign_on(supply, bound_only=True)
+            return supply.total is not None and others >= supply.total > 0
+        free = self.free(supply, owner)
+        return free is not None and free <= 0
+
+    def promise(self, owner: Owner, supply: Supply | None, devices: int, stored: Object, now: float) -> None:
+        """``owner`` was placed on ``supply``, or nowhere, and wants so many devices; ``stored`` is what is known of it.
+
+        It gets what is free, at most what it wants.
+        """
+        account = self._accounts.setdefault(owner, _Account())
+        if supply is None:
+            self._claim(owner, account.stored, None)
+            return
+        free = self.free(supply, owner)
+        granted = devices if free is None else max(0, min(devices, free))
+        if _chosen(stored) == supply.name:
+            until = self._until(stored)
+            # A device that is sick for a moment breaks no promise.
+            granted = max(granted, min(devices, account.promised(supply.name)))
+            granted = 0 if until is not None and until <= now else granted
+            self._claim(owner, _Claim(supply.name, granted, until), None)
+        else:
+            self._claim(owner, account.stored, _Claim(supply.name, granted, now + ASSUMED_SECONDS))
+
+    def deployment_changed(self, old: Object | None, new: Object | None) -> None:
+        """A ModelDeployment came, changed or went."""
+        obj = new if new is not None else old
+        assert obj is not None
+        owner = owner_of(obj)
+        if new is None or is_deleting(new):
+            self._claim(owner, None, None)
+            return
+        account = self._accounts.get(owner) or _Account()
+        stored, assumed = account.stored, account.assumed
+        chosen, wanted = _chosen(new), wanted_devices(new)
+        if chosen is None:
+            self._claim(owner, None, assumed)
+            return
+        # Without a decision of ours: as after a restart, or where another replica decides.
+        granted = wanted
+        if assumed is not None and assumed.accelerator == chosen:
+            granted, assumed = min(assumed.devices, wanted), None
+        elif stored is not None and stored.accelerator == chosen:
+            granted = min(stored.devices, wanted)
+        self._claim(owner, _Claim(chosen, granted, self._until(new)), assumed)
+
+    def pod_changed(self, old: Object | None, new: Object | None) -> None:
+        """A pod came, changed or went."""
+        before, after = _use_of(old), _use_of(new)
+        if before == after:
+            return
+        touched: set[tuple[Owner, str]] = set()
+        freed: set[str] = set()
+        for use, sign in ((before, -1), (after, 1)):
+            if use is None:
+                continue
+            if use.owner is not None and use.accelerator is not None:
+                self._count(use, sign)
+                touched.add((use.owner, use.accelerator))
+            else:
+                for resource, devices in use.devices.items():
+                    nodes = self._foreign.setdefault(resource, Counter())
+                    nodes[use.node] += sign * devices
+                    if nodes[use.node] <= 0:
+                        del nodes[use.node]
+                    for kind in self._kinds.get(resource, ()):
+                        self._forget_foreign(kind)
+                    freed |= self._kinds.get(resource, set()) if sign < 0 else set()
+        self._freed([*{accelerator for _, accelerator in touched if before is not None}, *freed])
+        for owner, _ in touched:
+            self._forget_empty(owner)
+
+    def accelerator_changed(self, old: Object | None, new: Object | None) -> None:
+        """An AcceleratorResource came, changed or went."""
+        for obj, known in ((old, False), (new, True)):
+            resource = None if obj is None else obj["spec"].get("resourceName")
+            if obj is not None and resource:
+                kinds = self._kinds.setdefault(resource, set())
+                (kinds.add if known else kinds.discard)(obj["metadata"]["name"])
+                for kind in kinds:
+                    self._forget_foreign(kind)
+
+    def nodes_changed(self) -> None:
+        """Labels of nodes changed, and with them what pods stand in the way of whom."""
+        self._foreign_known.clear()
+
+    def expire(self, now: float) -> None:
+        """Ends what is over by ``now``."""
+        while self._ends and self._ends[0][0] <= now:
+            _, _, owner = heapq.heappop(self._ends)
+            account = self._accounts.get(owner)
+            if account is None:
+                continue
+            stored, assumed = account.stored, account.assumed
+            if stored is not None and stored.until is not None and stored.until <= now:
+                stored = _Claim(stored.accelerator, 0, None)
+            if assumed is not None and assumed.until is not None and assumed.until <= now:
+                assumed = None
+            self._claim(owner, stored, assumed)
+
+    def until(self, owner: Owner) -> float | None:
+        """When the next promise to ``owner`` ends that its pods have not taken up yet."""
+        account = self._accounts.get(owner) or _Account()
+        return min(
+            (
+                claim.until
+                for claim in (account.stored, account.assumed)
+                if claim is not None
+                and claim.until is not None
+                and claim.devices > account.pods.get(claim.accelerator, 0)
+            ),
+            default=None,
+        )
+
+    def _until(self, deployment: Object) -> float | None:
+        """Unix time at which a promise ends if nothing moves; None where the deployment serves."""
+        conditions = {entry["type"]: entry for entry in (deployment.get("status") or {}).get("conditions") or []}
+        if _is_true(conditions.get(ConditionType.AVAILABLE)):
+            return None
+        if _is_true(conditions.get(ConditionType.STALLED)):
+            return _since(conditions[ConditionType.STALLED]) + STALLED_SECONDS
+        last = max(map(_since, conditions.values()), default=None)
+        return None if last is None else last + IDLE_SECONDS + self._build_seconds(deployment)
+
+    def _claim(self, owner: Owner, stored: _Claim | None, assumed: _Claim | None) -> None:
+        account = self._accounts.setdefault(owner, _Account())
+        known, claims = (account.stored, account.assumed), (stored, assumed)
+        affected = {each.accelerator for each in (*known, *claims) if each is not None}
+        before = {name: account.demand(name) for name in affected}
+        account.stored, account.assumed = claims
+        for name in affected:
+            self._demand[name] += account.demand(name) - before[name]
+        for last, claim in zip(known, claims, strict=True):
+            ends = claim.until if claim is not None and claim.devices else None
+            if ends is not None and (last is None or not last.devices or last.until != ends):
+                heapq.heappush(self._ends, (ends, next(self._order), owner))
+        self._forget_empty(owner)
+        self._freed([name for name in affected if account.demand(name) < before[name]])
+
+    def _count(self, use: _Use, sign: int) -> None:
+        assert use.owner is not None
+        assert use.accelerator is not None
+        account = self._accounts.setdefault(use.owner, _Account())
+        devices, name = sum(use.devices.values()), use.accelerator
+        before = account.demand(name)
+        account.pods[name] = account.pods.get(name, 0) + sign * devices
+        if not account.pods[name]:
+            del account.pods[name]
+        if use.node:
+            self._bound[name] += sign * devices
+        self._demand[name] += account.demand(name) - before
+
+    def _forget_empty(self, owner: Owner) -> None:
+        account = self._accounts.get(owner)
+        if account is not None and account.stored is None and account.assumed is None and not account.pods:
+            del self._accounts[owner]
+
+    def _foreign_on(self, supply: Supply, *, bound_only: bool) -> int:
+        """Devices of pods that are not ours: of those on its nodes, and of those that may still come to them."""
+        nodes = self._foreign.get(supply.resource or "")
+        if not nodes:
+            return 0
+        pending = 0 if bound_only else nodes.get("", 0)
+        if len(self._kinds.get(supply.resource or "", ())) <= 1 or not supply.node_selector:
+            return sum(nodes.values()) - nodes.get("", 0) + pending
+        known = self._foreign_known.get((supply.name, bound_only))
+        if known is None or known[0] is not supply:
+            wanted = supply.node_selector.items()
+            on_nodes = sum(count for node, count in nodes.items() if node and wanted <= self._node_labels(node).items())
+            known = self._foreign_known[supply.name, bound_only] = (supply, on_nodes + pending)
+        return known[1]
+
+    def _forget_foreign(self, kind: str) -> None:
+        for bound_only in (True, False):
+            self._foreign_known.pop((kind, bound_only), None)
+
+
+def wanted_devices(deployment: Object) -> int:
+    """Devices that a ModelDeployment wants, one for each replica; none while it is suspended."""
+    spec = deployment["spec"]
+    return 0 if spec.get("suspend") else int(spec.get("replicas", 1))
+
+
+def owner_of(deployment: Object) -> Owner:
+    """The key of a ModelDeployment."""
+    return namespace_of(deployment), deployment["metadata"]["name"]
+
+
+def _chosen(deployment: Object) -> str | None:
+    chosen = ((deployment.get("status") or {}).get("placement") or {}).get("chosen")
+    return None if chosen is None else str(chosen)
+
+
+def _use_of(pod: Object | None) -> _Use | None:
+    if pod is None:
+        return None
+    devices = {resource: count for resource in resources_requested(pod) if (count := requested(pod, resource))}
+    if not devices:
+        return None
+    label = labels_of(pod)
+    name, accelerator = label.get(names.LABEL_DEPLOYMENT), label.get(names.LABEL_ACCELERATOR)
+    node = (pod.get("spec") or {}).get("nodeName") or ""
+    if name and accelerator:
+        return _Use((namespace_of(pod), name), accelerator, devices, node)
+    return _Use(None, None, devices, node)
+
+
+def _is_true(condition: Mapping[str, str] | None) -> bool:
+    return condition is not None and condition["status"] == "True"
+
+
+def _since(condition: Mapping[str, str]) -> float:
+    return from_timestamp(condition["lastTransitionTime"]).timestamp()

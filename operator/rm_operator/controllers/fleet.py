@@ -1,0 +1,221 @@
+"""The fleet as placement sees it: what there is, what is spoken for, and who waits for it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rm_api.conditions import ConditionType, Reason
+from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
+from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
+
+from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
+from rm_operator.controllers.waiting import Waiting
+from rm_operator.kube.client import Object
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    BUILD_ARTIFACTS,
+    BUILD_PROFILES,
+    MODEL_DEPLOYMENTS,
+    NODES,
+    PODS,
+)
+from rm_operator.kube.store import Stores
+from rm_operator.plan.model import labels_of, name_of
+from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
+from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
+from rm_operator.plan.profile import problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An AcceleratorResource, read once per change of it."""
+
+    written: Mapping[str, Any]
+    """The spec as it is written."""
+    spec: AcceleratorResourceSpec
+    supply: Supply
+    healthy: int | None
+    nodes: int
+    ready: bool
+    reason: str
+
+
+class Fleet:
+    """Accelerators and profiles, each validated once per change, with a ledger of devices.
+
+    Follows the stores from its making on. ``wake`` is called with deployments that a change gives something to decide.
+    For the event loop's thread only: between ``views`` and ``settle`` of one deployment nothing may be awaited, or
+    another one may be promised the same device.
+    """
+
+    def __init__(self, stores: Stores, wake: Callable[[Owner], None]) -> None:
+        self._stores = stores
+        self._wake = wake
+        self._waiting = Waiting()
+        self._ledger = Ledger(self._freed, node_labels=self._node_labels, build_seconds=self._build_seconds)
+        self._kinds: dict[str, _Kind] = {}
+        self._profiles: dict[str, ProfileView] = {}
+        self._all_profiles: tuple[ProfileView, ...] = ()
+        self._led: dict[Owner, float] = {}
+        for resource, follow in (
+            (ACCELERATOR_RESOURCES, self._accelerator_changed),
+            (BUILD_PROFILES, self._profile_changed),
+            (MODEL_DEPLOYMENTS, self._deployment_changed),
+            (PODS, self._ledger.pod_changed),
+            (NODES, self._node_changed),
+        ):
+            for obj in stores[resource]:
+                follow(None, obj)
+            stores[resource].on_change(follow)
+
+    def accelerators(self, deployment: Object, now: datetime) -> list[AcceleratorView]:
+        """All accelerators as ``deployment`` sees them."""
+        owner, ledger = owner_of(deployment), self._ledger
+        ledger.expire(now.timestamp())
+        return [
+            AcceleratorView(
+                name=name,
+                spec=kind.spec,
+                free=ledger.free(kind.supply, owner),
+                healthy=kind.healthy,
+                nodes=kind.nodes,
+                ready=kind.ready,
+                reason=kind.reason,
+                taken=ledger.is_taken(kind.supply, owner),
+            )
+            for name, kind in self._kinds.items()
+        ]
+
+    def profiles(self) -> tuple[ProfileView, ...]:
+        """All BuildProfiles; the same tuple until one of them changes."""
+        return self._all_profiles
+
+    def led_for(self, deployment: Object, now: datetime) -> float:
+        """Seconds for which a clearly better accelerator has been known for ``deployment``.
+
+        Only remembered: after a restart it begins anew, and a move comes later.
+        """
+        since = self._led.get(owner_of(deployment))
+        return 0.0 if since is None else max(0.0, now.timestamp() - since)
+
+    def settle(self, deployment: Object, result: PlacementResult | None, now: datetime) -> float | None:
+        """Books what was decided for ``deployment``; returns in how many seconds time alone would change something."""
+        owner, moment = owner_of(deployment), now.timestamp()
+        if result is None:
+            self._led.pop(owner, None)
+            self._offer(self._waiting.forget(owner))
+            return None
+        chosen = None if result.chosen is None else self._kinds[result.chosen]
+        supply = None if chosen is None else chosen.supply
+        self._ledger.promise(owner, supply, wanted_devices(deployment), deployment, moment)
+        self._offer(
+            self._waiting.wait(owner, result.waits_for, placed=result.chosen is not None, next_to=result.leader)
+        )
+        moments = [until] if (until := self._ledger.until(owner)) is not None else []
+        if result.leader is None:
+            self._led.pop(owner, None)
+        else:
+            moments.append(self._led.setdefault(owner, moment) + STABILIZATION_SECONDS)
+        return max(1.0, min(moments) - moment) if moments else None
+
+    def _accelerator_changed(self, old: Object | None, new: Object | None) -> None:
+        obj = new if new is not None else old
+        assert obj is not None
+        name = name_of(obj)
+        self._ledger.accelerator_changed(old, new)
+        if new is None:
+            self._kinds.pop(name, None)
+            return
+        self._kinds[name] = _kind(new, self._kinds.get(name))
+        self._offer([name])
+
+    def _profile_changed(self, old: Object | None, new: Object | None) -> None:
+        obj = new if new is not None else old
+        assert obj is not None
+        self._profiles.pop(name_of(obj), None)
+        if new is not None:
+            self._profiles[name_of(new)] = _profile_view(new)
+        self._all_profiles = tuple(self._profiles.values())
+
+    def _deployment_changed(self, old: Object | None, new: Object | None) -> None:
+        self._ledger.deployment_changed(old, new)
+        if new is None and old is not None:
+            owner = owner_of(old)
+            self._led.pop(owner, None)
+            self._offer(self._waiting.forget(owner))
+
+    def _node_changed(self, old: Object | None, new: Object | None) -> None:
+        # Kubelets write a node's status every few seconds.
+        if old is None or new is None or labels_of(old) != labels_of(new):
+            self._ledger.nodes_changed()
+
+    def _freed(self, accelerators: Iterable[str]) -> None:
+        self._offer(accelerators)
+
+    def _offer(self, accelerators: Iterable[str]) -> None:
+        """Wakes who waits for these, as far as there are devices for them."""
+        for name in accelerators:
+            kind = self._kinds.get(name)
+            if kind is not None and kind.ready:
+                for owner in self._waiting.wake(name, self._ledger.free(kind.supply)):
+                    self._wake(owner)
+
+    def _node_labels(self, node: str) -> Mapping[str, str]:
+        obj = self._stores[NODES].get(None, node)
+        return {} if obj is None else labels_of(obj)
+
+    def _build_seconds(self, deployment: Object) -> float:
+        name = (deployment.get("status") or {}).get("artifact")
+        artifact = self._stores[BUILD_ARTIFACTS].get(deployment["metadata"].get("namespace"), name) if name else None
+        if artifact is None or (artifact.get("status") or {}).get("location"):
+            return 0.0
+        return float(artifact["spec"].get("timeoutSeconds", 0))
+
+
+def _kind(obj: Object, before: _Kind | None) -> _Kind:
+    # Most changes are of the status, and the spec need not be validated again.
+    spec = (
+        before.spec
+        if before is not None and before.written == obj["spec"]
+        else AcceleratorResourceSpec.model_validate(obj["spec"])
+    )
+    status: Mapping[str, Any] = obj.get("status") or {}
+    devices = status.get("devices") or {}
+    healthy, total = int(devices.get("healthy", 0)), int(devices.get("total", 0))
+    provisioning, counted = spec.provisioning, spec.resource_name is not None
+    elastic = provisioning.mode is ProvisioningMode.ELASTIC
+    most: int | None = healthy
+    there: int | None = total
+    if elastic:
+        limit = provisioning.max_devices
+        most, there = (None, None) if limit is None else (max(healthy, limit), max(total, limit))
+    ready, reason = _readiness(obj, spec, elastic=elastic)
+    return _Kind(
+        written=obj["spec"],
+        spec=spec,
+        supply=Supply(name_of(obj), spec.resource_name, spec.node_selector, most if counted else None, there),
+        healthy=healthy if counted else None,
+        nodes=int(status.get("nodes", 0)),
+        ready=ready,
+        reason=reason,
+    )
+
+
+def _readiness(obj: Object, spec: AcceleratorResourceSpec, *, elastic: bool) -> tuple[bool, str]:
+    if spec.type is AcceleratorType.REMOTE:
+        return False, "remote endpoints are not served yet"
+    conditions = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or []}
+    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
+    advertised = conditions.get(ConditionType.DEVICES_ADVERTISED)
+    if advertised is None:
+        return False, "its devices have not been counted yet"
+    # No node is what an elastic kind begins with.
+    good = advertised["status"] == "True" or (elastic and advertised["reason"] == Reason.NO_DEVICES)
+    return good, str(advertised.get("message", ""))
+
+
+def _profile_view(obj: Object) -> ProfileView:
+    spec = BuildProfileSpec.model_validate(obj["spec"])
+    found = problems(spec)
+    return ProfileView(name_of(obj), spec, usable=not found, reason="; ".join(found))

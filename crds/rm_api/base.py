@@ -108,7 +108,7 @@ class EnvVar(ApiModel):
     """A variable of a container's environment."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """The variable's name."""
+    """Name of the variable in the container's environment."""
     value: Annotated[str, Field(max_length=4096)] = ""
     """Its value; ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
 
@@ -126,15 +126,15 @@ class Condition(ApiModel):
     """One aspect of an object's state, after the Kubernetes API conventions."""
 
     type: Annotated[str, Field(max_length=63)]
-    """The aspect, in CamelCase."""
+    """The aspect that this is about, such as Ready."""
     status: Annotated[str, _schema(type="string", enum=["True", "False", "Unknown"])]
-    """True, False or Unknown."""
+    """True, False or Unknown, of the aspect."""
     reason: Annotated[str, Field(min_length=1, max_length=63)]
     """Why the status is what it is, one CamelCase word of a closed vocabulary."""
     message: Annotated[str, Field(max_length=2048)] = ""
     """The same for a person, with what to do where something is to be done."""
     last_transition_time: Annotated[str, _schema(type="string", format="date-time")]
-    """When the status last changed."""
+    """When the status of this aspect last changed."""
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """The generation of the spec that this was said of."""
 

@@ -1,5 +1,6 @@
 """The CRDs: what is committed is what the models say, and what the API server needs of a schema holds."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,29 @@ def test_every_field_is_described_and_bounded(info: KindInfo) -> None:
             assert "x-kubernetes-list-type" in node, f"{path} does not say how it merges"
         if node.get("type") == "string" and path.startswith(".spec"):
             assert "maxLength" in node or "enum" in node, f"{path} is not bounded"
+
+
+# Number formats are called the same everywhere.
+_SAY_THEMSELVES = (".dtype", ".dtypes")
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_descriptions_are_documentation(info: KindInfo) -> None:
+    # `kubectl explain` is the reference: a description says more than the field's name, and each choice by its name.
+    nodes = dict(_schemas(info))
+    for path, node in nodes.items():
+        if not path or path.endswith("[]") or path in (".metadata", ".kind"):
+            continue
+        description = node["description"]
+        name = path.rpartition(".")[2]
+        said = {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z]+", description)} - {"the", "of", "a", "it"}
+        own = {word.lower().rstrip("s") for word in re.findall(r"[A-Z]?[a-z]+", name)}
+        assert len(said - own) >= 2, f"{path} says no more than its name: {description}"
+        assert description[0].isupper(), f"{path}: {description}"
+        assert description.endswith("."), f"{path}: {description}"
+        for choice in [*node.get("enum", ()), *node.get("items", {}).get("enum", ())]:
+            if path.startswith(".spec") and not path.endswith(_SAY_THEMSELVES):
+                assert choice in description, f"{path} does not say what {choice} is: {description}"
 
 
 @pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)

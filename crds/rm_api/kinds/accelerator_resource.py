@@ -89,13 +89,13 @@ class Toleration(ApiModel):
     key: Annotated[str, Field(max_length=317)] | None = None
     """The taint's key; empty with operator Exists tolerates everything."""
     operator: Annotated[str, Field(json_schema_extra={"enum": ["Exists", "Equal"]})] = "Equal"
-    """Exists or Equal."""
+    """Exists: any value of the key. Equal: the one that is given."""
     value: Annotated[str, Field(max_length=63)] | None = None
     """The taint's value, for Equal."""
     effect: (
         Annotated[str, Field(json_schema_extra={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]})] | None
     ) = None
-    """The taint's effect; absent means every effect."""
+    """NoSchedule, PreferNoSchedule or NoExecute; absent means every effect."""
 
 
 class DevicePlugin(ApiModel):
@@ -108,7 +108,7 @@ class DevicePlugin(ApiModel):
     args: Annotated[list[Argument], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
     """Arguments. The resource name is passed in the variable RMA_RESOURCE_NAME."""
     env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] | None = None
-    """Further variables."""
+    """Further variables of the plugin's environment."""
     config: Annotated[str, Field(max_length=65536)] | None = None
     """A configuration file for the plugin, YAML by convention, mounted as /etc/rma-device-plugin/config.yaml."""
     host_paths: Annotated[
@@ -124,7 +124,7 @@ class Capability(ApiModel):
     dtypes: Annotated[list[DType], Field(max_length=16, json_schema_extra=LIST_SET)] = []
     """Number formats it computes in; empty means not known, and any is tried."""
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Most sequences in one batch."""
+    """Most sequences that it computes in one batch."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence, prompt and answer together, in tokens."""
     features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
@@ -135,9 +135,9 @@ class Tflops(ApiModel):
     """Peak dense throughput for one number format."""
 
     dtype: DType
-    """The number format."""
+    """The number format that the peak is for."""
     value: DecimalNumber
-    """10^12 operations per second of one device."""
+    """Peak of one device in 10^12 operations per second."""
 
 
 _PART = validations(
@@ -161,11 +161,11 @@ class Performance(ApiModel):
     """Figures of one device, from its data sheet; placement estimates with them."""
 
     memory_gib: Annotated[DecimalNumber | None, Field(alias="memoryGiB")] = None
-    """Device memory in GiB."""
+    """Device memory in GiB; what does not fit 90 % of it is not placed there."""
     bandwidth_gbps: Annotated[DecimalNumber | None, Field(alias="bandwidthGBps")] = None
     """Memory bandwidth in 10^9 bytes per second."""
     tflops: Annotated[list[Tflops], Field(max_length=16, json_schema_extra=list_map("dtype"))] = []
-    """Peak compute by number format."""
+    """Peak dense compute by number format."""
     efficiency: Efficiency = Efficiency()
     """What of the peaks inference reaches."""
     link_gbps: Annotated[DecimalNumber | None, Field(alias="linkGBps", json_schema_extra=UNSERVED)] = None
@@ -182,9 +182,9 @@ class Power(ApiModel):
     )
 
     idle_watts: DecimalNumber
-    """Watts when idle."""
+    """Watts of one device when idle."""
     max_watts: DecimalNumber
-    """Watts under full load."""
+    """Watts of one device under full load."""
 
 
 class Cost(ApiModel):
@@ -241,7 +241,7 @@ class Runtime(ApiModel):
     plugin: Word
     """The runtime plugin of the SDK that starts the engine, such as openvino."""
     image: Image
-    """The engine's image, unmodified."""
+    """The engine's image, unmodified: the vendor's own."""
     args: Annotated[list[Argument], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
     """Further arguments for the engine; ${NAME} refers to a variable of the workload contract."""
     env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] | None = None
@@ -268,9 +268,9 @@ class AcceleratorResourceSpec(ApiModel):
     )
 
     type: AcceleratorType
-    """GPU, NPU, PIM, FPGA or CPU."""
+    """What it is: GPU, NPU, PIM, FPGA or CPU. Decides on the order where figures are not known."""
     vendor: Line
-    """Who makes it."""
+    """Who makes it; BuildProfiles name it in target.vendor."""
     product: Line
     """The product, as the vendor's tools call it."""
     tags: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
@@ -309,28 +309,28 @@ class AcceleratorResourceSpec(ApiModel):
     device_plugin: DevicePlugin | None = None
     """The device plugin to roll out. Absent: the vendor's own is there, and capacity is read from the nodes."""
     capability: Capability = Capability()
-    """What it can do."""
+    """What it can do, whatever the model; a deployment that needs more is not placed on it."""
     performance: Performance = Performance()
-    """How fast it is."""
+    """How fast one device is, from its data sheet. Without figures it ranks after those that have them."""
     power: Power | None = None
-    """What it draws."""
+    """What one device draws; the policy Energy compares by it."""
     cost: Cost | None = None
-    """What it costs."""
+    """What one device costs; the policy Cost compares by it."""
     remote: Annotated[Remote | None, Field(json_schema_extra=UNSERVED)] = None
     """The endpoint, for type REMOTE."""
     provisioning: Provisioning = Provisioning()
-    """Whether devices are there or can be had."""
+    """Whether its devices are there, or come when pods ask for them."""
     allowed_namespaces: Annotated[list[Name], Field(max_length=256, json_schema_extra=LIST_SET)] = []
     """Namespaces whose deployments may use it; empty means all."""
     runtime: Runtime
-    """How models are served on it."""
+    """How models are served on it: the engine's image and what it is started with."""
 
 
 class DeviceCounts(ApiModel):
     """Devices of this kind, as the nodes advertise them."""
 
     total: Annotated[int, Field(ge=0)] = 0
-    """Devices that the kubelets know."""
+    """Devices that the kubelets know, healthy or not."""
     healthy: Annotated[int, Field(ge=0)] = 0
     """Those of them that can be allocated."""
     allocated: Annotated[int, Field(ge=0)] = 0
@@ -345,9 +345,9 @@ class AcceleratorResourceStatus(ApiModel):
     nodes: Annotated[int, Field(ge=0)] = 0
     """Nodes that match the selector; with a resource name, those that advertise it."""
     devices: DeviceCounts = DeviceCounts()
-    """Devices on these nodes."""
+    """Devices that these nodes advertise."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """Accepted state in the usual form."""
+    """Ready and DevicesAdvertised, with a reason and what to do; Reconciling or Stalled only while so."""
 
 
 KIND = KindInfo(

@@ -29,9 +29,9 @@ class ModelInput(ApiModel):
     """The model that is compiled, pinned."""
 
     source: Annotated[str, Field(min_length=1, max_length=2048)]
-    """Where it comes from."""
+    """Where it is fetched from, as the ModelDeployment names it."""
     revision: Annotated[str, Field(max_length=256)]
-    """The pinned revision."""
+    """The revision that is compiled: a commit or a digest."""
     credentials_secret: Name | None = None
     """Secret of the namespace with credentials for the source."""
     config_digest: Digest
@@ -39,7 +39,7 @@ class ModelInput(ApiModel):
     tensors_digest: Digest
     """Digest of the names, shapes and number formats of its tensors."""
     weights_digest: Digest
-    """Digest of its weights."""
+    """Digest of its weights; what is fetched is verified by it."""
     architecture: Line
     """Architecture from its config.json."""
 
@@ -65,29 +65,29 @@ class BuildArtifactSpec(ApiModel):
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
     """SHA-256 of the canonical key, in hexadecimal; the name starts from the same hash."""
     key_schema: Annotated[int, Field(ge=1)]
-    """Version of the canonical form."""
+    """Version of the canonical form that the key is the hash of."""
     model: ModelInput
-    """The model, pinned."""
+    """The model that is compiled, pinned to what it was."""
     profile: Name
     """BuildProfile that the recipe was taken from."""
     target: Target
-    """What is compiled for."""
+    """What is compiled for: type, vendor and products."""
     dtype: DType
     """Number format that is compiled to."""
     shape: ShapeBucket = ShapeBucket()
-    """Shapes that it covers."""
+    """Shapes that it covers: any request up to these sizes."""
     drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Driver versions that load it; empty means any."""
     format: Line
-    """Format of the result."""
+    """Format of the result, by which an engine knows it."""
     steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
     """The commands, with the resources that apply."""
     probe: Probe | None = None
-    """Check of the result."""
+    """Check of the result that needs no device."""
     scratch: Quantity = "20Gi"
     """Size limit of the working directory."""
     timeout_seconds: Annotated[int, Field(ge=10)] = 3600
-    """How long one attempt may take."""
+    """Seconds that one attempt may take, all of its steps together."""
     exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
     """Meanings of the tools' exit codes."""
 
@@ -108,22 +108,22 @@ class BuildArtifactStatus(ApiModel):
     digest: Digest | None = None
     """Digest of its manifest, read from the store."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Bytes of its layers."""
+    """Bytes of its layers in the store."""
     build_seconds: DecimalNumber | None = None
     """Seconds that the successful attempt took."""
     stage_seconds: Annotated[dict[str, DecimalNumber], Field(max_length=24)] | None = None
     """Seconds that each container of the successful attempt took."""
     versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
-    """Tool versions, as probed."""
+    """Versions of the tools that made it, as probed."""
     log_tail: (
         Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=20, json_schema_extra=LIST_ATOMIC)]
         | None
     ) = None
     """The compiler's last lines, of a failed attempt."""
     referrer_count: Annotated[int, Field(ge=0)] = 0
-    """Deployments that use it."""
+    """Deployments of the namespace that use it."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """State in the usual form."""
+    """Ready and Built, with a reason and what to do; Reconciling or Stalled only while so."""
 
 
 def _name_is_of_key() -> str:

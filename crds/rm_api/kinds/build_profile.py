@@ -29,16 +29,16 @@ from rm_api.names import BUILD_VARIABLES
 
 
 class BuildInterface(StrEnum):
-    """How the compiler is driven."""
+    """How the compiler is driven. CLI: by the commands of the steps."""
 
     CLI = "CLI"
 
 
 class Target(ApiModel):
-    """What is compiled for."""
+    """What is compiled for: accelerators of this type and vendor."""
 
     type: AcceleratorType
-    """Type of the accelerator."""
+    """Type of the accelerator: GPU, NPU, PIM, FPGA or CPU."""
     vendor: Line
     """Its vendor, as in the AcceleratorResource."""
     products: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
@@ -70,13 +70,13 @@ class Step(ApiModel):
     name: Name
     """Name of the step, and of its container."""
     image: Image
-    """Image with the tool."""
+    """Image with the tool; it runs unmodified, and is part of the artifact's key."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
     """Program and first arguments. ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
     args: Annotated[list[Argument], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = []
-    """Further arguments."""
+    """Further arguments, after those of the command; the same variables."""
     env: Annotated[list[StepVariable], Field(max_length=32, json_schema_extra=list_map("name"))] = []
-    """Variables of the step."""
+    """Variables of the step's environment; they are part of the artifact's key."""
     resources: Resources = Resources()
     """CPU and memory of the step; the profile's where absent."""
     outputs: Annotated[
@@ -93,7 +93,7 @@ class Probe(ApiModel):
     """A cheap check of the result that needs no device."""
 
     image: Image
-    """Image with the tool."""
+    """Image with the tool; it runs unmodified, and is part of the artifact's key."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
     """Program and arguments; it must end with 0 where the artifact is whole."""
 
@@ -117,7 +117,7 @@ class Compatibility(ApiModel):
 
 
 class Output(ApiModel):
-    """What comes out."""
+    """What comes out, so that a runtime plugin knows what it is given."""
 
     format: Line
     """Name of the format, such as openvino-ir; the runtime plugin knows by it what it is given."""
@@ -127,7 +127,7 @@ class ExitCodeMapping(ApiModel):
     """What an exit code of the vendor's tool means."""
 
     code: Annotated[int, Field(ge=1, le=255)]
-    """The tool's exit code."""
+    """Exit code of the vendor's tool."""
     meaning: Annotated[
         str, Field(json_schema_extra={"enum": ["BadInput", "UnsupportedModel", "ToolchainFailure", "Transient"]})
     ]
@@ -168,29 +168,29 @@ class BuildProfileSpec(ApiModel):
     )
 
     target: Target
-    """What is compiled for."""
+    """What is compiled for: accelerators of this type and vendor."""
     supports: Supports = Supports()
-    """Which models."""
+    """Which models it can compile; what is empty restricts nothing."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Decides between profiles that fit; the higher wins, then the name."""
     interface: BuildInterface = BuildInterface.CLI
-    """How the compiler is driven."""
+    """How the compiler is driven. CLI: by the commands of the steps."""
     steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
     """The commands, in order. They share ${WORK}; the last ones leave the result in ${OUTPUT}."""
     probe: Probe | None = None
     """Check of the result, before it is pushed."""
     shapes: Shapes = Shapes()
-    """Shape buckets."""
+    """Shape buckets that are compiled; a requirement is rounded up to the smallest that covers it."""
     compatibility: Compatibility = Compatibility()
-    """Where the result runs."""
+    """Where the result runs; an engine checks it against the device before it is Ready."""
     output: Output
-    """What comes out."""
+    """What comes out, so that a runtime plugin knows what it is given."""
     resources: Resources = Resources()
     """CPU and memory of a step that names none."""
     scratch: Quantity = "20Gi"
     """Size limit of the build's working directory."""
     timeout_seconds: Annotated[int, Field(ge=10, le=604800)] = 3600
-    """How long one attempt may take."""
+    """Seconds that one attempt may take, all of its steps together."""
     exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
     """Meanings of the tools' exit codes; any other non-zero code is a ToolchainFailure."""
 
@@ -203,7 +203,7 @@ class BuildProfileStatus(ApiModel):
     artifacts: Annotated[int, Field(ge=0)] = 0
     """Artifacts that were built with it and exist."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """State in the usual form."""
+    """Ready, with a reason and what to do."""
 
 
 KIND = KindInfo(

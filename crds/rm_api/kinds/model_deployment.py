@@ -63,7 +63,7 @@ class ModelSource(ApiModel):
             ),
         ),
     ]
-    """hf://organisation/model, oci://registry/repository:tag or @digest, or https://host/directory/."""
+    """Where it is: hf://organisation/model, oci://registry/repository:tag or @digest, or https://host/directory/."""
     revision: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s]+$")] | None = None
     """Branch, tag or commit of hf://, a digest of the others. What it is now is kept until the spec changes."""
     served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -89,7 +89,7 @@ class PolicyWeights(ApiModel):
     throughput: _Weight = 0
     """Weight of many requests per second of a replica."""
     energy: _Weight = 0
-    """Weight of few joules per token."""
+    """Weight of a low energy per token."""
     cost: _Weight = 0
     """Weight of a low price per token."""
 
@@ -116,11 +116,11 @@ class Workload(ApiModel):
     """The load that placement estimates with."""
 
     input_tokens: Annotated[int, Field(ge=1, le=16777216)] = 1024
-    """Tokens of a typical prompt."""
+    """Tokens of a typical prompt, which decide on the time to the first token."""
     output_tokens: Annotated[int, Field(ge=1, le=16777216)] = 256
-    """Tokens of a typical answer."""
+    """Tokens of a typical answer, each of which takes one pass over the model."""
     concurrency: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Requests at the same time."""
+    """Requests that one replica serves at the same time; the batch that placement estimates with."""
     requests_per_second: Annotated[
         DecimalNumber | None,
         Field(
@@ -144,11 +144,11 @@ class AcceleratorSelector(ApiModel):
     """Which accelerators may be used. An empty list is no restriction; a candidate must satisfy all that are given."""
 
     types: Annotated[list[AcceleratorType], Field(max_length=8, json_schema_extra=LIST_SET)] = []
-    """Types."""
+    """Types of accelerators: GPU, NPU, PIM, FPGA or CPU."""
     vendors: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
-    """Vendors."""
+    """Vendors, as AcceleratorResources name them."""
     names: Annotated[list[Name], Field(max_length=64, json_schema_extra=LIST_SET)] = []
-    """Names of AcceleratorResources."""
+    """Names of AcceleratorResources, one of which it must be."""
     tags: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Tags, all of which it must have."""
     exclude: Annotated[list[Name], Field(max_length=64, json_schema_extra=LIST_SET)] = []
@@ -172,7 +172,7 @@ class ScalingMetric(ApiModel):
     """A figure of the serving pods, as the cluster's custom metrics API gives it."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][-A-Za-z0-9_:.]*$")]
-    """Name of the metric."""
+    """Name of the metric in the custom metrics API, such as vllm:num_requests_waiting."""
     average_value: Annotated[Quantity, Field(json_schema_extra=positive("averageValue must be above 0"))]
     """Value per pod that is aimed at, such as 10 or 500m."""
 
@@ -187,9 +187,9 @@ class Autoscaling(ApiModel):
     )
 
     min_replicas: Annotated[int, Field(ge=1, le=10000)] = 1
-    """Fewest serving pods."""
+    """Fewest serving pods that it scales down to."""
     max_replicas: Annotated[int, Field(ge=1, le=10000)]
-    """Most serving pods."""
+    """Most serving pods that it scales up to."""
     metrics: Annotated[list[ScalingMetric], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
     """What decides; of several metrics the one that asks for most pods."""
 
@@ -249,27 +249,27 @@ class ModelDeploymentSpec(ApiModel):
     """A model to serve. The smallest useful one has nothing but model.source."""
 
     model: ModelSource
-    """The model."""
+    """The model: where it comes from, and what clients call it. All that is required."""
     policy: Policy = Policy()
-    """What placement optimises."""
+    """What placement optimises when several accelerators could serve the model."""
     workload: Workload = Workload()
-    """The load to expect."""
+    """The load to expect of one replica, and of all clients; placement estimates with it, and limits nobody."""
     accelerators: AcceleratorSelector = AcceleratorSelector()
-    """Which accelerators may be used."""
+    """Which accelerators may be used; by default all. Vendors need not be named: the policy decides."""
     requirements: Requirements = Requirements()
-    """What is needed, whatever it runs on."""
+    """What is needed of the accelerator and the compiled model, whatever it runs on."""
     replicas: Annotated[int, Field(ge=0, le=10000)] = 1
     """Serving pods. An autoscaler writes it through the scale subresource."""
     autoscaling: Autoscaling | None = None
     """Lets a HorizontalPodAutoscaler decide on the replicas; leave replicas out of what you apply again and again."""
     slo: Slo = Slo()
-    """What the placement must reach."""
+    """Service levels that the estimate must reach; an accelerator that misses one is not eligible."""
     build_profile: Name | None = None
     """BuildProfile to use; by default the best that fits."""
     runtime: RuntimeOptions = RuntimeOptions()
-    """Options of the engine."""
+    """Options of the engine that a tenant may set: no image, command or volume."""
     rollout: Rollout = Rollout()
-    """How serving pods are replaced."""
+    """How serving pods are replaced when the placement, the artifact or the options of the engine change."""
     priority_class_name: SubdomainName | None = None
     """PriorityClass of the serving pods."""
     suspend: bool = False
@@ -280,27 +280,27 @@ class ModelFacts(ApiModel):
     """What the resolve step found out about the model."""
 
     source: Annotated[str, Field(max_length=2048)]
-    """The source that this is about."""
+    """The source that these facts are about, as the spec has it."""
     revision: Annotated[str, Field(max_length=256)]
     """The revision that it was pinned to."""
     architecture: Line
-    """Architecture from config.json."""
+    """Architecture from config.json, such as LlamaForCausalLM."""
     parameters: Annotated[int, Field(ge=0)]
-    """Number of parameters."""
+    """Parameters of the model, all of them."""
     active_parameters: Annotated[int, Field(ge=0)]
     """Parameters that take part in computing one token."""
     weight_bytes: Annotated[int, Field(ge=0)]
-    """Bytes of the weights."""
+    """Bytes of the weights, as they are stored."""
     dtype: DType
-    """Number format of the weights."""
+    """Number format that the weights are stored in."""
     layers: Annotated[int, Field(ge=1)]
-    """Transformer layers."""
+    """Transformer layers; each keeps keys and values of every token."""
     heads: Annotated[int, Field(ge=1)]
-    """Attention heads."""
+    """Attention heads of a layer."""
     kv_heads: Annotated[int, Field(ge=1)]
-    """Key and value heads."""
+    """Key and value heads of a layer; fewer than heads where they are shared."""
     head_dim: Annotated[int, Field(ge=1)]
-    """Size of one head."""
+    """Numbers in a key or value of one head."""
     max_sequence_length: Annotated[int, Field(ge=1)]
     """Longest sequence the model was made for."""
     config_digest: Digest
@@ -308,25 +308,25 @@ class ModelFacts(ApiModel):
     tensors_digest: Digest
     """Digest of the names, shapes and number formats of the tensors."""
     weights_digest: Digest
-    """Digest of the weights."""
+    """Digest of the weights; they are verified by it whenever they are fetched."""
 
 
 class Term(ApiModel):
     """One figure of an estimate."""
 
     name: Annotated[str, Field(max_length=63)]
-    """What it is, such as ttft."""
+    """What it is, such as ttft, tpot or memory."""
     value: DecimalNumber
-    """Its value."""
+    """Its value, a decimal number."""
     unit: Annotated[str, Field(max_length=32)]
-    """Its unit, such as ms."""
+    """Its unit, such as ms or GiB."""
 
 
 class Candidate(ApiModel):
     """An accelerator that was looked at, and what came of it."""
 
     name: Name
-    """Name of the AcceleratorResource."""
+    """Name of the AcceleratorResource that was looked at."""
     eligible: bool
     """True if the deployment could run there."""
     score: Annotated[str, Field(max_length=20)] | None = None
@@ -334,7 +334,7 @@ class Candidate(ApiModel):
     profile: Name | None = None
     """BuildProfile that would be used."""
     terms: Annotated[list[Term], Field(max_length=16, json_schema_extra=list_map("name"))] = []
-    """The figures behind the score."""
+    """The figures behind the score, with their units."""
     provenance: (
         Annotated[
             str,
@@ -353,11 +353,11 @@ class Placement(ApiModel):
     """Where the deployment runs, and why."""
 
     policy: PolicyType
-    """The policy that decided."""
+    """The policy that decided this placement."""
     chosen: Name | None = None
-    """The AcceleratorResource."""
+    """The AcceleratorResource that was chosen; absent where none can take it."""
     profile: Name | None = None
-    """The BuildProfile."""
+    """The BuildProfile that the model is compiled with there."""
     candidates: Annotated[list[Candidate], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """What was looked at, the best first."""
 
@@ -370,9 +370,9 @@ class VariantStatus(ApiModel):
     accelerator: Name
     """AcceleratorResource that they run on."""
     artifact: Annotated[str, Field(max_length=63)] | None = None
-    """BuildArtifact that they serve."""
+    """BuildArtifact that these pods serve."""
     replicas: Annotated[int, Field(ge=0)] = 0
-    """Pods."""
+    """Pods of this variant that there are."""
     ready: Annotated[int, Field(ge=0)] = 0
     """Pods that have passed the checks and generated a token."""
     active: bool = False
@@ -389,7 +389,7 @@ class ModelDeploymentStatus(ApiModel):
     model: ModelFacts | None = None
     """What is known of the model; pinned until spec.model changes."""
     placement: Placement | None = None
-    """Where it runs, and why."""
+    """Where it runs, and why there: all that was looked at, with figures or a reason."""
     artifact: Annotated[str, Field(max_length=63)] | None = None
     """BuildArtifact that the placement needs."""
     variants: Annotated[list[VariantStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
@@ -397,11 +397,11 @@ class ModelDeploymentStatus(ApiModel):
     replicas: Annotated[int, Field(ge=0)] = 0
     """Serving pods, as the scale subresource reports them."""
     ready_replicas: Annotated[int, Field(ge=0)] = 0
-    """Serving pods that are ready."""
+    """Serving pods that are ready: each generated a token."""
     selector: Annotated[str, Field(max_length=512)] = ""
     """Selector of the serving pods, for the scale subresource."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """State in the usual form."""
+    """Ready, ModelResolved, Placed, ArtifactReady, Available, Routed; Reconciling or Stalled only while so."""
 
 
 KIND = KindInfo(

@@ -310,6 +310,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 10
     settings.watching.connect_timeout = 10
+    # Without it a list comes, and is decoded, as a whole.
+    settings.watching.chunk_size = 500
     # A task per object lives this long after its last event; the default of 5 s would keep ten thousand at a start.
     settings.queueing.idle_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 3 * STOP_SECONDS

@@ -18,7 +18,7 @@ RESOURCE_NAME = "acme.com/npu"
 SOURCE = "oci://registry.example:5000/models/llama:1"
 DEVICES_PER_NODE = 8
 _DIGEST = "sha256:" + "a" * 64
-_CREATED = "2026-01-01T00:00:00Z"
+CREATED = "2026-01-01T00:00:00Z"
 FACTS: Object = {
     "source": SOURCE,
     "revision": "sha256:" + "b" * 64,
@@ -105,7 +105,7 @@ def built(artifact: Mapping[str, Any], users: int) -> Object:
 
     def condition(kind: str, reason: str, message: str) -> Object:
         return {
-            "type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": _CREATED,
+            "type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": CREATED,
             "observedGeneration": generation,
         }  # fmt: skip
 
@@ -155,8 +155,8 @@ def node(number: int, devices: int = DEVICES_PER_NODE, *, resource_name: str = R
                     "status": "True" if kind == "Ready" else "False",
                     "reason": f"Kubelet{kind}",
                     "message": "kubelet is posting ready status",
-                    "lastHeartbeatTime": _CREATED,
-                    "lastTransitionTime": _CREATED,
+                    "lastHeartbeatTime": CREATED,
+                    "lastTransitionTime": CREATED,
                 }
                 for kind in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready")
             ],
@@ -242,17 +242,17 @@ def foreign_pod(number: int, nodes: int, *, devices: int = 0, resource_name: str
         "status": {
             "phase": "Running",
             "podIP": f"10.{number % nodes // 256}.{number % nodes % 256}.{number // nodes + 2}",
-            "startTime": _CREATED,
+            "startTime": CREATED,
             "qosClass": "Guaranteed",
             "conditions": [
-                {"type": kind, "status": "True", "lastTransitionTime": _CREATED}
+                {"type": kind, "status": "True", "lastTransitionTime": CREATED}
                 for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
             ],
             "containerStatuses": [
                 {
                     "name": "app", "image": f"registry.example/{app}@{_DIGEST}", "imageID": f"sha256:{number:064x}",
                     "containerID": f"containerd://{number:064x}", "ready": True, "started": True, "restartCount": 0,
-                    "state": {"running": {"startedAt": _CREATED}},
+                    "state": {"running": {"startedAt": CREATED}},
                 }
             ],
         },
@@ -268,7 +268,7 @@ def managed_fields(obj: Mapping[str, Any], manager: str, *, subresource: str = "
     """A managedFields entry that owns ``obj``, of about the size that the API server's own has."""
     owned = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
     entry = {
-        "manager": manager, "operation": "Apply", "apiVersion": obj["apiVersion"], "time": _CREATED,
+        "manager": manager, "operation": "Apply", "apiVersion": obj["apiVersion"], "time": CREATED,
         "fieldsType": "FieldsV1", "fieldsV1": _fields(owned),
     }  # fmt: skip
     return entry | ({"subresource": subresource} if subresource else {})
@@ -292,7 +292,7 @@ def _fields(value: Mapping[str, Any]) -> Object:
 
 def entry(resource: Resource, obj: Mapping[str, Any]) -> Entry:
     """``obj`` as it is kept in etcd. It must have a uid."""
-    metadata = {"creationTimestamp": _CREATED, "generation": 1, **obj["metadata"]}
+    metadata = {"creationTimestamp": CREATED, "generation": 1, **obj["metadata"]}
     metadata.pop("resourceVersion", None)
     # The group is part of the key for custom resources only, and a few built-in kinds are kept under older names.
     folder = _FOLDERS.get(resource.plural) or "/".join(

@@ -54,6 +54,21 @@ class KubeClient(Protocol):
         """
         ...
 
+    def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        limit: int = 500,
+    ) -> AsyncGenerator[ObjectList, None]:
+        """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
+
+        The next page is on its way while one is worked on. Raises Gone if the state is forgotten before the last page.
+        """
+        ...
+
     def watch(
         self,
         resource: Resource,

@@ -1,6 +1,7 @@
 """The client over aiohttp and orjson: deadlines on everything, retries where repeating does no harm."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final, Self
@@ -138,11 +139,35 @@ class HttpClient:
             params["resourceVersion"] = resource_version
         accept = _METADATA_LIST if metadata_only else _JSON
         for _ in range(LIST_RESTARTS):
+            items: list[dict[str, Any]] = []
             try:
-                return await self._pages(resource, resource.path(namespace), params, accept)
+                async with contextlib.aclosing(
+                    self._pages(resource, resource.path(namespace), params, accept)
+                ) as pages:
+                    async for page in pages:
+                        items += page.items
             except _PageExpired:
                 continue
+            return ObjectList(items, page.resource_version)
         raise Gone(410, "Expired", f"the list of {resource.name} expired {LIST_RESTARTS} times before its end")
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        limit: int = 500,
+    ) -> AsyncGenerator[ObjectList, None]:
+        """See KubeClient."""
+        params = _selectors(label_selector, field_selector) | {"limit": str(limit)}
+        try:
+            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, _JSON)) as pages:
+                async for page in pages:
+                    yield page
+        except _PageExpired:
+            raise Gone(410, "Expired", f"the list of {resource.name} expired before its end") from None
 
     async def watch(
         self,
@@ -267,21 +292,35 @@ class HttpClient:
             return False
         return True
 
-    async def _pages(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> ObjectList:
-        items: list[dict[str, Any]] = []
-        while True:
-            try:
-                page = await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
-            except Gone as error:
-                if "continue" in params:
+    async def _pages(
+        self, resource: Resource, path: str, params: dict[str, str], accept: str
+    ) -> AsyncGenerator[ObjectList, None]:
+        """Page by page; the next one is asked for before the consumer works on one. Raises _PageExpired."""
+        first, page = True, asyncio.create_task(self._page(resource, path, params, accept))
+        try:
+            while True:
+                try:
+                    content = await page
+                except Gone as error:
+                    if first:
+                        raise
                     raise _PageExpired from error
-                raise
-            items += page.get("items") or ()
-            metadata = page["metadata"]
-            if not metadata.get("continue"):
-                return ObjectList(items, metadata["resourceVersion"])
-            params = {key: value for key, value in params.items() if key != "resourceVersion"}
-            params["continue"] = metadata["continue"]
+                metadata = content["metadata"]
+                if token := metadata.get("continue"):
+                    params = {key: value for key, value in params.items() if key != "resourceVersion"}
+                    page = asyncio.create_task(self._page(resource, path, {**params, "continue": token}, accept))
+                    await asyncio.sleep(0)  # it is sent now: the server works on it while we do on this one
+                yield ObjectList(content.get("items") or (), metadata["resourceVersion"])
+                if not token:
+                    return
+                first = False
+                del content
+        finally:
+            page.cancel()
+            await asyncio.gather(page, return_exceptions=True)
+
+    async def _page(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> dict[str, Any]:
+        return await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
 
     async def _request(
         self,

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from rm_operator.kube.client import KubeClient
 from rm_operator.kube.errors import ApiError, Gone, ServerError, Silent, TooManyRequests, Unreachable
 from rm_operator.kube.resources import Resource
-from rm_operator.kube.store import Changes, Store
+from rm_operator.kube.store import Changes, Listing, Store
 
 logger = logging.getLogger(__name__)
 
@@ -104,19 +104,27 @@ class Reflector:
             await self._back_off(None)
 
     async def _list(self) -> None:
-        try:
-            async with asyncio.timeout(LIST_SECONDS):
-                listed = await self._client.list(
-                    self.store.resource,
-                    self._namespace,
-                    label_selector=self._label_selector,
-                    field_selector=self._field_selector,
-                )
-        except TimeoutError:
-            raise Unreachable(f"the list took more than {LIST_SECONDS:.0f} s") from None
         first = not self.store.synced.is_set()
-        changes = self.store.replace(listed.items, listed.resource_version)
-        self._active()
+        pages = self._client.pages(
+            self.store.resource,
+            self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
+        listing: Listing | None = None
+        try:
+            async with asyncio.timeout(LIST_SECONDS) as deadline, contextlib.aclosing(pages):
+                async for page in pages:
+                    if listing is None:
+                        listing = self.store.listing(page.resource_version)
+                    listing.take(page.items)
+                    self._active()
+                    # A list may be long, as long as it comes.
+                    deadline.reschedule(asyncio.get_running_loop().time() + LIST_SECONDS)
+        except TimeoutError:
+            raise Unreachable(f"a page of the list took more than {LIST_SECONDS:.0f} s") from None
+        assert listing is not None, "there is one page at least"
+        changes = listing.finish()
         self._listed = True
         self.store.synced.set()
         if self._observer is not None:

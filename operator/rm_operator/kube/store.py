@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
+from rm_operator.kube.buckets import Buckets, IndexValue, ObjectKey
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import Resource, resource_of
 
@@ -15,10 +19,11 @@ logger = logging.getLogger(__name__)
 IndexFunction = Callable[[Object], Iterable[str]]
 Transform = Callable[[dict[str, Any]], dict[str, Any] | None]
 Subscriber = Callable[[Object | None, Object | None], None]
-ObjectKey = tuple[str, str]
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _MAX_TOMBSTONES: Final = 4096
+MAX_DECODED: Final = 512
+"""Objects of one kind that are remembered decoded: more than workers look at at a time, little against the memory."""
 
 
 def trim(obj: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +52,23 @@ def version_of(obj: Object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a fresh list changed."""
+    """The keys of what a fresh list changed."""
 
-    added: tuple[Object, ...] = ()
-    changed: tuple[Object, ...] = ()
-    removed: tuple[Object, ...] = ()
+    added: tuple[ObjectKey, ...] = ()
+    changed: tuple[ObjectKey, ...] = ()
+    removed: tuple[ObjectKey, ...] = ()
+
+
+class _Kept:
+    """One object as a store keeps it."""
+
+    __slots__ = ("content", "uid", "values", "version")
+
+    def __init__(self, content: bytes | Object, uid: str, version: int, values: tuple[IndexValue, ...]) -> None:
+        self.content = content
+        self.uid = uid
+        self.version = version
+        self.values = values
 
 
 class Store:
@@ -60,6 +77,9 @@ class Store:
     ``indexes`` maps a name to the function that gives an object's values in it. ``transform`` replaces an object before
     it is kept, or drops it (None). Every object passes ``trim`` and gets its apiVersion and kind, which the API server
     leaves out in lists. All methods are for the event loop's thread; readers get tuples sorted by namespace and name.
+
+    Decoded, an object takes some eight times the memory of its JSON. So objects are kept as JSON, and decoded when they
+    are read; those that were read or written last are remembered. What a transform has made small is kept as it is.
     """
 
     def __init__(
@@ -76,41 +96,67 @@ class Store:
         self.accepted: dict[ObjectKey, tuple[str, object]] = {}
         """Per object: hash of what was applied last, and in which ways the server's answer differed from it."""
         self._transform = transform
-        self._objects: dict[ObjectKey, Object] = {}
+        self._packs = transform is None
+        self._kept: dict[ObjectKey, _Kept] = {}
+        self._decoded: OrderedDict[ObjectKey, Object] = OrderedDict()
         self._functions: dict[str, IndexFunction] = dict(indexes or {})
-        self._buckets: dict[tuple[str, str], dict[ObjectKey, Object]] = {}
-        self._values: dict[ObjectKey, tuple[tuple[str, str], ...]] = {}
-        self._views: dict[tuple[str, str] | None, tuple[Object, ...]] = {}
+        self._buckets = Buckets()
+        self._order: tuple[ObjectKey, ...] | None = None
+        self._views: dict[IndexValue | None, tuple[Object, ...]] = {}
         # Versions at which objects went: an answer to a write that arrives after the deletion must not revive them.
         self._tombstones: OrderedDict[ObjectKey, int] = OrderedDict()
         self._subscribers: list[Subscriber] = []
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._kept)
 
     def __iter__(self) -> Iterator[Object]:
-        return iter(self.list())
+        """All objects, decoded one by one; what changes meanwhile may be there as it was or as it is."""
+        for key in self.keys():
+            kept = self._kept.get(key)
+            if kept is not None:
+                yield self._decoded.get(key) or _object(kept)
 
     def __contains__(self, key: ObjectKey) -> bool:
-        return key in self._objects
+        return key in self._kept
 
     def get(self, namespace: str | None, name: str) -> Object | None:
         """The object, or None."""
-        return self._objects.get((namespace or "", name))
+        key = (namespace or "", name)
+        kept = self._kept.get(key)
+        return None if kept is None else self._read(key, kept)
+
+    def version(self, key: ObjectKey) -> int:
+        """The object's resourceVersion; -1 if it is not known."""
+        kept = self._kept.get(key)
+        return -1 if kept is None else kept.version
 
     def list(self, namespace: str | None = None) -> tuple[Object, ...]:
         """All objects, or those of one namespace."""
         return self._view(("", namespace) if namespace is not None else None)
 
+    def keys(self) -> tuple[ObjectKey, ...]:
+        """(namespace, name) of all objects; nothing is decoded."""
+        if self._order is None:
+            self._order = tuple(sorted(self._kept))
+        return self._order
+
     def by_index(self, index_name: str, value: str) -> tuple[Object, ...]:
         """Objects that index ``index_name`` gives ``value``. Raises KeyError for an index that was not declared."""
-        if index_name not in self._functions:
-            raise KeyError(f"{self.resource.name} has no index {index_name!r}; it has {sorted(self._functions)}")
-        return self._view((index_name, value))
+        return self._view(self._declared(index_name, value))
+
+    def keys_by_index(self, index_name: str, value: str) -> tuple[ObjectKey, ...]:
+        """(namespace, name) of what ``by_index`` would give; nothing is decoded."""
+        return self._buckets.ordered(self._declared(index_name, value))
 
     def count(self, index_name: str, value: str) -> int:
         """How many ``by_index`` would give, without making the view."""
-        return len(self._buckets.get((index_name, value), ()))
+        return len(self._buckets.members(self._declared(index_name, value)))
+
+    def counts(self, index_name: str) -> dict[str, int]:
+        """How many objects index ``index_name`` has under each of its values."""
+        self._declared(index_name, "")
+        return {value: len(self._buckets.members((index_name, value))) for value in self._buckets.values(index_name)}
 
     def on_change(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""
@@ -119,10 +165,11 @@ class Store:
     def upsert(self, obj: dict[str, Any]) -> bool:
         """Take ``obj`` from a watch or from the answer to a write; False if what is known is as new, or it is gone."""
         key, version = key_of(obj), version_of(obj)
-        old = self._objects.get(key)
-        if (old is not None and version_of(old) >= version) or self._tombstones.get(key, -1) >= version:
+        if self.version(key) >= version or self._tombstones.get(key, -1) >= version:
             return False
-        self._put(key, obj)
+        new = self._put(key, obj)
+        if new is not None and self._packs:
+            self._remember(key, new)
         return True
 
     def remove(
@@ -133,10 +180,10 @@ class Store:
         A successor of the same name (another uid, newer than the deletion) stays.
         """
         key = (namespace or "", name)
-        old = self._objects.get(key)
+        old = self._kept.get(key)
         version = int(resource_version) if resource_version else None
-        successor = old is not None and uid is not None and old["metadata"]["uid"] != uid
-        if old is not None and successor and (version is None or version_of(old) > version):
+        successor = old is not None and uid is not None and old.uid != uid
+        if old is not None and successor and (version is None or old.version > version):
             return False
         if version is not None:
             self._bury(key, version)
@@ -146,104 +193,106 @@ class Store:
         return True
 
     def replace(self, items: Iterable[dict[str, Any]], resource_version: str) -> Changes:
-        """Become the collection as listed at ``resource_version``; returns what that changed.
+        """Become the collection as listed at ``resource_version``; returns what that changed."""
+        listing = self.listing(resource_version)
+        listing.take(items)
+        return listing.finish()
 
-        An object that is newer than the list, known from the answer to an own write, stays. A list older than what the
-        store has already seen means that the cluster was restored from a backup: then the list alone is true.
-        """
-        version = int(resource_version)
-        back_in_time = self.resource_version != "" and version < int(self.resource_version)
-        if back_in_time:
-            logger.warning("%s went back in time: it is taken as listed", self.resource.name)
-            self._tombstones.clear()
-            self.accepted.clear()
-        added: list[Object] = []
-        changed: list[Object] = []
-        removed: list[Object] = []
-        seen: set[ObjectKey] = set()
-        for item in items:
-            key = key_of(item)
-            seen.add(key)
-            old = self._objects.get(key)
-            if back_in_time:
-                fresh = old is None or version_of(old) != version_of(item)
-            else:
-                fresh = old is None or version_of(old) < version_of(item)
-                fresh = fresh and self._tombstones.get(key, -1) < version_of(item)
-            if not fresh:
-                continue
-            new = self._put(key, item)
-            if new is not None:
-                (added if old is None else changed).append(new)
-        for key in [key for key in self._objects if key not in seen]:
-            old = self._objects[key]
-            if back_in_time or version_of(old) <= version:
-                self._bury(key, version)
-                self._drop(key, old)
-                removed.append(old)
-        self.resource_version = resource_version
-        return Changes(tuple(added), tuple(changed), tuple(removed))
+    def listing(self, resource_version: str) -> "Listing":
+        """Begin to become the collection as listed at ``resource_version``, page by page."""
+        return Listing(self, resource_version)
 
     def _put(self, key: ObjectKey, obj: dict[str, Any]) -> Object | None:
         """Keep ``obj`` as transformed; None if the transform dropped it."""
-        old = self._objects.get(key)
+        before = self._kept.get(key)
         if "kind" not in obj:
             obj = {"apiVersion": self.resource.api_version, "kind": self.resource.kind, **obj}
         new = trim(obj)
         transformed = self._transform(new) if self._transform is not None else new
         if transformed is None:
-            if old is not None:
-                self._drop(key, old)
+            if before is not None:
+                self._drop(key, before)
             return None
-        self._unindex(key)
-        self._objects[key] = transformed
-        self._index(key, transformed)
+        old = self._old(key, before)
+        metadata = transformed["metadata"]
+        content = orjson.dumps(transformed) if self._packs else transformed
+        kept = _Kept(content, metadata.get("uid", ""), version_of(transformed), self._values(key, transformed))
+        if before is None:
+            self._order = None
+            self._buckets.add(key, kept.values)
+        elif before.values != kept.values:
+            self._buckets.discard(key, before.values)
+            self._buckets.add(key, kept.values)
+        self._kept[key] = kept
+        self._forget(key, (*before.values, *kept.values) if before is not None else kept.values)
         self._notify(old, transformed)
         return transformed
 
-    def _drop(self, key: ObjectKey, old: Object) -> None:
-        self._unindex(key)
-        del self._objects[key]
+    def _drop(self, key: ObjectKey, kept: _Kept) -> None:
+        old = self._old(key, kept)
+        self._buckets.discard(key, kept.values)
+        self._order = None
+        del self._kept[key]
+        self._forget(key, kept.values)
         self.accepted.pop(key, None)
         self._notify(old, None)
+
+    def _old(self, key: ObjectKey, kept: _Kept | None) -> Object | None:
+        """What subscribers are told that the object was; where nobody listens, nothing is decoded."""
+        if kept is None or not self._subscribers:
+            return None
+        return self._decoded.get(key) or _object(kept)
 
     def _bury(self, key: ObjectKey, version: int) -> None:
         self._tombstones[key] = max(version, self._tombstones.pop(key, -1))
         if len(self._tombstones) > _MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def _index(self, key: ObjectKey, obj: Object) -> None:
+    def _values(self, key: ObjectKey, obj: Object) -> tuple[IndexValue, ...]:
         # The empty index name is the namespace: it cannot clash with a declared one that is named.
-        values = [("", key[0])]
+        values = [("", sys.intern(key[0]))]
         for name, function in self._functions.items():
             try:
-                values += [(name, value) for value in function(obj)]
+                values += [(name, sys.intern(value)) for value in function(obj)]
             except Exception:
                 # An object that an index cannot read must still be known, or nobody could say what is wrong with it.
                 logger.exception("index %r of %s failed for %s/%s", name, self.resource.name, *key)
-        self._values[key] = tuple(dict.fromkeys(values))
-        for value in self._values[key]:
-            self._buckets.setdefault(value, {})[key] = obj
-            self._views.pop(value, None)
-        self._views.pop(None, None)
+        return tuple(dict.fromkeys(values))
 
-    def _unindex(self, key: ObjectKey) -> None:
-        for value in self._values.pop(key, ()):
-            bucket = self._buckets[value]
-            del bucket[key]
-            if not bucket:
-                del self._buckets[value]
-            self._views.pop(value, None)
-        self._views.pop(None, None)
+    def _forget(self, key: ObjectKey, values: Iterable[IndexValue]) -> None:
+        """What was decoded for readers is no longer so."""
+        self._decoded.pop(key, None)
+        if not self._packs:
+            for value in (None, *values):
+                self._views.pop(value, None)
 
-    def _view(self, which: tuple[str, str] | None) -> tuple[Object, ...]:
+    def _declared(self, index_name: str, value: str) -> IndexValue:
+        if index_name not in self._functions:
+            raise KeyError(f"{self.resource.name} has no index {index_name!r}; it has {sorted(self._functions)}")
+        return index_name, value
+
+    def _view(self, which: IndexValue | None) -> tuple[Object, ...]:
         view = self._views.get(which)
         if view is None:
-            objects = self._objects if which is None else self._buckets.get(which)
-            if not objects:
-                return ()
-            view = self._views[which] = tuple(objects[key] for key in sorted(objects))
+            keys = self.keys() if which is None else self._buckets.ordered(which)
+            view = tuple(self._read(key, self._kept[key]) for key in keys)
+            if not self._packs:
+                self._views[which] = view
         return view
+
+    def _read(self, key: ObjectKey, kept: _Kept) -> Object:
+        if not self._packs:
+            return _object(kept)
+        obj = self._decoded.get(key)
+        if obj is None:
+            obj = _object(kept)
+            self._remember(key, obj)
+        return obj
+
+    def _remember(self, key: ObjectKey, obj: Object) -> None:
+        self._decoded[key] = obj
+        if len(self._decoded) > MAX_DECODED:
+            self._decoded.popitem(last=False)
 
     def _notify(self, old: Object | None, new: Object | None) -> None:
         for subscriber in self._subscribers:
@@ -252,6 +301,61 @@ class Store:
             except Exception:
                 # One consumer's mistake must neither stop the watch nor keep the change from the others.
                 logger.exception("a subscriber of %s failed", self.resource.name)
+
+
+class Listing:
+    """A list on its way into a store, page by page, so that the whole is never in memory decoded.
+
+    An object that is newer than the list, known from the answer to an own write, stays. A list older than what the
+    store has already seen means that the cluster was restored from a backup: then the list alone is true.
+    """
+
+    def __init__(self, store: Store, resource_version: str) -> None:
+        self._store = store
+        self._resource_version = resource_version
+        self._version = int(resource_version)
+        self._back_in_time = store.resource_version != "" and self._version < int(store.resource_version)
+        self._seen: set[ObjectKey] = set()
+        self._added: list[ObjectKey] = []
+        self._changed: list[ObjectKey] = []
+        if self._back_in_time:
+            logger.warning("%s went back in time: it is taken as listed", store.resource.name)
+            store._tombstones.clear()
+            store.accepted.clear()
+
+    def take(self, items: Iterable[dict[str, Any]]) -> None:
+        """Take one page."""
+        store = self._store
+        for item in items:
+            key, version = key_of(item), version_of(item)
+            self._seen.add(key)
+            known = store.version(key)
+            if self._back_in_time:
+                fresh = known != version
+            else:
+                fresh = known < version and store._tombstones.get(key, -1) < version
+            if fresh and store._put(key, item) is not None:
+                (self._added if known < 0 else self._changed).append(key)
+
+    def finish(self) -> Changes:
+        """All pages were taken: what was not among them goes. Returns what the list changed."""
+        store, removed = self._store, []
+        for key in [key for key in store._kept if key not in self._seen]:
+            kept = store._kept[key]
+            if self._back_in_time or kept.version <= self._version:
+                store._bury(key, self._version)
+                store._drop(key, kept)
+                removed.append(key)
+        store.resource_version = self._resource_version
+        return Changes(tuple(self._added), tuple(self._changed), tuple(removed))
+
+
+def _object(kept: _Kept) -> Object:
+    content = kept.content
+    if isinstance(content, bytes):
+        decoded: dict[str, Any] = orjson.loads(content)
+        return decoded
+    return content
 
 
 class Stores:

@@ -9,9 +9,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from rm_operator.kube.buckets import ObjectKey
 from rm_operator.kube.client import KubeClient
 from rm_operator.kube.errors import ApiError
-from rm_operator.kube.store import ObjectKey, Store, key_of, version_of
+from rm_operator.kube.store import Store, key_of, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +78,10 @@ class Sweeper:
         async with asyncio.timeout(LIST_SECONDS):
             listed = await self._client.list(self.store.resource, metadata_only=True)
         versions = {key_of(item): version_of(item) for item in listed.items}
-        gone = [obj for obj in self.store if key_of(obj) not in versions]
-        count = 0
-        for obj in gone:
-            metadata = obj["metadata"]
-            if version_of(obj) <= int(listed.resource_version):
-                count += self.store.remove(
-                    metadata.get("namespace"), metadata["name"], resource_version=listed.resource_version
-                )
+        count, known = 0, self.store.keys()
+        for key in known:
+            if key not in versions and self.store.version(key) <= int(listed.resource_version):
+                count += self.store.remove(*key, resource_version=listed.resource_version)
         if count:
             logger.warning("%s: %d objects were gone unseen", self.store.resource.name, count)
             if self._swept is not None:
@@ -92,8 +89,7 @@ class Sweeper:
         return {key: version for key, version in versions.items() if self._is_behind(key, version)}
 
     def _is_behind(self, key: ObjectKey, version: int) -> bool:
-        known = self.store.get(*key)
-        return known is None or version_of(known) < version
+        return self.store.version(key) < version
 
     async def _caught_up(self, behind: Mapping[ObjectKey, int]) -> bool:
         """Wait a little for what is behind, since it may be gone again by now: then another list will tell."""

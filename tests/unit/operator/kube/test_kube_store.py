@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import CONFIGMAPS, JOBS
-from rm_operator.kube.store import Store, Stores, key_of
+from rm_operator.kube.store import MAX_DECODED, Changes, Store, Stores, key_of
 
 Change = tuple[Object | None, Object | None]
 
@@ -99,7 +99,7 @@ class TestReplace:
         store.replace([obj("kept", 1), obj("changed", 2), obj("gone", 3)], "10")
         changes.clear()
         found = store.replace([obj("kept", 1), obj("changed", 12), obj("new", 13)], "20")
-        assert (names(found.added), names(found.changed), names(found.removed)) == (["new"], ["changed"], ["gone"])
+        assert found == Changes((("ns", "new"),), (("ns", "changed"),), (("ns", "gone"),))
         assert sorted((bool(old), bool(new)) for old, new in changes) == [(False, True), (True, False), (True, True)]
         assert names(store.list()) == ["changed", "kept", "new"]
         assert store.resource_version == "20"
@@ -132,7 +132,7 @@ class TestReplace:
         store.replace([obj("a", 900, data={"future": "lost"}), obj("b", 950)], "1000")
         store.remove("ns", "c", uid="u", resource_version="990")
         found = store.replace([obj("a", 300), obj("c", 310)], "400")
-        assert (names(found.added), names(found.changed), names(found.removed)) == (["c"], ["a"], ["b"])
+        assert found == Changes((("ns", "c"),), (("ns", "a"),), (("ns", "b"),))
         known = store.get("ns", "a")
         assert known is not None
         assert "data" not in known
@@ -213,12 +213,79 @@ class TestWhatIsKept:
         assert len(store) == 0
         assert [(bool(old), bool(new)) for old, new in heard] == [(False, True), (True, False)]
 
-    def test_reads_between_changes_give_the_same_tuple(self, store: Store) -> None:
+    def test_what_was_read_before_a_change_stays(self, store: Store) -> None:
         store.upsert(obj("a", 1))
-        assert store.list() is store.list()
         before = store.list()
         store.upsert(obj("b", 2))
+        store.upsert(obj("a", 3, data={"new": "yes"}))
         assert names(before) == ["a"]
+        assert "data" not in before[0]
+
+    def test_many_are_known_though_few_are_decoded(self, store: Store) -> None:
+        many = [obj(f"o{number:05d}", number + 1, data={"n": str(number)}) for number in range(3 * MAX_DECODED)]
+        store.replace(many, "100000")
+        assert len(store._decoded) == 0
+        assert [each["data"]["n"] for each in store.list()] == [each["data"]["n"] for each in many]
+        assert len(store._decoded) == MAX_DECODED
+        assert store.get("ns", "o00000") == many[0]
+
+    def test_reading_again_costs_nothing(self, store: Store) -> None:
+        store.replace([obj("a", 1)], "2")
+        assert store.get("ns", "a") is store.get("ns", "a")
+        small = Store(CONFIGMAPS, transform=lambda each: each)
+        small.replace([obj("a", 1)], "2")
+        assert small.list() is small.list()
+
+    def test_subscribers_are_told_what_it_was_and_is(self, store: Store, changes: list[Change]) -> None:
+        first, second = obj("a", 1), obj("a", 2, data={"x": "y"})
+        store.replace([first], "1")
+        store.replace([second], "2")
+        store.replace([], "3")
+        assert changes == [(None, first), (first, second), (second, None)]
+
+
+class TestKeys:
+    def test_are_those_of_the_objects(self, store: Store) -> None:
+        rng = random.Random(11)
+        for version in range(1, 1000):
+            name = f"o{rng.randrange(30)}"
+            if rng.random() < 0.3:
+                store.remove("ns", name, resource_version=str(version))
+            else:
+                references = [{"uid": f"x{rng.randrange(4)}"} for _ in range(rng.randrange(3))]
+                store.upsert(obj(name, version, metadata={"ownerReferences": references}))
+            value = f"x{rng.randrange(4)}"
+            assert store.keys() == tuple(key_of(each) for each in store)
+            assert store.keys_by_index("owner", value) == tuple(map(key_of, store.by_index("owner", value)))
+            assert store.count("owner", value) == len(store.by_index("owner", value))
+            counts = {f"x{each}": len(store.by_index("owner", f"x{each}")) for each in range(4)}
+            assert store.counts("owner") == {each: count for each, count in counts.items() if count}
+
+    def test_versions_are_numbers(self, store: Store) -> None:
+        store.upsert(obj("a", 10))
+        assert (store.version(("ns", "a")), store.version(("ns", "b"))) == (10, -1)
+
+    def test_counts_of_an_undeclared_index_are_an_error(self, store: Store) -> None:
+        for wrong in (lambda: store.counts("node"), lambda: store.count("node", "x")):
+            with pytest.raises(KeyError, match="no index 'node'"):
+                wrong()
+
+
+class TestListing:
+    def test_pages_are_taken_as_they_come(self, store: Store, changes: list[Change]) -> None:
+        store.replace([obj("kept", 1), obj("gone", 2)], "5")
+        listing = store.listing("10")
+        listing.take([obj("kept", 1), obj("new", 7)])
+        assert names(store.list()) == ["gone", "kept", "new"]
+        listing.take([obj("newer", 8)])
+        assert listing.finish() == Changes((("ns", "new"), ("ns", "newer")), (), (("ns", "gone"),))
+        assert names(store.list()) == ["kept", "new", "newer"]
+
+    def test_one_that_breaks_off_removes_nothing(self, store: Store) -> None:
+        store.replace([obj("a", 1), obj("b", 2)], "5")
+        store.listing("10").take([obj("a", 1)])
+        assert names(store.list()) == ["a", "b"]
+        assert store.resource_version == "5"
 
 
 def test_a_failing_subscriber_neither_stops_the_others_nor_the_store(store: Store) -> None:

@@ -70,6 +70,7 @@ class World:
         self.accelerators = [AcceleratorView("npu", NPU, free=4, healthy=4, nodes=1)]
         self.profiles = [ProfileView("acme", PROFILE)]
         self.made: list[tuple[str, str]] = []
+        self.plans: list[Plan] = []
         self.requeues: list[float] = []
         self.events: list[tuple[str, str]] = []
         self._uids = 0
@@ -152,6 +153,7 @@ class World:
 
     def carry_out(self, obj: Object, plan: Plan, *, writes: int | None = None) -> None:
         """Does what the plan says, in its order; at most ``writes`` writes, as if the operator died then."""
+        self.plans.append(plan)
         todo: list[Any] = []
         status = lambda: obj.__setitem__("status", copy.deepcopy(plan.status))  # noqa: E731
         if plan.status is not None and plan.status_first:

@@ -48,7 +48,8 @@ Quantity = Annotated[
         **{
             "x-kubernetes-int-or-string": True,
             "minimum": 0,
-            "pattern": r"^[0-9]+(\.[0-9]+)?([EPTGM]i?|Ki|k|m)?$",
+            "maximum": 999_999_999_999_999,
+            "pattern": r"^[0-9]{1,15}(\.[0-9]{1,9})?([EPTGM]i?|Ki|k|m)?$",
             "maxLength": 20,
         }
     ),

@@ -117,9 +117,9 @@ REFUSED: list[tuple[str, Object, str]] = [
 async def test_accepted(client: HttpClient, api_namespace: str, kind: str, changes: Object) -> None:
     spec = changed(kind, **changes)
     stored = (await apply(client, custom_object(kind, spec, api_namespace)))["spec"]
-    # What was written is there, and the operator's models read it.
+    # What was written is there, and what was left out is the same to the operator's models as to the API server.
     assert _covers(stored, spec)
-    OF[kind].spec.model_validate(stored)
+    assert OF[kind].spec.model_validate(stored) == OF[kind].spec.model_validate(spec)
 
 
 def _covers(live: Any, wanted: Any) -> bool:
@@ -135,6 +135,50 @@ async def test_refused(client: HttpClient, api_namespace: str, kind: str, change
     with pytest.raises(ApiError) as refusal:
         await apply(client, custom_object(kind, changed(kind, **changes), api_namespace))
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (A, {"provisioning": {"mode": "Static"}}),
+        (P, {"priority": 0, "interface": "CLI", "scratch": "20Gi", "timeoutSeconds": 3600}),
+        (B, {"scratch": "20Gi", "timeoutSeconds": 3600}),
+    ],
+)
+async def test_defaults_are_few_and_written_out(
+    client: HttpClient, api_namespace: str, kind: str, defaults: Object
+) -> None:
+    stored = await apply(client, custom_object(kind, SMALLEST[kind], api_namespace))
+    assert {name: value for name, value in stored["spec"].items() if name not in SMALLEST[kind]} == defaults
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "stored"),
+    [
+        (
+            M, {"policy": {"type": "Weighted", "weights": {"cost": 1}}},
+            {"type": "Weighted", "weights": {"latency": 0, "throughput": 0, "energy": 0, "cost": 1}},
+        ),
+        (
+            M, {"autoscaling": {"maxReplicas": 2, "metrics": [METRIC]}},
+            {"minReplicas": 1, "maxReplicas": 2, "metrics": [METRIC]},
+        ),
+        (
+            M, {"rollout": {"maxSurge": 2}},
+            {"strategy": "Surge", "maxUnavailable": 0, "maxSurge": 2, "deadlineSeconds": 1800},
+        ),
+        (M, {"workload": {"concurrency": 2}}, {"inputTokens": 1024, "outputTokens": 256, "concurrency": 2}),
+        (A, {"cost": {"perHour": 1}}, {"perHour": 1, "currency": "USD"}),
+        (A, {"tolerations": [{"key": "a"}]}, [{"key": "a", "operator": "Equal"}]),
+        (A, {"provisioning": {"mode": "Elastic"}}, {"mode": "Elastic"}),
+    ],
+)  # fmt: skip
+async def test_what_is_begun_is_completed(
+    client: HttpClient, api_namespace: str, kind: str, written: Object, stored: Any
+) -> None:
+    made = await apply(client, custom_object(kind, changed(kind, **written), api_namespace))
+    (name,) = written
+    assert made["spec"][name] == stored
 
 
 async def test_the_smallest_deployment_gets_the_documented_defaults(client: HttpClient, api_namespace: str) -> None:

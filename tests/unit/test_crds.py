@@ -12,6 +12,7 @@ from pydantic import Field
 from rm_api import crdgen
 from rm_api.base import ApiModel
 from rm_api.crd import KindInfo
+from rm_api.dtypes import DType
 from rm_api.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +48,20 @@ def test_every_field_is_described_and_bounded(info: KindInfo) -> None:
         if node.get("type") == "array":
             assert "maxItems" in node, f"{path} is not bounded"
             assert "x-kubernetes-list-type" in node, f"{path} does not say how it merges"
+        if isinstance(node.get("additionalProperties"), dict):
+            assert "maxProperties" in node, f"{path} is not bounded"
         if node.get("type") == "string" and path.startswith(".spec"):
             assert "maxLength" in node or "enum" in node, f"{path} is not bounded"
+        if (node.get("type") == "integer" or node.get("x-kubernetes-int-or-string")) and path.startswith(".spec"):
+            assert {"minimum", "maximum"} <= node.keys(), f"{path} is not bounded"
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+def test_choices_are_in_pascal_case(info: KindInfo) -> None:
+    # Number formats have the names that everybody knows them by.
+    for path, node in _schemas(info):
+        for choice in set(node.get("enum", ())) - set(DType):
+            assert re.fullmatch(r"([A-Z][a-z]+)+|[A-Z]+", choice), f"{path}: {choice}"
 
 
 # Number formats are called the same everywhere.

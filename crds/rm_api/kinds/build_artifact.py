@@ -47,9 +47,9 @@ class ModelInput(ApiModel):
 class ShapeBucket(ApiModel):
     """The shapes that the artifact covers."""
 
-    max_sequence_length: Annotated[int, Field(ge=1)] | None = None
+    max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence in tokens; absent means that the length is not compiled in."""
-    max_batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Largest batch; absent means that the size is not compiled in."""
 
 
@@ -64,7 +64,7 @@ class BuildArtifactSpec(ApiModel):
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
     """SHA-256 of the canonical key, in hexadecimal; the name starts from the same hash."""
-    key_schema: Annotated[int, Field(ge=1)]
+    key_schema: Annotated[int, Field(ge=1, le=1000000)]
     """Version of the canonical form that the key is the hash of."""
     model: ModelInput
     """The model that is compiled, pinned to what it was."""
@@ -86,7 +86,7 @@ class BuildArtifactSpec(ApiModel):
     """Check of the result that needs no device."""
     scratch: Quantity = "20Gi"
     """Size limit of the working directory."""
-    timeout_seconds: Annotated[int, Field(ge=10)] = 3600
+    timeout_seconds: Annotated[int, Field(ge=10, le=604800)] = 3600
     """Seconds that one attempt may take, all of its steps together."""
     exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
     """Meanings of the tools' exit codes."""

@@ -259,7 +259,7 @@ class ModelDeploymentSpec(ApiModel):
     requirements: Requirements = Requirements()
     """What is needed of the accelerator and the compiled model, whatever it runs on."""
     replicas: Annotated[int, Field(ge=0, le=10000)] = 1
-    """Serving pods. An autoscaler writes it through the scale subresource."""
+    """Serving pods. An autoscaler writes it through the scale subresource; at 0 it leaves it alone."""
     autoscaling: Autoscaling | None = None
     """Lets a HorizontalPodAutoscaler decide on the replicas; leave replicas out of what you apply again and again."""
     slo: Slo = Slo()

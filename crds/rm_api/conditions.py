@@ -26,7 +26,6 @@ class Reason(StrEnum):
 
     # progress
     RESOLVING = "Resolving"
-    PLACING = "Placing"
     BUILDING = "Building"
     STARTING = "Starting"
     WAITING_FOR_MODEL = "WaitingForModel"
@@ -46,7 +45,6 @@ class Reason(StrEnum):
     READY = "Ready"
     ACCEPTED = "Accepted"
     ADVERTISED = "Advertised"
-    NOT_REQUIRED = "NotRequired"
     # the model
     UNKNOWN_SOURCE = "UnknownSource"
     SOURCE_INVALID = "SourceInvalid"

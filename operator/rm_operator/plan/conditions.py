@@ -120,13 +120,12 @@ _BLAMES = frozenset(
     if reason
     not in {
         Reason.RESOLVING,
-        Reason.PLACING,
         Reason.BUILDING,
         Reason.STARTING,
         Reason.WAITING_FOR_MODEL,
         Reason.WAITING_FOR_PLACEMENT,
         Reason.WAITING_FOR_ARTIFACT,
-        Reason.DELETING,
-        Reason.NOT_REQUIRED,
+        Reason.ROLLING_OUT,
+        Reason.SUSPENDED,
     }
 )

@@ -36,7 +36,7 @@ def _entry(condition: str, status: str, reason: str) -> Object:
     ],
 )
 def test_the_time_changes_with_the_status_only(before: str | None, status: bool | None, word: str, since: str) -> None:
-    known = [_entry("Placed", before, "Placing")] if before else []
+    known = [_entry("Placed", before, "NoAccelerator")] if before else []
     conditions = Conditions(_object(*known), NOW)
     conditions.set(ConditionType.PLACED, status, Reason.PLACED, "another message")
     assert conditions.to_list() == [
@@ -81,14 +81,14 @@ PARTS = [ConditionType.MODEL_RESOLVED, ConditionType.PLACED, ConditionType.ARTIF
     ("states", "ready"),
     [
         ([True, True, True], ("True", "Ready", "all is well")),
-        ([True, False, None], ("False", "Placing", "of Placed")),
+        ([True, False, None], ("False", "NoAccelerator", "of Placed")),
         ([False, False, True], ("False", "Resolving", "of ModelResolved")),
         ([True, True, None], ("False", "Building", "of ArtifactReady")),
     ],
 )
 def test_ready_follows_the_first_part_that_is_not_true(states: list[bool | None], ready: tuple[str, str, str]) -> None:
     conditions = Conditions(_object(), NOW)
-    reasons = [Reason.RESOLVING, Reason.PLACING, Reason.BUILDING]
+    reasons = [Reason.RESOLVING, Reason.NO_ACCELERATOR, Reason.BUILDING]
     for part, status, reason in zip(PARTS, states, reasons, strict=True):
         conditions.set(part, status, reason, f"of {part.value}")
     conditions.roll_up(PARTS, ready_message="all is well")

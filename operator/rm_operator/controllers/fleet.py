@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
-from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 
 from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
 from rm_operator.controllers.waiting import Waiting
@@ -24,6 +22,7 @@ from rm_operator.kube.store import Stores
 from rm_operator.plan.model import labels_of, name_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
+from rm_operator.plan.placement.observed import Observed, observe
 from rm_operator.plan.profile import problems
 
 
@@ -35,10 +34,7 @@ class _Kind:
     """The spec as it is written."""
     spec: AcceleratorResourceSpec
     supply: Supply
-    healthy: int | None
-    nodes: int
-    ready: bool
-    reason: str
+    seen: Observed
 
 
 class Fleet:
@@ -78,10 +74,10 @@ class Fleet:
                 name=name,
                 spec=kind.spec,
                 free=ledger.free(kind.supply, owner),
-                healthy=kind.healthy,
-                nodes=kind.nodes,
-                ready=kind.ready,
-                reason=kind.reason,
+                healthy=kind.seen.healthy,
+                nodes=kind.seen.nodes,
+                ready=kind.seen.ready,
+                reason=kind.seen.reason,
                 taken=ledger.is_taken(kind.supply, owner),
             )
             for name, kind in self._kinds.items()
@@ -157,7 +153,7 @@ class Fleet:
         """Wakes who waits for these, as far as there are devices for them."""
         for name in accelerators:
             kind = self._kinds.get(name)
-            if kind is not None and kind.ready:
+            if kind is not None and kind.seen.ready:
                 for owner in self._waiting.wake(name, self._ledger.free(kind.supply)):
                     self._wake(owner)
 
@@ -180,39 +176,9 @@ def _kind(obj: Object, before: _Kind | None) -> _Kind:
         if before is not None and before.written == obj["spec"]
         else AcceleratorResourceSpec.model_validate(obj["spec"])
     )
-    status: Mapping[str, Any] = obj.get("status") or {}
-    devices = status.get("devices") or {}
-    healthy, total = int(devices.get("healthy", 0)), int(devices.get("total", 0))
-    provisioning, counted = spec.provisioning, spec.resource_name is not None
-    elastic = provisioning.mode is ProvisioningMode.ELASTIC
-    most: int | None = healthy
-    there: int | None = total
-    if elastic:
-        limit = provisioning.max_devices
-        most, there = (None, None) if limit is None else (max(healthy, limit), max(total, limit))
-    ready, reason = _readiness(obj, spec, elastic=elastic)
-    return _Kind(
-        written=obj["spec"],
-        spec=spec,
-        supply=Supply(name_of(obj), spec.resource_name, spec.node_selector, most if counted else None, there),
-        healthy=healthy if counted else None,
-        nodes=int(status.get("nodes", 0)),
-        ready=ready,
-        reason=reason,
-    )
-
-
-def _readiness(obj: Object, spec: AcceleratorResourceSpec, *, elastic: bool) -> tuple[bool, str]:
-    if spec.type is AcceleratorType.REMOTE:
-        return False, "remote endpoints are not served yet"
-    conditions = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or []}
-    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
-    advertised = conditions.get(ConditionType.DEVICES_ADVERTISED)
-    if advertised is None:
-        return False, "its devices have not been counted yet"
-    # No node is what an elastic kind begins with.
-    good = advertised["status"] == "True" or (elastic and advertised["reason"] == Reason.NO_DEVICES)
-    return good, str(advertised.get("message", ""))
+    seen = observe(spec, obj.get("status") or {})
+    supply = Supply(name_of(obj), spec.resource_name, spec.node_selector, seen.most, seen.total)
+    return _Kind(obj["spec"], spec, supply, seen)
 
 
 def _profile_view(obj: Object) -> ProfileView:

@@ -37,7 +37,7 @@ from rm_operator.plan.resolve import source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
-_CHILDREN = (CONFIGMAPS, JOBS, DEPLOYMENTS, SERVICES, HORIZONTALPODAUTOSCALERS)
+_CHILDREN = (CONFIGMAPS, CONTROLLERREVISIONS, DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, JOBS, SERVICES)
 
 
 class ModelDeploymentController(PlanningController):

@@ -51,7 +51,7 @@ def serve(state: State) -> bool:
     state.apply += serving.children(variant, revision, snapshot.settings, replicas=step.new)
     mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
     # An earlier variant that is wanted again may have been on its way out.
-    state.apply += [_labelled(pod, active=True) for pod in mine if not serving.is_active(pod)]
+    state.apply += [switched(pod, active=True) for pod in mine if not serving.is_active(pod)]
     kept = {variant.name} | {
         name_of(each) for each, pods in zip(old, step.old, strict=True) if _shrink(state, each, pods)
     }
@@ -76,7 +76,7 @@ def hold(state: State) -> None:
         resize(state, each, replicas)
         its_pods = state.snapshot.pods_of(serving.variant_label(each))
         state.apply += [
-            _labelled(pod, active=True) for pod in its_pods if serving.is_live(pod) and not serving.is_active(pod)
+            switched(pod, active=True) for pod in its_pods if serving.is_live(pod) and not serving.is_active(pod)
         ]
 
 
@@ -123,7 +123,7 @@ def _shrink(state: State, old: Object, kept: int) -> bool:
     for position, pod in enumerate(its_pods):
         active = position >= surplus
         if serving.is_active(pod) != active:
-            state.apply.append(_labelled(pod, active=active))
+            state.apply.append(switched(pod, active=active))
     draining = sum(name_of(pod) in snapshot.routed_pods for pod in its_pods[:surplus])
     replicas = min(int(old["spec"].get("replicas", 1)), kept + draining)
     if replicas > 0:
@@ -133,7 +133,8 @@ def _shrink(state: State, old: Object, kept: int) -> bool:
     return False
 
 
-def _labelled(pod: Object, *, active: bool) -> dict[str, Any]:
+def switched(pod: Object, *, active: bool) -> dict[str, Any]:
+    """The pod as the Service is to select it, or not."""
     metadata: dict[str, Any] = {
         "name": name_of(pod),
         "namespace": namespace_of(pod),

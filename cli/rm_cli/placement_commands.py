@@ -1,0 +1,226 @@
+"""``plan`` and ``explain``: where a model would run, or runs, and why."""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import rm_local_cluster
+import yaml
+from rm_api.conditions import ConditionType
+from rm_api.kinds import ModelFacts
+from rm_api.kinds.model_deployment import Placement
+from rm_api.names import API_VERSION
+from rm_local_cluster import Cluster
+from rm_operator.plan.placement import PlacementRequest, place
+
+from rm_cli.kubectl import CommandFailed, Kubectl, condition
+from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts
+
+NOWHERE = 3
+"""Exit status where everything was understood and nothing can take the model."""
+
+_KINDS = "acceleratorresources.rm-abstract.io,buildprofiles.rm-abstract.io"
+_DEPLOYMENTS = "modeldeployments.rm-abstract.io"
+_PATH = click.Path(exists=True, path_type=Path)
+_KUBECONFIG = click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The cluster to ask; by default that of KUBECONFIG, else the local one.",
+)
+_FORMAT = click.option("-o", "--output", "format_", type=click.Choice(["text", "json", "yaml"]), default="text")
+
+
+@click.command()
+@click.option(
+    "-f", "--filename", "paths", type=_PATH, multiple=True, required=True, help="File or directory; repeatable."
+)
+@click.option(
+    "--facts",
+    "facts_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the model is: JSON as rm-abstract resolve reports it.",
+)
+@click.option("-n", "--namespace", default="default", show_default=True, help="Where a deployment names none.")
+@_KUBECONFIG
+@_FORMAT
+def plan(
+    paths: tuple[Path, ...], facts_file: Path | None, namespace: str, kubeconfig: Path | None, format_: str
+) -> None:
+    """Say where ModelDeployments of files would run, and why; nothing is applied.
+
+    Accelerators and profiles come from the files too, or from the cluster if the files have no accelerator. What a
+    model is comes from --facts, from the status in the file, or from the cluster. Ends with 3 if one has no place.
+    """
+    try:
+        given = read(paths, namespace)
+        if not given.deployments:
+            raise BadInput("the files have no ModelDeployment; give one with -f")
+        answers = [_plan(each, given, facts_file, kubeconfig) for each in given.deployments]
+    except (BadInput, CommandFailed) as error:
+        raise click.ClickException(str(error)) from None
+    _print(answers, format_)
+
+
+@click.command()
+@click.argument("name")
+@click.option("-n", "--namespace", default="default", show_default=True)
+@_KUBECONFIG
+@_FORMAT
+def explain(name: str, namespace: str, kubeconfig: Path | None, format_: str) -> None:
+    """Say why the ModelDeployment NAME runs where it runs. Ends with 3 if it has no place."""
+    try:
+        found = Kubectl(_cluster(kubeconfig), namespace).get(_DEPLOYMENTS, name)
+    except (BadInput, CommandFailed) as error:
+        raise click.ClickException(str(error)) from None
+    if found is None:
+        raise click.ClickException(f"there is no ModelDeployment {name} in namespace {namespace}")
+    _print([_answer_of(found)], format_)
+
+
+def table(placement: Mapping[str, Any], width: int) -> str:
+    """``status.placement`` as a table of at most ``width`` columns, if that leaves room for the reasons."""
+    header = ["", "CANDIDATE", "ELIGIBLE", "SCORE", "TTFT", "TPOT", "RATE", "J/TOKEN", "PRICE/MTOKEN", "PROVENANCE"]
+    rows = [header]
+    for candidate in placement.get("candidates") or []:
+        figures = {term["name"]: f"{term['value']} {term['unit']}" for term in candidate.get("terms") or []}
+        price = figures.get("pricePerMillionTokens", "-").removesuffix("/Mtoken")
+        rows.append(
+            [
+                "*" if candidate["name"] == placement.get("chosen") else "",
+                candidate["name"],
+                "yes" if candidate["eligible"] else "no",
+                candidate.get("score", "-"),
+                *(figures.get(name, "-") for name in ("ttft", "tpot", "rate")),
+                figures.get("joulesPerToken", "-").removesuffix(" J/token"),
+                price,
+                candidate.get("provenance", "-"),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    indent = sum(widths) + 2 * len(widths)
+    reasons = ["REASON", *(candidate.get("reason", "") for candidate in placement.get("candidates") or [])]
+    lines = []
+    for row, reason in zip(rows, reasons, strict=True):
+        cells = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True))
+        wrapped = textwrap.wrap(reason, max(40, width - indent), break_on_hyphens=False) or [""]
+        lines += [f"{cells}  {wrapped[0]}".rstrip(), *(" " * indent + line for line in wrapped[1:])]
+    return "\n".join(lines)
+
+
+def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubeconfig: Path | None) -> dict[str, Any]:
+    live: Mapping[str, Any] = deployment.status
+    known = Input(accelerators=given.accelerators, profiles=given.profiles)
+    if not given.accelerators:
+        kubectl = Kubectl(_cluster(kubeconfig), deployment.namespace)
+        listed = json.loads(kubectl.run("get", _KINDS, "-o", "json"))
+        known = Input(profiles=dict(given.profiles))
+        for item in listed["items"]:
+            if item["kind"] != "BuildProfile" or item["metadata"]["name"] not in given.profiles:
+                known.add(item, "the cluster", deployment.namespace)
+        live = live or (kubectl.get(_DEPLOYMENTS, deployment.name) or {}).get("status") or {}
+    before = live.get("placement") or {}
+    result = place(
+        PlacementRequest(
+            deployment=deployment.name,
+            spec=deployment.spec,
+            facts=_facts(deployment, live, facts_file),
+            accelerators=tuple(known.accelerators.values()),
+            profiles=tuple(known.profiles.values()),
+            current=before.get("chosen"),
+            current_policy=before.get("policy"),
+            namespace=deployment.namespace,
+        )
+    )
+    placement = Placement(
+        policy=deployment.spec.policy.type,
+        chosen=result.chosen,
+        profile=result.profile,
+        candidates=list(result.candidates),
+    )
+    placed = {
+        "type": ConditionType.PLACED.value, "status": str(result.chosen is not None), "reason": result.reason.value,
+        "message": result.message,
+    }  # fmt: skip
+    metadata = {"name": deployment.name, "namespace": deployment.namespace}
+    return _answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
+
+
+def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | None) -> ModelFacts:
+    source = deployment.spec.model.source
+    if facts_file is not None:
+        return read_facts(facts_file, source)
+    known = live.get("model")
+    if known and known.get("source") == source:
+        return facts_of(known, f"status.model of {deployment.name}")
+    raise BadInput(
+        f"it is not known what {source} is: give --facts FILE with what `rm-abstract resolve --source {source}` "
+        "reports, or plan a ModelDeployment that the cluster has resolved already"
+    )
+
+
+def _answer_of(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """What concerns its placement of a ModelDeployment, in the ModelDeployment's own form."""
+    status: dict[str, Any] = {}
+    if (obj.get("status") or {}).get("placement"):
+        status["placement"] = obj["status"]["placement"]
+    placed = condition(dict(obj), ConditionType.PLACED)
+    if placed.get("status") in (None, "Unknown"):
+        # It did not come to that; Ready tells the step before.
+        placed = condition(dict(obj), ConditionType.READY)
+    status["conditions"] = [placed] if placed else []
+    metadata = {key: obj["metadata"][key] for key in ("name", "namespace") if key in obj["metadata"]}
+    return {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "status": status}
+
+
+def _print(answers: Sequence[dict[str, Any]], format_: str) -> None:
+    if format_ == "text":
+        width = shutil.get_terminal_size((160, 24)).columns
+        click.echo("\n\n".join(_text(each, width) for each in answers))
+    else:
+        whole = answers[0] if len(answers) == 1 else {"apiVersion": "v1", "kind": "List", "items": list(answers)}
+        text = json.dumps(whole, indent=2) if format_ == "json" else yaml.safe_dump(whole, sort_keys=False).rstrip()
+        click.echo(text)
+    if not all((each["status"].get("placement") or {}).get("chosen") for each in answers):
+        sys.exit(NOWHERE)
+
+
+def _text(answer: Mapping[str, Any], width: int) -> str:
+    metadata, status = answer["metadata"], answer["status"]
+    placement = status.get("placement") or {}
+    said: Mapping[str, str] = next(iter(status["conditions"]), {})
+    title = f"{metadata.get('namespace', 'default')}/{metadata['name']}"
+    if placement:
+        title += f"  policy {placement['policy']}"
+        title += f", on {placement['chosen']}" if placement.get("chosen") else ", without a place"
+        if placement.get("profile"):
+            title += f", compiled with {placement['profile']}"
+    lines = [title]
+    if said:
+        lines += textwrap.wrap(f"{said['reason']}: {said.get('message', '')}", max(60, width))
+    elif not placement:
+        lines.append("the operator has not looked at it yet")
+    if placement.get("candidates"):
+        lines += ["", table(placement, width)]
+    return "\n".join(lines)
+
+
+def _cluster(kubeconfig: Path | None) -> Cluster:
+    """The cluster that is asked. Raises BadInput where there is none."""
+    named = kubeconfig or next((Path(path) for path in (os.environ.get("KUBECONFIG"),) if path), None)
+    local = rm_local_cluster.status().cluster if named is None else None
+    if local is not None:
+        return local
+    kubectl = shutil.which("kubectl")
+    if named is None:
+        raise BadInput(
+            "no cluster is named, and there is no local one: give --kubeconfig, or accelerators and profiles with -f"
+        )
+    if kubectl is None:
+        raise BadInput("kubectl is not installed; with it the cluster can be asked")
+    return Cluster("named", "existing", named, Path(kubectl), Path("helm"))

@@ -20,7 +20,7 @@ from support import deploy, left_over, wait_for
         ({"model": {}}, "source"),
         (
             {"model": {"source": "hf://Qwen/Qwen3-0.6B"}, "runtime": {"env": [{"name": "LD_PRELOAD", "value": "x"}]}},
-            "only LOG_LEVEL",
+            "LOG_LEVEL",
         ),
     ],
     ids=["unknown source", "negative replicas", "unknown policy", "no source", "forbidden variable"],
@@ -95,7 +95,8 @@ def _credulous_profile(namespace: Kubectl, installed: Installed) -> Iterator[str
     try:
         yield name
     finally:
-        namespace.delete("bprof", name)
+        # It goes with its last user.
+        namespace.delete("bprof", name, wait=False)
 
 
 def test_a_model_that_the_compiler_rejects(
@@ -117,6 +118,7 @@ def test_a_model_that_the_compiler_rejects(
     wait_for(namespace, "odd", "Building", timeout=60)
     name = failed["metadata"]["name"]
     wait_until("the failed artifact is left", lambda: namespace.get("bart", name) is None, timeout=60)
+    wait_until("the profile is kept without users", lambda: namespace.get("bprof", profile) is None, timeout=60)
 
 
 @contextlib.contextmanager

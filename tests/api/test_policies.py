@@ -46,7 +46,7 @@ class Cluster:
         impersonated = [f"--as={name}" for name in by[:1]] + [f"--as-group={group}" for group in by[1:]]
         done = subprocess.run(
             [self._kubectl, f"--kubeconfig={self.kubeconfig}", *impersonated, *arguments],
-            input=None if stdin is None else yaml.safe_dump_all(stdin if isinstance(stdin, list) else [stdin]),
+            input=None if stdin is None else json.dumps(stdin),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -60,7 +60,8 @@ class Cluster:
             input=json.dumps({"policies": values}), capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         objects = [obj for obj in yaml.safe_load_all(rendered) if obj and obj["kind"] not in LEFT_OUT]
-        self.kubectl("apply", "--server-side", "--namespace=system", "-f", "-", stdin=objects)
+        self.kubectl("apply", "--server-side", "--namespace=system", "-f", "-",
+                     stdin={"apiVersion": "v1", "kind": "List", "items": objects})  # fmt: skip
 
     def apply(self, obj: Object, *, by: User = (), subresource: str | None = None) -> Object:
         """Server-side apply; the object as it is then."""
@@ -308,6 +309,39 @@ def test_what_was_there_before_a_list_was_changed_goes_on(cluster: Cluster) -> N
         for obj in (REFUSED_AT_FIRST[A], REFUSED_AT_FIRST[P]):
             cluster.until_refused(obj, "beginning with one of ghcr.io/rm-abstract/", by=ADMIN)
         cluster.until_refused(REFUSED_AT_FIRST[M], "allowed: LOG_LEVEL, TZ")
+
+
+EVERYTHING = ("create", "get", "list", "watch", "update", "patch", "delete")
+READ = ("get", "list", "watch")
+OURS = {"modeldeployments", "buildartifacts", "acceleratorresources", "buildprofiles"}
+
+
+@pytest.mark.parametrize(
+    ("role", "granted"),
+    [
+        ("edit", {"modeldeployments": EVERYTHING, "modeldeployments/scale": ("get", "update", "patch")}),
+        ("view", dict.fromkeys(OURS, READ)),
+    ],
+)
+def test_the_roles_that_are_aggregated_give_tenants_what_is_theirs(
+    cluster: Cluster, role: str, granted: dict[str, tuple[str, ...]]
+) -> None:
+    """The controller that aggregates them is not here; their labels are what it goes by."""
+    user = (f"{role}or",)
+    cluster.kubectl("create", "clusterrolebinding", f"as-{role}", f"--clusterrole=rma-{role}", f"--user={user[0]}")
+    labels = json.loads(cluster.kubectl("get", "clusterrole", f"rma-{role}", "-o", "json"))["metadata"]["labels"]
+    assert labels[f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+
+    def rights() -> dict[str, set[str]]:
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+                  "spec": {"namespace": "default"}}  # fmt: skip
+        path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        answer = json.loads(cluster.kubectl("create", "--raw", path, "-f", "-", by=user, stdin=review))
+        found = [rule for rule in answer["status"]["resourceRules"] if rule["apiGroups"] == ["rm-abstract.io"]]
+        return {resource: set(rule["verbs"]) for rule in found for resource in rule["resources"]}
+
+    cluster.until(rights, "the binding is taken up")
+    assert rights() == {resource: set(verbs) for resource, verbs in granted.items()}
 
 
 def test_the_names_that_the_tests_give_are_those_of_their_keys() -> None:

@@ -1,5 +1,6 @@
 """Controller of AcceleratorResources."""
 
+import itertools
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -19,7 +20,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.plan import accelerator as planner
 from rm_operator.plan.in_use import Users, some
-from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
+from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, uid_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
@@ -66,9 +67,9 @@ class AcceleratorResourceController(PlanningController):
 
     def _users(self, obj: Object) -> Users:
         deployments, name = self.context.stores[MODEL_DEPLOYMENTS], name_of(obj)
-        using = deployments.by_index("accelerator", name) if is_deleting(obj) else ()
-        named = [scoped(namespace_of(each), name_of(each)) for each in using]
-        return some(named, deployments.count("accelerator", name))
+        # Thousands may use it, and their names are told only while it is being deleted.
+        named = deployments.keys_by_index("accelerator", name) if is_deleting(obj) else ()
+        return some(itertools.starmap(scoped, named), deployments.count("accelerator", name))
 
     def _of_node(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # Kubelets write a node's status every few seconds; only what placement looks at matters here.

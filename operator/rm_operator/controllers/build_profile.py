@@ -1,6 +1,6 @@
 """Controller of BuildProfiles."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
 from rm_operator.context import Context
@@ -9,9 +9,8 @@ from rm_operator.controllers.indexes import profiles_used, scoped
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS
 from rm_operator.plan import profile as planner
-from rm_operator.plan.artifact import in_build, is_ready
 from rm_operator.plan.in_use import Users, some
-from rm_operator.plan.model import Plan, is_deleting, name_of, namespace_of
+from rm_operator.plan.model import Plan, is_deleting, name_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
@@ -30,17 +29,18 @@ class BuildProfileController(PlanningController):
 
     async def decide(self, obj: Object, now: datetime) -> Plan:
         """The plan for one BuildProfile."""
-        made = self.context.stores[BUILD_ARTIFACTS].by_index("profile", name_of(obj))
-        users = self._users(obj, [each for each in made if in_build(each)])
-        return planner.plan(planner.ProfileSnapshot(obj, sum(map(is_ready, made)), users), now)
+        built = self.context.stores[BUILD_ARTIFACTS].count("built", name_of(obj))
+        return planner.plan(planner.ProfileSnapshot(obj, built, self._users(obj)), now)
 
-    def _users(self, obj: Object, building: Sequence[Object]) -> Users:
-        deployments, name = self.context.stores[MODEL_DEPLOYMENTS], name_of(obj)
+    def _users(self, obj: Object) -> Users:
+        name = name_of(obj)
+        deployments, artifacts = self.context.stores[MODEL_DEPLOYMENTS], self.context.stores[BUILD_ARTIFACTS]
         named: list[str] = []
         if is_deleting(obj):
-            named += [scoped(namespace_of(each), name_of(each)) for each in deployments.by_index("profile", name)]
-            named += [f"BuildArtifact {scoped(namespace_of(each), name_of(each))}" for each in building]
-        return some(named, deployments.count("profile", name) + len(building))
+            # Thousands may use it, and their names are told only then.
+            named += [scoped(*key) for key in deployments.keys_by_index("profile", name)]
+            named += [f"BuildArtifact {scoped(*key)}" for key in artifacts.keys_by_index("in build", name)]
+        return some(named, deployments.count("profile", name) + artifacts.count("in build", name))
 
     def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # Who begins to use one protects it; who ends to may be the last.

@@ -9,6 +9,7 @@ from rm_api.kinds.model_deployment import ModelSource
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
+    BUILD_PROFILES,
     CONFIGMAPS,
     CONTROLLERREVISIONS,
     CUSTOM,
@@ -21,6 +22,8 @@ from rm_operator.kube.resources import (
     PODS,
     Resource,
 )
+from rm_operator.plan.artifact import in_build, is_ready
+from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import source_hash
 from rm_operator.runtime.queue import Key
 
@@ -96,8 +99,16 @@ def profiles_used(deployment: Object) -> list[str]:
     return sorted({placement.get("profile"), deployment["spec"].get("buildProfile")} - {None, ""})
 
 
-def _profile(obj: Object) -> list[str]:
-    return [obj["spec"]["profile"]]
+def _built_with(artifact: Object) -> list[str]:
+    return [artifact["spec"]["profile"]] if is_ready(artifact) else []
+
+
+def _in_build_with(artifact: Object) -> list[str]:
+    return [artifact["spec"]["profile"]] if in_build(artifact) else []
+
+
+def _leaving(obj: Object) -> list[str]:
+    return ["true"] if is_deleting(obj) else []
 
 
 def resources_requested(obj: Object) -> list[str]:
@@ -122,8 +133,9 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "accelerator": accelerators_used,
         "profile": profiles_used,
     },
-    BUILD_ARTIFACTS: {"profile": _profile},
-    ACCELERATOR_RESOURCES: {},
+    BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with},
+    ACCELERATOR_RESOURCES: {"leaving": _leaving},
+    BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},

@@ -28,7 +28,7 @@ from rm_operator.kube.resources import (
     SERVICES,
     Resource,
 )
-from rm_operator.kube.store import Store
+from rm_operator.kube.store import Store, Stores
 from rm_operator.plan import deployment as planner
 from rm_operator.plan.attempt import Attempt, observe
 from rm_operator.plan.in_use import is_protected
@@ -37,6 +37,7 @@ from rm_operator.plan.resolve import source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
+_PROTECTED = (ACCELERATOR_RESOURCES, BUILD_PROFILES)
 _CHILDREN = (CONFIGMAPS, CONTROLLERREVISIONS, DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, JOBS, SERVICES)
 
 
@@ -68,7 +69,6 @@ class ModelDeploymentController(PlanningController):
         config_maps = stores[CONFIGMAPS].by_index("model", source)
         service, autoscaler = await self._named(SERVICES, namespace, name), await self._autoscaler(obj)
         # From here on nothing is awaited: who decides next must see what was promised here.
-        usable = [*stores[ACCELERATOR_RESOURCES].list(), *stores[BUILD_PROFILES].list()]
         snapshot = planner.DeploymentSnapshot(
             deployment=obj,
             sharers=[each for each in stores[MODEL_DEPLOYMENTS].by_index("source", source) if not is_deleting(each)],
@@ -91,8 +91,12 @@ class ModelDeploymentController(PlanningController):
             settings=self._settings,
             led_for=self._fleet.led_for(obj, now),
             autoscaler=autoscaler,
-            unprotected={(each["kind"], name_of(each)): each for each in usable if not is_protected(each)},
-            leaving=frozenset((each["kind"], name_of(each)) for each in usable if is_deleting(each)),
+            unprotected=_Unprotected(stores),
+            leaving=frozenset(
+                (resource.kind, name)
+                for resource in _PROTECTED
+                for _, name in stores[resource].keys_by_index("leaving", "true")
+            ),
         )
         plan = planner.plan(snapshot, now)
         later = self._fleet.settle(obj, plan.placement, now)
@@ -170,6 +174,27 @@ class ModelDeploymentController(PlanningController):
     def _keys(self, index: str, value: str) -> Iterable[Key]:
         for key in self.context.stores[MODEL_DEPLOYMENTS].keys_by_index(index, value):
             yield Key(self.kind, *key)
+
+
+class _Unprotected(Mapping[tuple[str, str], Object]):
+    """Accelerators and profiles without the finalizer by kind and name, looked up only when they are asked for."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    def __getitem__(self, key: tuple[str, str]) -> Object:
+        kind, name = key
+        obj = self._stores.of_kind(kind).get(None, name)
+        if obj is None or is_protected(obj):
+            raise KeyError(key)
+        return obj
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for resource in _PROTECTED:
+            yield from ((resource.kind, name_of(obj)) for obj in self._stores[resource] if not is_protected(obj))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class _InNamespace(Mapping[str, Object]):

@@ -1,6 +1,5 @@
 """A proxy before the API server: it sees each request of one operator, and can hold, refuse or lose it."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -56,13 +55,13 @@ class ApiProxy:
         self.after: Hook = _pass
         self.seen: list[Passing] = []
         self._is_cut = False
-        self._open: set[web.Request] = set()
+        self._open: dict[int, web.Request] = {}
 
     async def __aenter__(self) -> "ApiProxy":
         self._session = self._connection.open_session()
         app = web.Application(client_max_size=2**24)
         app.router.add_route("*", "/{tail:.*}", self._handle)
-        self._runner = web.AppRunner(app, shutdown_timeout=0)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.port: int = self._runner.addresses[0][1]
@@ -93,7 +92,7 @@ class ApiProxy:
     def cut(self) -> None:
         """Break every connection, and refuse what comes."""
         self._is_cut = True
-        for request in self._open:
+        for request in list(self._open.values()):
             if request.transport is not None:
                 request.transport.abort()
 
@@ -105,7 +104,7 @@ class ApiProxy:
         body = await request.read()
         passing = Passing(request.method, request.path)
         self.seen.append(passing)
-        self._open.add(request)
+        self._open[id(request)] = request
         try:
             if self._is_cut:
                 raise Lost
@@ -116,7 +115,7 @@ class ApiProxy:
                 request.transport.abort()
             return web.Response(status=502)
         finally:
-            self._open.discard(request)
+            del self._open[id(request)]
 
     async def _hand_on(self, request: web.Request, passing: Passing, body: bytes) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
@@ -143,8 +142,3 @@ class ApiProxy:
             await whole.write_eof()
             passing.answered = request.transport is not None and not request.transport.is_closing()
             return whole
-
-
-async def hold(_: Passing) -> None:
-    """A hook that never lets go."""
-    await asyncio.Event().wait()

@@ -28,6 +28,8 @@ from rm_operator.plan.model import Plan, is_deleting, name_of, namespace_of, own
 from rm_operator.runtime.controller import Controller, Watch
 from rm_operator.runtime.queue import Key
 
+LEADS = f'leader_election_master_status{{name="{LEASE_NAME}"}} 1.0'
+
 
 def model(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
     return {
@@ -114,6 +116,9 @@ class InProcess:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
+    async def leads(self) -> bool:
+        return bool(self.operator.port) and LEADS in (await self.get("/metrics"))[1]
+
     async def end(self, task: "asyncio.Task[None]") -> None:
         """Stop it; returns when it has ended and left nothing open (TLS takes its time to say farewell)."""
         self.stop.set()
@@ -154,7 +159,14 @@ class Process:
     """``python -m rm_operator run``, with the real controllers; behind ``proxy`` if there is one."""
 
     def __init__(
-        self, server: ApiServer, namespace: str, directory: Path, name: str, *, proxy: ApiProxy | None = None
+        self,
+        server: ApiServer,
+        namespace: str,
+        directory: Path,
+        name: str,
+        *,
+        proxy: ApiProxy | None = None,
+        leader_elect: bool = True,
     ) -> None:
         self.port = free_port()
         self.log = directory / f"{name}.log"
@@ -166,6 +178,7 @@ class Process:
             "RMA_RUNTIME_IMAGE": "runtime",
             "RMA_LAUNCHER_IMAGE": "launcher",
             "POD_NAME": name,
+            "RMA_LEADER_ELECT": str(leader_elect),
             "RMA_METRICS_PORT": str(self.port),
         }
         argv = [sys.executable, "-m", "rm_operator", "run"]
@@ -185,7 +198,7 @@ class Process:
         return (await self.get("/readyz"))[0] == 200
 
     async def leads(self) -> bool:
-        return f'leader_election_master_status{{name="{LEASE_NAME}"}} 1.0' in (await self.get("/metrics"))[1]
+        return LEADS in (await self.get("/metrics"))[1]
 
     async def ended(self, seconds: float) -> int:
         await eventually(lambda: self.process.poll() is not None, "the process ended", seconds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators import InProcess, Process, child_says, model, running
+from operators import Process, child_says, model, running
 from real_api import ApiServer, eventually
 from rm_api.names import LABEL_MANAGED_BY, LEASE_NAME, MANAGED_BY
 from rm_operator.kube.http import HttpClient
@@ -120,17 +120,6 @@ class TestHealth:
             )
             assert 'rm_operator_store_objects{resource="modeldeployments.rm-abstract.io"}' in text
 
-    async def test_a_part_that_ends_ends_the_process(self, api_server: ApiServer, api_namespace: str) -> None:
-        found = InProcess(api_server, api_namespace, leader_elect=False)
-
-        async with asyncio.timeout(60):
-            task = asyncio.create_task(found.operator.run(found.stop))
-            await eventually(found.ready, "the operator is ready", 90)
-            (part,) = [each for each in asyncio.all_tasks() if each.get_name() == "reflector of pods"]
-            part.cancel()
-            await eventually(lambda: found.died == [1], "it is told")
-            await found.end(task)
-
 
 @pytest.fixture
 async def processes(api_server: ApiServer, api_namespace: str, tmp_path: Path) -> AsyncIterator[Any]:
@@ -163,21 +152,6 @@ class TestProcess:
         live = await client.get(LEASES, api_namespace, LEASE_NAME)
         assert not live["spec"]["holderIdentity"].startswith("first")
         await eventually(second.leads, "the second takes over at once", 60)
-
-    async def test_a_leader_that_sleeps_is_followed_and_ends_without_a_write(
-        self, processes: Any, client: HttpClient, api_namespace: str
-    ) -> None:
-        first = processes("first")
-        await eventually(first.leads, "the first leads", 90)
-        second = processes("second")
-        await eventually(second.ready, "the second is warm", 90)
-        first.process.send_signal(signal.SIGSTOP)
-        await eventually(second.leads, "the second takes over", 60)
-        first.process.send_signal(signal.SIGCONT)
-        assert await first.ended(60) == 1
-        assert "lost the Lease" in first.log.read_text()
-        live = await client.get(LEASES, api_namespace, LEASE_NAME)
-        assert live["spec"]["holderIdentity"].startswith("second")
 
     async def test_cut_off_from_the_api_server_it_ends(self, processes: Any, api_server: ApiServer) -> None:
         first = processes("first")

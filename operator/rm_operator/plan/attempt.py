@@ -45,13 +45,17 @@ class Attempt:
 
     @property
     def ended(self) -> datetime | None:
-        """When the Job came to its end; None while it runs."""
+        """When the Job came to its end; where that is not said, when it was made. None while it runs."""
+        if self.state is State.RUNNING:
+            return None
         times = [
             entry["lastTransitionTime"]
             for entry in (self.job.get("status") or {}).get("conditions") or []
             if entry["status"] == "True" and entry.get("lastTransitionTime")
         ]
-        return from_timestamp(max(times)) if times else None
+        made = self.job["metadata"].get("creationTimestamp")
+        # A time there must be: a pause that begins whenever it is looked at never ends.
+        return from_timestamp(max(times or [made])) if times or made else None
 
 
 def observe(job: Object, pods: Iterable[Object]) -> Attempt:

@@ -78,7 +78,13 @@ def plan(
     finished = tuple(deletion_of(attempt.job) for attempt in attempts if attempt.state is not State.RUNNING)
 
     if config_map is not None:
-        facts = ModelFacts.model_validate_json(config_map["data"][FACTS_KEY])
+        try:
+            facts = ModelFacts.model_validate_json((config_map.get("data") or {}).get(FACTS_KEY, ""))
+        except ValidationError:
+            # Kept by a version that knew other facts, or replaced by somebody: the model tells once more.
+            message = f"what was known of {model.source} cannot be read; it is read again"
+            conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, message)
+            return Resolution(delete=(deletion_of(config_map),))
         conditions.set(ConditionType.MODEL_RESOLVED, True, Reason.RESOLVED, f"pinned to {facts.revision}")
         return Resolution(facts, (_config_map(hash_, namespace, owners, facts),), finished)
 

@@ -68,7 +68,7 @@ class Variant:
 def children(variant: Variant, revision: Object | None, settings: Settings, *, replicas: int) -> list[dict[str, Any]]:
     """ControllerRevision and Deployment of a variant. ``revision`` is the remembered template, if there is one."""
     metadata = _metadata(variant.name, variant.deployment, _labels(variant))
-    template = revision["data"]["template"] if revision is not None else _template(variant, settings)
+    template = _remembered(revision) or _template(variant, settings)
     remembered = {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
@@ -85,8 +85,16 @@ def resized(
     """The Deployment of a variant that is not the wanted one, as it is but for its size."""
     ours = {key: value for key, value in labels_of(live).items() if key.startswith(f"{names.GROUP}/")}
     metadata = _metadata(name_of(live), deployment, {names.LABEL_MANAGED_BY: names.MANAGED_BY, **ours})
-    template = (revision["data"] if revision is not None else live["spec"])["template"]
+    template = _remembered(revision) or live["spec"]["template"]
     return _deployment(metadata, template, spec, replicas)
+
+
+def _remembered(revision: Object | None) -> Mapping[str, Any] | None:
+    """The template in a ControllerRevision; None where there is none, or what is there is no template of ours."""
+    data = revision.get("data") if revision is not None else None
+    template = data.get("template") if isinstance(data, Mapping) else None
+    usable = isinstance(template, Mapping) and {"metadata", "spec"} <= template.keys()
+    return template if usable else None
 
 
 def _metadata(name: str, deployment: Object, label: Mapping[str, str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a suspended deployment does: nothing, but keep what it has."""
 
+from pydantic import ValidationError
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds.model_deployment import ModelFacts
 
@@ -14,9 +15,7 @@ _HINT = "suspended; set spec.suspend to false to go on"
 def suspend(state: State) -> None:
     """Ends the serving pods, which frees their devices. Facts, placement and artifact stay; no Job begins."""
     snapshot = state.snapshot
-    known = (snapshot.deployment.get("status") or {}).get("model")
-    if known and known["source"] == state.spec.model.source:
-        state.facts = ModelFacts.model_validate(known)
+    state.facts = _known(state)
     for condition in _KEPT:
         state.conditions.keep(condition, Reason.SUSPENDED, _HINT)
     for each in snapshot.variants:
@@ -25,3 +24,11 @@ def suspend(state: State) -> None:
     ending = sum(map(serving.is_live, snapshot.pods))
     message = f"{_HINT}; {ending} pods are ending" if ending else _HINT
     state.conditions.set(ConditionType.AVAILABLE, False, Reason.SUSPENDED, message)
+
+
+def _known(state: State) -> ModelFacts | None:
+    known = (state.snapshot.deployment.get("status") or {}).get("model") or {}
+    try:
+        return ModelFacts.model_validate(known) if known.get("source") == state.spec.model.source else None
+    except ValidationError:
+        return None

@@ -216,3 +216,19 @@ def test_of_several_pods_the_newest_tells() -> None:
     new = _pod(RUNS, created="2026-01-01T00:05:00Z")
     for pods in ([old, new], [new, old]):
         assert observe(_job(), pods).state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("job", "pod", "ended"),
+    [
+        (_job(FAILED), None, datetime(2026, 1, 1, 0, 10, tzinfo=UTC)),
+        # Without a time of its end a pause would begin anew whenever it is looked at.
+        (_job({"type": "Failed", "status": "True"}), None, datetime(2026, 1, 1, 0, 1, tzinfo=UTC)),
+        (_job(), _pod(phase="Failed", reason="Evicted"), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)),
+        (_job(), _pod(RUNS), None),
+    ],
+    ids=["as-it-says", "without-a-time", "pod-evicted", "running"],
+)
+def test_the_end_of_what_has_ended_has_a_time(job: Object, pod: Object | None, ended: datetime | None) -> None:
+    made = {**job, "metadata": {**job["metadata"], "creationTimestamp": "2026-01-01T00:01:00Z"}}
+    assert observe(made, [pod] if pod else []).ended == ended

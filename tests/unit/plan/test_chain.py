@@ -203,6 +203,24 @@ def test_a_report_without_facts_is_no_answer() -> None:
     assert "architecture" in world.condition("ModelDeployment", "hello", "Ready")["message"]
 
 
+@pytest.mark.parametrize("data", [{}, {"model.json": "{}"}, {"model.json": "not JSON"}, None])
+def test_facts_that_cannot_be_read_are_asked_for_again(data: dict[str, str] | None) -> None:
+    world = World()
+    world.serve()
+    running = world.routed()
+    (kept,) = world.of("ConfigMap")
+    before = kept["data"]
+    kept["data"] = data
+    world.settle()
+    assert world.reason() == "Resolving"
+    assert len(world.jobs("resolve")) == 1
+    assert world.routed() == running
+    world.resolve_model()
+    world.settle()
+    assert world.reason() == "Ready"
+    assert world.of("ConfigMap")[0]["data"] == before
+
+
 @pytest.mark.parametrize(
     ("code", "report", "reason", "attempts"),
     [

@@ -140,6 +140,14 @@ def test_a_service_of_somebody_else_is_still_told() -> None:
     assert "Stalled" not in said
 
 
+def test_facts_of_another_version_do_not_stand_in_the_way() -> None:
+    world = served()
+    del world.of("ModelDeployment")[0]["status"]["model"]["layers"]
+    world.deploy(suspend=True)
+    roll(world)
+    assert conditions(world)["Ready"] == ("False", "Suspended")
+
+
 def test_another_model_while_suspended_is_not_taken_for_the_old_one() -> None:
     world = served()
     world.deploy(model={"source": "oci://registry/model:2"}, suspend=True)

@@ -75,3 +75,20 @@ def test_the_priority_class_is_the_pods(name: str | None) -> None:
     world.serve(**({"priorityClassName": name} if name else {}))
     (made,) = world.of("Deployment")
     assert made["spec"]["template"]["spec"].get("priorityClassName") == name
+
+
+@pytest.mark.parametrize("data", [None, {}, [], {"template": {}}, {"template": "x"}, {"template": {"spec": {}}}])
+def test_a_remembered_template_that_is_none_is_rendered_again(data: object) -> None:
+    world = World()
+    world.serve()
+    (revision,), (made,) = world.of("ControllerRevision"), world.of("Deployment")
+    before = made["spec"]["template"]
+    revision["data"] = data
+    world.settle()
+    assert world.of("Deployment")[0]["spec"]["template"] == before
+    assert world.of("ControllerRevision")[0]["data"] == {"template": before}
+    # Also where it is not the wanted one, and all that is known is what runs.
+    world.of("ControllerRevision")[0]["data"] = data
+    world.profiles = []
+    world.settle()
+    assert world.of("Deployment")[0]["spec"]["template"] == before

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -301,6 +301,21 @@ class _Backoffs:
             yield 30
 
 
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """No memory of what objects were: kopf would copy each of them several times for handlers that do not exist here."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
+        """Nothing."""
+        return cast("kopf.BodyEssence", {})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Nothing."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is stored."""
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -311,7 +326,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 10
     settings.watching.connect_timeout = 10
     # Without it a list comes, and is decoded, as a whole.
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
+    settings.persistence.diffbase_storage = _NoDiffBase()
     # A task per object lives this long after its last event; the default of 5 s would keep ten thousand at a start.
     settings.queueing.idle_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 3 * STOP_SECONDS

@@ -61,7 +61,8 @@ class KubeClient(Protocol):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 500,
+        metadata_only: bool = False,
+        limit: int = 200,
     ) -> AsyncGenerator[ObjectList, None]:
         """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
 

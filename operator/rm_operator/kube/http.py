@@ -158,12 +158,14 @@ class HttpClient:
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 500,
+        metadata_only: bool = False,
+        limit: int = 200,
     ) -> AsyncGenerator[ObjectList, None]:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector) | {"limit": str(limit)}
         try:
-            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, _JSON)) as pages:
+            accept = _METADATA_LIST if metadata_only else _JSON
+            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, accept)) as pages:
                 async for page in pages:
                     yield page
         except _PageExpired:

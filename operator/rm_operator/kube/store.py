@@ -22,7 +22,7 @@ Subscriber = Callable[[Object | None, Object | None], None]
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _MAX_TOMBSTONES: Final = 4096
-MAX_DECODED: Final = 512
+MAX_DECODED: Final = 128
 """Objects of one kind that are remembered decoded: more than workers look at at a time, little against the memory."""
 
 

@@ -5,6 +5,7 @@ watch should have brought long ago shows that the watch is dead.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -75,13 +76,17 @@ class Sweeper:
 
     async def _sweep(self) -> dict[ObjectKey, int]:
         """Remove what is gone; returns the objects, with their versions, that the store does not have or has older."""
-        async with asyncio.timeout(LIST_SECONDS):
-            listed = await self._client.list(self.store.resource, metadata_only=True)
-        versions = {key_of(item): version_of(item) for item in listed.items}
+        versions: dict[ObjectKey, int] = {}
+        listed_at = 0
+        pages = self._client.pages(self.store.resource, metadata_only=True)
+        async with asyncio.timeout(LIST_SECONDS), contextlib.aclosing(pages):
+            async for page in pages:
+                versions |= {key_of(item): version_of(item) for item in page.items}
+                listed_at = int(page.resource_version)
         count, known = 0, self.store.keys()
         for key in known:
-            if key not in versions and self.store.version(key) <= int(listed.resource_version):
-                count += self.store.remove(*key, resource_version=listed.resource_version)
+            if key not in versions and self.store.version(key) <= listed_at:
+                count += self.store.remove(*key, resource_version=str(listed_at))
         if count:
             logger.warning("%s: %d objects were gone unseen", self.store.resource.name, count)
             if self._swept is not None:

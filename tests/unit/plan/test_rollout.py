@@ -1,6 +1,7 @@
 """The rollout planner: its steps where all goes well, and what holds whatever happens on the way."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -269,3 +270,14 @@ def test_holding_asks_for_no_more_than_is_wanted_and_comes_to_rest(variants: lis
             return
         variants = after
     raise AssertionError(f"it goes to and fro: {variants}")
+
+
+def test_the_documentation_shows_the_steps() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "rollout.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    shown = {row[0]: [int(cell) for cell in row[1:]] for row in rows if row[0].endswith((", new pods", ", old pods"))}
+    for name, bounds in (("Surge", Bounds(3, 0, 1)), ("InPlace with maxUnavailable 1", Bounds(3, 1, 0))):
+        taken = steps([Count(3, 3)], bounds)
+        assert shown.pop(f"{name}, new pods") == [new for new, _ in taken]
+        assert shown.pop(f"{name}, old pods") == [old for _, old in taken]
+    assert not shown

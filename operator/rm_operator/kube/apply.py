@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from rm_api.conditions import Reason
@@ -13,11 +13,14 @@ from rm_api.names import ANNOTATION_APPLIED_HASH, FIELD_MANAGER, LABEL_MANAGED_B
 
 from rm_operator.kube.client import KubeClient, Object
 from rm_operator.kube.covers import differences
-from rm_operator.kube.errors import NotFound, Terminal
+from rm_operator.kube.errors import Conflict, NotFound, Terminal
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.store import Stores, key_of
 
 logger = logging.getLogger(__name__)
+
+_NO_VERSION: Final = "1"
+"""The store behind the API server counts from here, before the first object."""
 
 
 class Action(StrEnum):
@@ -110,8 +113,13 @@ async def _apply_one(client: KubeClient, stores: Stores, prepared: dict[str, Any
     store = stores[resource]
     key = key_of(prepared)
     live = store.get(*key)
+    if live is not None and store.is_as_applied(key, digest):
+        return Applied(Action.UNCHANGED, live)
     if live is None:
-        # Apply would quietly merge into whatever has the name. The store knows only what carries our label.
+        created = await _created(client, resource, prepared)
+        if created is not None:
+            _remember(stores, created, prepared, digest)
+            return Applied(Action.CREATED, created)
         live = await _existing(client, resource, key)
     if live is not None:
         _refuse_foreign(resource, live, prepared)
@@ -119,16 +127,38 @@ async def _apply_one(client: KubeClient, stores: Stores, prepared: dict[str, Any
         found = differences(live, prepared)
         # The API server may write a value in another way than we do. What it made of this very intent is as we left it.
         if not found or store.accepted.get(key) == (digest, found):
+            store.note_as_applied(key, live, digest)
             return Applied(Action.UNCHANGED, live)
         logger.info("%s %s/%s was changed by somebody else (%s): mending it", resource.kind, *key, _places(found))
     answer = await client.apply(resource, prepared, field_manager=FIELD_MANAGER)
+    _remember(stores, answer, prepared, digest)
+    return Applied(Action.UPDATED if live is not None else Action.CREATED, answer)
+
+
+def _remember(stores: Stores, answer: dict[str, Any], prepared: dict[str, Any], digest: str) -> None:
+    """Keep what the API server made of an intent, and in which ways it writes it differently."""
+    resource, key = resource_of(prepared), key_of(prepared)
+    store = stores[resource]
     stores.put(answer)
     if left := differences(answer, prepared):
         store.accepted[key] = (digest, left)
         logger.debug("%s %s/%s is kept in another form: %s", resource.kind, *key, _places(left))
     else:
         store.accepted.pop(key, None)
-    return Applied(Action.UPDATED if live is not None else Action.CREATED, answer)
+    store.note_as_applied(key, answer, digest)
+
+
+async def _created(client: KubeClient, resource: Resource, prepared: dict[str, Any]) -> dict[str, Any] | None:
+    """``prepared`` as it was created; None if something has the name, which the store does not know.
+
+    Apply would quietly merge into whatever has the name, and the store knows only what carries our label. A version
+    that no object can have makes the apply a creation, or nothing.
+    """
+    metadata = {**prepared["metadata"], "resourceVersion": _NO_VERSION}
+    try:
+        return await client.apply(resource, {**prepared, "metadata": metadata}, field_manager=FIELD_MANAGER)
+    except Conflict:
+        return None
 
 
 async def _existing(client: KubeClient, resource: Resource, key: tuple[str, str]) -> dict[str, Any] | None:

@@ -62,9 +62,10 @@ class Changes:
 class _Kept:
     """One object as a store keeps it."""
 
-    __slots__ = ("content", "uid", "values", "version")
+    __slots__ = ("as_applied", "content", "uid", "values", "version")
 
     def __init__(self, content: bytes | Object, uid: str, version: int, values: tuple[IndexValue, ...]) -> None:
+        self.as_applied: str | None = None
         self.content = content
         self.uid = uid
         self.version = version
@@ -157,6 +158,17 @@ class Store:
         """How many objects index ``index_name`` has under each of its values."""
         self._declared(index_name, "")
         return {value: len(self._buckets.members((index_name, value))) for value in self._buckets.values(index_name)}
+
+    def is_as_applied(self, key: ObjectKey, digest: str) -> bool:
+        """True if this very version of the object was found to be as the intent with hash ``digest`` left it."""
+        kept = self._kept.get(key)
+        return kept is not None and kept.as_applied == digest
+
+    def note_as_applied(self, key: ObjectKey, obj: Object, digest: str) -> None:
+        """Remember that ``obj`` is as the intent with hash ``digest`` left it, until another version comes."""
+        kept = self._kept.get(key)
+        if kept is not None and kept.version == version_of(obj):
+            kept.as_applied = digest
 
     def on_change(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""

@@ -165,7 +165,9 @@ def _seconds(status: Mapping[str, Any]) -> float | None:
     terminated = (status.get("state") or {}).get("terminated") or {}
     if not terminated.get("startedAt") or not terminated.get("finishedAt"):
         return None
-    return (from_timestamp(terminated["finishedAt"]) - from_timestamp(terminated["startedAt"])).total_seconds()
+    spent = from_timestamp(terminated["finishedAt"]) - from_timestamp(terminated["startedAt"])
+    # A node's clock may be set back while the container runs.
+    return max(0.0, spent.total_seconds())
 
 
 def _is_true(conditions: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -13,7 +13,7 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploym
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import Placement, PolicyType, Workload
 from rm_operator.plan.buckets import Shape, required_shape
-from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, place
+from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, assess, place
 from rm_operator.plan.placement.estimate import Estimate, estimate, memory_of, work_of
 from rm_operator.plan.placement.machine import machine_of
 
@@ -272,6 +272,29 @@ def test_the_answer_is_the_same_whatever_the_order_and_however_often(request: Pl
     random.shuffle(known)
     shuffled = replace(request, accelerators=tuple(accelerators), profiles=tuple(known))
     assert place(shuffled) == place(request) == place(request)
+
+
+@repeatable
+@given(requests(), fleets(1), profiles(), deployments())
+def test_what_was_asked_before_changes_no_answer(
+    request: PlacementRequest,
+    others: tuple[AcceleratorView, ...],
+    recipes: tuple[ProfileView, ...],
+    spec: ModelDeploymentSpec,
+) -> None:
+    # The same question about other accelerators of the same names, with other profiles; and another question.
+    first = place(request)
+    changed = (
+        replace(request, accelerators=others),
+        replace(request, profiles=recipes),
+        replace(request, namespace="another"),
+        replace(request, spec=spec),
+    )
+    answers = [place(each) for each in changed]
+    assert place(request) == first
+    for each, answer in zip(changed, answers, strict=True):
+        assess._recent.clear()
+        assert place(each) == answer
 
 
 @repeatable

@@ -8,12 +8,11 @@ from typing import NamedTuple
 from rm_api.kinds.accelerator_resource import ProvisioningMode
 from rm_api.kinds.model_deployment import Candidate, PolicyType, Term
 
-from rm_operator.plan.placement.estimate import Estimate
+from rm_operator.plan.placement.assess import Fit
 from rm_operator.plan.placement.machine import GIB, machine_of
 from rm_operator.plan.placement.question import Question
 from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest
-from rm_operator.plan.placement.score import COST, ENERGY, MARGIN_PERCENT, SCORE_DECIMALS, Goal, Rank
-from rm_operator.plan.placement.ways import Way
+from rm_operator.plan.placement.score import COST, ENERGY, MARGIN_PERCENT, SCORE_DECIMALS, Goal
 
 MAX_REASON = 512
 MAX_MESSAGE = 1024
@@ -42,10 +41,7 @@ class Ranked(NamedTuple):
     """An accelerator that could take the deployment."""
 
     accelerator: AcceleratorView
-    way: Way
-    estimate: Estimate
-    score: float | None
-    rank: Rank
+    fit: Fit
 
     @property
     def name(self) -> str:
@@ -67,15 +63,18 @@ def decimal(value: float) -> Decimal:
 
 def _terms(ranked: Ranked) -> list[Term]:
     """The figures that are known, with their units. They are ours, so nobody needs to validate them."""
-    return [
-        Term.model_construct(name=name, value=decimal(value), unit=unit)
-        for name, (value, unit) in figures(ranked).items()
-    ]
+    fit = ranked.fit
+    if fit.terms is None:
+        fit.terms = [
+            Term.model_construct(name=name, value=decimal(value), unit=unit)
+            for name, (value, unit) in figures(ranked).items()
+        ]
+    return fit.terms
 
 
 def figures(ranked: Ranked) -> dict[str, tuple[float, str]]:
     """The figures that are known, by the name of their term, with their units."""
-    estimate = ranked.estimate
+    estimate = ranked.fit.estimate
     memory = estimate.memory
     known: tuple[tuple[str, float | None, float, str], ...] = (
         ("queue", estimate.queue or None, 1e3, "ms"),
@@ -114,16 +113,16 @@ class Explanation:
         return Candidate.model_construct(
             name=one.name,
             eligible=True,
-            score=None if one.score is None else f"{one.score:.{SCORE_DECIMALS}f}",
-            profile=None if one.way.profile is None else one.way.profile.name,
+            score=None if one.fit.score is None else f"{one.fit.score:.{SCORE_DECIMALS}f}",
+            profile=None if one.fit.way.profile is None else one.fit.way.profile.name,
             terms=_terms(one),
-            provenance=one.estimate.provenance.value,
+            provenance=one.fit.estimate.provenance.value,
             reason=line(self._why(one), MAX_REASON),
         )
 
     def placed(self) -> str:
         """The line for a deployment that has a place."""
-        way = self._chosen.way
+        way = self._chosen.fit.way
         how = f"profile {way.profile.name}, {way.dtype}" if way.profile is not None else "a remote endpoint"
         deployment = self._question.request.deployment
         return line(f"{deployment} goes to {self._chosen.name} ({how}): {self._why(self._chosen)}", MAX_MESSAGE)
@@ -131,8 +130,8 @@ class Explanation:
     def _why(self, one: Ranked) -> str:
         question, spec = self._question, one.accelerator.spec
         parts = [self._standing(one)]
-        if one.way.dtype is not question.dtype:
-            parts.append(f"computes in {one.way.dtype}, as it does not take the model's {question.facts.dtype}")
+        if one.fit.way.dtype is not question.dtype:
+            parts.append(f"computes in {one.fit.way.dtype}, as it does not take the model's {question.facts.dtype}")
         free, healthy = one.accelerator.free, one.accelerator.healthy
         if free is not None and free < question.devices:
             parts.append(f"only {free} of the {question.devices} devices that spec.replicas needs are free")
@@ -145,7 +144,7 @@ class Explanation:
         ranked, best = self._ranked, self._ranked[0]
         word, figure = _WANTED.get(self._policy, ("highest", "weighted score"))
         value = self._value(one)
-        if one is best and one.score is not None and len(ranked) > 1:
+        if one is best and one.fit.score is not None and len(ranked) > 1:
             parts = [f"{word} {figure}, {value}, of {len(ranked)} that can take it"]
         else:
             parts = [f"{figure} {value}"]
@@ -162,33 +161,33 @@ class Explanation:
     def _kept(self, best: Ranked) -> str:
         if self._leader is not None:
             return f"kept for now; it moves to {best.name} if that stays clearly better"
-        if best.rank.unknown or self._chosen.rank.unknown or best.rank.group != self._chosen.rank.group:
+        if best.fit.rank.unknown or self._chosen.fit.rank.unknown or best.fit.rank.group != self._chosen.fit.rank.group:
             return f"kept, as a gain cannot be shown; to move it, exclude {self._chosen.name} in spec.accelerators"
         return f"kept, as a move for a gain of less than {MARGIN_PERCENT} % does not pay"
 
     def _value(self, one: Ranked) -> str:
-        if one.score is None:
+        if one.fit.score is None:
             weights = self._goal.weights
             lacking = [
                 name
-                for name in one.estimate.missing
+                for name in one.fit.estimate.missing
                 if any(weights[position] for position in _MISSING_WEIGHS.get(name, range(len(weights))))
             ]
             why = f"not declared: {', '.join(lacking)}" if lacking else "an endpoint declares none"
             return f"not known ({why}), ranked by its type"
         if self._policy is PolicyType.WEIGHTED:
-            return f"{one.score:.{SCORE_DECIMALS}f}"
+            return f"{one.fit.score:.{SCORE_DECIMALS}f}"
         value, unit = figures(one)[_WANTED[self._policy][1]]
         return f"{decimal(value)} {unit}"
 
     def _behind(self, one: Ranked, best: Ranked) -> str:
-        if one.score is None or best.score is None:
+        if one.fit.score is None or best.fit.score is None:
             return f"behind {best.name}"
-        if one.rank.group != best.rank.group:
+        if one.fit.rank.group != best.fit.rank.group:
             return f"behind {best.name}, as prices in different currencies are not compared"
-        if one.score == best.score:
+        if one.fit.score == best.fit.score:
             return f"equal to {best.name}, which has the higher priority or the earlier name"
-        ratio = math.exp(best.score - one.score)
+        ratio = math.exp(best.fit.score - one.fit.score)
         if self._policy is PolicyType.WEIGHTED:
             return (
                 f"its figures are in the weighted mean {decimal(float(f'{ratio:.2e}'))} times as bad as {best.name}'s"

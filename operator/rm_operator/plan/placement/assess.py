@@ -1,0 +1,97 @@
+"""How an accelerator would do for a model, whatever there is of it now: the part of an answer that many share.
+
+Deployments are placed several times while they come up, and many ask for the same. What does not depend on free devices
+or on where a deployment is now, is therefore worked out once per question and accelerator. Nothing can be stale: a
+question is told apart by all that it says, an accelerator and the profiles by their specs being the same objects.
+"""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rm_api.kinds import AcceleratorResourceSpec
+from rm_api.kinds.model_deployment import Term
+
+from rm_operator.plan.placement import filters
+from rm_operator.plan.placement.estimate import Estimate, estimate
+from rm_operator.plan.placement.machine import machine_of
+from rm_operator.plan.placement.question import Cause, Question, Removed
+from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest, ProfileView
+from rm_operator.plan.placement.score import Goal, Rank
+from rm_operator.plan.placement.ways import Way, best_way
+
+_MOST_QUESTIONS = 32
+"""More than are asked at the same time; each keeps the answers for a whole fleet."""
+_ASKED_ELSEWHERE = {"replicas", "suspend"}
+"""Members of a deployment's spec that matter only together with free devices. All others make another question."""
+
+
+class Obstacle(NamedTuple):
+    """Why an accelerator is out."""
+
+    cause: Cause
+    sentence: str
+
+
+class Fit:
+    """How the model would run on an accelerator that can serve it."""
+
+    __slots__ = ("estimate", "rank", "score", "terms", "way")
+
+    def __init__(self, way: Way, figures: Estimate, score: float | None, rank: Rank) -> None:
+        self.way = way
+        self.estimate = figures
+        self.score = score
+        self.rank = rank
+        self.terms: list[Term] | None = None
+        """As the API shows the figures; None until somebody wants to see them."""
+
+
+class Assessment:
+    """Answers to one question so far, by accelerator."""
+
+    def __init__(self, goal: Goal, profiles: tuple[ProfileView, ...]) -> None:
+        self.goal = goal
+        self.profiles = profiles
+        self._known: dict[str, tuple[AcceleratorResourceSpec, Fit | Obstacle]] = {}
+
+    def of(self, question: Question, accelerator: AcceleratorView) -> Fit | Obstacle:
+        """How ``accelerator`` would do."""
+        known = self._known.get(accelerator.name)
+        if known is not None and known[0] is accelerator.spec:
+            return known[1]
+        try:
+            found: Fit | Obstacle = self._examine(question, accelerator)
+        except Removed as removal:
+            found = Obstacle(removal.cause, str(removal))
+        self._known[accelerator.name] = (accelerator.spec, found)
+        return found
+
+    def _examine(self, question: Question, accelerator: AcceleratorView) -> Fit:
+        for check in filters.WANTED:
+            check(question, accelerator)
+        way = best_way(question, accelerator)
+        figures = estimate(question.work(way.dtype), machine_of(accelerator.spec))
+        filters.within_objectives(question, figures)
+        score = self.goal.score(figures)
+        return Fit(way, figures, score, self.goal.rank(accelerator, score, figures.currency))
+
+
+_recent: OrderedDict[tuple[str, str, str], Assessment] = OrderedDict()
+
+
+def assessment_of(request: PlacementRequest) -> Assessment:
+    """What is known already of the question that ``request`` asks."""
+    key = (request.namespace, request.spec.model_dump_json(exclude=_ASKED_ELSEWHERE), request.facts.model_dump_json())
+    known = _recent.pop(key, None)
+    if known is None or not _are_same(known.profiles, request.profiles):
+        known = Assessment(Goal(request.spec.policy), request.profiles)
+    _recent[key] = known
+    if len(_recent) > _MOST_QUESTIONS:
+        _recent.popitem(last=False)
+    return known
+
+
+def _are_same(some: Sequence[ProfileView], others: Sequence[ProfileView]) -> bool:
+    return some is others or (len(some) == len(others) and all(map(operator.is_, some, others)))

@@ -43,6 +43,9 @@ format: $(READY) ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+scale: $(READY) ## Benchmarks against a real API server; RMA_SCALE="--only burst --size 0.2" for a part of them.
+	PYTHONPATH=tests:tests/api $(BIN)/python -m scale --json build/scale.json $(RMA_SCALE)
+
 crds: $(READY) ## Regenerate the CRDs from the models.
 	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
 
@@ -56,4 +59,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test check lint format crds images lock down
+.PHONY: help setup demo test check lint format scale crds images lock down

@@ -62,6 +62,7 @@ def main() -> int:
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(report.table())
     if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_bytes(orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2))
     return 0 if report.ok else 1
 

@@ -1,7 +1,7 @@
 """A start with everything there already: how long until all is known, how much memory it takes, is it quiet then."""
 
 import asyncio
-import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +19,9 @@ from rm_operator.kube.resources import (
 )
 
 from scale import objects, settled
-from scale.cluster import Cluster
-from scale.process import OperatorProcess, operator, total
+from scale.cluster import Cluster, Request
+from scale.metrics import total
+from scale.process import OperatorProcess, operator
 from scale.report import Row
 from scale.sizes import Sizes
 
@@ -45,7 +46,7 @@ class Start:
     peak_mib: float
     reconciles_per_second: float
     """Of the first round, in which every deployment is looked at and none needs anything."""
-    first_writes: int
+    first_writes: Sequence[Request]
     """Writes during that round."""
     idle_writes: int
     """Writes afterwards, other than of the Lease."""
@@ -68,17 +69,17 @@ async def start(cluster: Cluster, deployments: int, idle_seconds: float) -> Star
         idle = [each for each in cluster.requests_since(begin) if each.is_write]
         cpu = process.cpu_seconds - cpu
     return Start(
-        ready - listening, ready, rss, peak, rate, len(first), len(idle), cpu / idle_seconds if idle_seconds else 0.0
+        ready - listening, ready, rss, peak, rate, first, len(idle), cpu / idle_seconds if idle_seconds else 0.0
     )  # fmt: skip
 
 
 async def _first_round(process: OperatorProcess, deployments: int) -> float:
     while not await process.leads():  # noqa: ASYNC110 - it is another process
         await asyncio.sleep(0.02)
-    began = time.monotonic()
     samples = await process.reconciled(KIND, deployments)
-    done = total(samples, "controller_runtime_reconcile_total")
-    return done / (time.monotonic() - began)
+    # Nothing is waited for in such a reconcile, so the seconds are those of the one thread.
+    name = "controller_runtime_reconcile_time_seconds"
+    return total(samples, f"{name}_count", controller=KIND) / total(samples, f"{name}_sum", controller=KIND)
 
 
 async def run(sizes: Sizes) -> Sequence[Row]:
@@ -114,10 +115,20 @@ def _rows(deployments: int, found: Start, template: settled.Settled, sizes: Size
 
 
 def _idle_rows(found: Start, sizes: Sizes) -> list[Row]:
+    kinds = Counter(f"{each.verb} {each.resource}" for each in found.first_writes)
+    what = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
     span = f"writes in {sizes.idle_seconds:.0f} s"
     return [
-        Row("idle", "writes of the first round", found.first_writes, "", "<=", 0, "all are as they should be"),
-        Row("idle", "first round", found.reconciles_per_second, "reconciles/s", note="right after the sync"),
+        Row(
+            "idle", "writes of the first round", len(found.first_writes), "", "<=", 0, what or "all is as it should be"
+        ),
+        Row(
+            "idle",
+            "first round",
+            found.reconciles_per_second,
+            "reconciles/s",
+            note="in the process, per second of work",
+        ),
         Row("idle", span, found.idle_writes, "", "<=", 0, "audit log, without the Lease"),
         Row("idle", "CPU", found.idle_cpu * 100, "%", note="of one core"),
     ]

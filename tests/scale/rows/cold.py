@@ -119,15 +119,13 @@ def _idle_rows(found: Start, sizes: Sizes) -> list[Row]:
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
     span = f"writes in {sizes.idle_seconds:.0f} s"
     return [
-        Row(
-            "idle", "writes of the first round", len(found.first_writes), "", "<=", 0, what or "all is as it should be"
-        ),
+        Row("idle", "writes of the first round", len(found.first_writes), "", "<=", 0, what),
         Row(
             "idle",
             "first round",
             found.reconciles_per_second,
             "reconciles/s",
-            note="in the process, per second of work",
+            note="per second of work",
         ),
         Row("idle", span, found.idle_writes, "", "<=", 0, "audit log, without the Lease"),
         Row("idle", "CPU", found.idle_cpu * 100, "%", note="of one core"),

@@ -80,7 +80,7 @@ async def _changes(cluster: Cluster, sizes: Sizes) -> tuple[_Observer, float]:
             group.create_task(_change(cluster, observer, key, 1 + number // len(keys)))
     rate = changes / (time.monotonic() - began)
     deadline = time.monotonic() + _SETTLE_SECONDS
-    while observer.waiting and time.monotonic() < deadline and not watching.done():
+    while observer.waiting and time.monotonic() < deadline and not watching.done():  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     if watching.done():
         # A watch that broke has seen too little; what broke it is raised.

@@ -97,13 +97,16 @@ def plan(
         conditions.set(ConditionType.MODEL_RESOLVED, False, last.reason or Reason.RESOLVING, message)
         return Resolution()
     if last.state is State.SUCCEEDED:
+        reported = last.report.facts if last.report else {}
         try:
-            reported = last.report.facts if last.report else {}
             facts = ModelFacts.model_validate({**reported, "source": model.source})
+            problems = [f"{name}: more than 64 bits" for name, value in facts.to_wire().items() if _is_too_large(value)]
         except ValidationError as error:
-            problem = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        if problems:
             return _wait(
-                model, hash_, last, RECHECK_SECONDS, Reason.RESOLVE_FAILED, f"the report lacks facts: {problem}",
+                model, hash_, last, RECHECK_SECONDS, Reason.RESOLVE_FAILED,
+                f"the report lacks facts: {'; '.join(problems[:3])}",
                 namespace, owners, conditions, settings, now, stalled=True,
             )  # fmt: skip
         conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, f"pinned to {facts.revision}")
@@ -113,6 +116,11 @@ def plan(
         model, hash_, last, pause, last.reason or Reason.RESOLVE_FAILED, last.message,
         namespace, owners, conditions, settings, now, stalled=not last.retryable,
     )  # fmt: skip
+
+
+def _is_too_large(value: object) -> bool:
+    """True for a whole number that the API cannot keep; JSON, and so a report, knows no limit."""
+    return isinstance(value, int) and value >= 2**63
 
 
 def _wait(

@@ -68,6 +68,7 @@ class Fleet:
     def accelerators(self, deployment: Object, now: datetime) -> list[AcceleratorView]:
         """All accelerators as ``deployment`` sees them."""
         owner, ledger = owner_of(deployment), self._ledger
+        current = ((deployment.get("status") or {}).get("placement") or {}).get("chosen")
         ledger.expire(now.timestamp())
         return [
             AcceleratorView(
@@ -78,7 +79,7 @@ class Fleet:
                 nodes=kind.seen.nodes,
                 ready=kind.seen.ready,
                 reason=kind.seen.reason,
-                taken=ledger.is_taken(kind.supply, owner),
+                taken=name == current and ledger.is_taken(kind.supply, owner),
             )
             for name, kind in self._kinds.items()
         ]

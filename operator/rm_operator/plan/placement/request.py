@@ -32,7 +32,7 @@ class AcceleratorView:
     reason: str = ""
     """Why it is not ready, for a person."""
     taken: bool = False
-    """True if pods of others hold every device, and the deployment has none."""
+    """True of the current one if pods of others hold every device, and the deployment has none."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,13 @@ def _say_what_is_missing(
 ) -> None:
     spec, snapshot = state.spec, state.snapshot
     ready = sum(map(serving.serves, mine))
-    why = trouble([pod for pod in mine if not serving.is_ready(pod)], variant.accelerator_spec.resource_name)
+    # Those that ended, too: a pod that the kubelet refused a device is replaced at once, and only its remains tell.
+    unready = [
+        pod
+        for pod in snapshot.pods_of(variant.inputs_hash)
+        if not serving.is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+    ]
+    why = trouble(unready, variant.accelerator_spec.resource_name)
     earlier = [pod for each in old for pod in snapshot.pods_of(serving.variant_label(each))]
     if old:
         why = _in_a_cut_over(why, variant, old, [pod for pod in earlier if not serving.is_live(pod)], spec.rollout)

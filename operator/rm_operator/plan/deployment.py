@@ -127,7 +127,7 @@ def _finish(state: State) -> Plan:
         "placement": _placement_status(state) if state.placement else before.get("placement"),
         "artifact": state.artifact or before.get("artifact"),
         "variants": _variant_statuses(state),
-        "replicas": sum("deletionTimestamp" not in pod["metadata"] for pod in snapshot.pods),
+        "replicas": sum(map(serving.is_live, snapshot.pods)),
         "readyReplicas": sum(serving.is_ready(pod) for pod in snapshot.pods),
         "selector": f"{names.LABEL_DEPLOYMENT}={name_of(snapshot.deployment)}",
         "conditions": conditions.to_list(),
@@ -177,7 +177,7 @@ def _variant_statuses(state: State) -> list[dict[str, Any]]:
                 name=name_of(deployment),
                 accelerator=label.get(names.LABEL_ACCELERATOR, ""),
                 artifact=label.get(names.LABEL_ARTIFACT),
-                replicas=len(its_pods),
+                replicas=sum(map(serving.is_live, its_pods)),
                 ready=sum(serving.is_ready(pod) for pod in its_pods),
                 active=any(
                     serving.is_ready(pod) and labels_of(pod).get(names.LABEL_ACTIVE) == "true" for pod in its_pods

@@ -80,6 +80,32 @@ def test_without_a_spare_device_it_says_so_and_in_place_goes_on() -> None:
     finished(world)
 
 
+@pytest.mark.parametrize("cut_over", [False, True])
+def test_a_device_that_the_kubelet_refuses_is_none(cut_over: bool) -> None:
+    """Such a pod has ended, and its ReplicaSet makes another one at once."""
+    world = served() if cut_over else World()
+    if cut_over:
+        image(world, "2")
+    else:
+        world.deploy()
+        world.settle()
+        world.resolve_model()
+        world.settle()
+        world.build()
+    world.settle()
+    world.run_pods(ready=lambda pod: False if not cut_over else pod["metadata"]["name"] in world.routed())
+    new = max(world.of("Pod"), key=lambda pod: str(pod["metadata"]["name"])[-4:])
+    refused = copy.deepcopy(new)
+    refused["metadata"] |= {"name": "refused", "uid": "uid-refused"}
+    refused["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy device"}
+    world.objects["Pod", "refused"] = refused
+    world.settle()
+    assert world.reason() == ("NoSpareDevice" if cut_over else "NoDevice")
+    assert "no healthy device" in message(world)
+    status = world.of("ModelDeployment")[0]["status"]
+    assert status["replicas"] == (2 if cut_over else 1), "what has ended is no replica"
+
+
 def test_a_device_that_becomes_free_is_enough() -> None:
     world = served(replicas=2)
     image(world, "2")

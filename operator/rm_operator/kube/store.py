@@ -227,7 +227,8 @@ class Store:
             return None
         old = self._old(key, before)
         metadata = transformed["metadata"]
-        content = orjson.dumps(transformed) if self._packs else transformed
+        # The encoder's own bytes come in a buffer of up to three times their length: a copy has its own.
+        content = bytes(memoryview(orjson.dumps(transformed))) if self._packs else transformed
         kept = _Kept(content, metadata.get("uid", ""), version_of(transformed), self._values(key, transformed))
         if before is None:
             self._order = None

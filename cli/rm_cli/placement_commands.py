@@ -119,7 +119,7 @@ def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubecon
     if not given.accelerators:
         kubectl = Kubectl(_cluster(kubeconfig), deployment.namespace)
         listed = json.loads(kubectl.run("get", _KINDS, "-o", "json"))
-        known = Input(profiles=dict(given.profiles))
+        known = Input(profiles=dict(given.profiles), strict=False)
         for item in listed["items"]:
             if item["kind"] != "BuildProfile" or item["metadata"]["name"] not in given.profiles:
                 known.add(item, "the cluster", deployment.namespace)

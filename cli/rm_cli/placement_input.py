@@ -48,6 +48,8 @@ class Input:
     deployments: list[Deployment] = field(default_factory=list)
     accelerators: dict[str, AcceleratorView] = field(default_factory=dict)
     profiles: dict[str, ProfileView] = field(default_factory=dict)
+    strict: bool = True
+    """Refuse members that a kind does not have: in what people write they are mistakes; a cluster may be newer."""
 
     def add(self, obj: Any, where: str, namespace: str) -> None:
         """Takes one object; ``namespace`` is that of an object that names none. Raises BadInput."""
@@ -72,7 +74,7 @@ class Input:
 
 
 def _take_deployment(taken: Input, obj: Mapping[str, Any], name: str, where: str, namespace: str) -> None:
-    spec = _spec(ModelDeploymentSpec, obj["spec"], where)
+    spec = _spec(ModelDeploymentSpec, obj["spec"], where, taken)
     if (spec.policy.type is PolicyType.WEIGHTED) != (spec.policy.weights is not None):
         raise BadInput(f"{where}: spec.policy: type Weighted needs weights, and the other types have none")
     own = obj["metadata"].get("namespace") or namespace
@@ -82,7 +84,7 @@ def _take_deployment(taken: Input, obj: Mapping[str, Any], name: str, where: str
 def _take_accelerator(taken: Input, obj: Mapping[str, Any], name: str, where: str, _: str) -> None:
     if name in taken.accelerators:
         raise BadInput(f"{where}: there is another AcceleratorResource of this name")
-    spec = _spec(AcceleratorResourceSpec, obj["spec"], where)
+    spec = _spec(AcceleratorResourceSpec, obj["spec"], where, taken)
     status = obj.get("status")
     if not status:
         # Straight from a file, it is taken as it would be in a cluster that has enough of it.
@@ -104,7 +106,7 @@ def _take_accelerator(taken: Input, obj: Mapping[str, Any], name: str, where: st
 def _take_profile(taken: Input, obj: Mapping[str, Any], name: str, where: str, _: str) -> None:
     if name in taken.profiles:
         raise BadInput(f"{where}: there is another BuildProfile of this name")
-    spec = _spec(BuildProfileSpec, obj["spec"], where)
+    spec = _spec(BuildProfileSpec, obj["spec"], where, taken)
     found = problems(spec)
     taken.profiles[name] = ProfileView(name, spec, usable=not found, reason="; ".join(found))
 
@@ -164,8 +166,8 @@ def _documents(file: Path) -> Iterator[Any]:
         raise BadInput(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _spec(model: type[Model], data: Mapping[str, Any], where: str) -> Model:
-    unknown = list(_unknown(model, data, "spec"))
+def _spec(model: type[Model], data: Mapping[str, Any], where: str, taken: Input) -> Model:
+    unknown = list(_unknown(model, data, "spec")) if taken.strict else []
     if unknown:
         raise BadInput(f"{where}: {'; '.join(unknown)}")
     return _valid(model, data, where, "spec.")

@@ -253,7 +253,8 @@ FLEET_OF = "get acceleratorresources.rm-abstract.io,buildprofiles.rm-abstract.io
 
 
 def test_without_accelerators_in_the_files_the_cluster_is_asked(here: Path, cluster: dict[str, Any]) -> None:
-    cluster[FLEET_OF] = {"items": [*ACCELERATORS, *BUILD_PROFILES]}
+    newer = {**ACCELERATORS[0], "spec": {**ACCELERATORS[0]["spec"], "ofAnotherVersion": 1}}
+    cluster[FLEET_OF] = {"items": [newer, *ACCELERATORS[1:], *BUILD_PROFILES]}
     cluster[MDEP] = {**chat(), "status": {"model": LLAMA_8B.to_wire()}}
     done = answer(here, cluster, "plan", "-f", "chat.yaml", "-n", "team", "-o", "json")
     assert done.exit_code == 0, done.output

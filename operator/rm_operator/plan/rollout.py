@@ -93,11 +93,15 @@ def advance(new: Count, old: Sequence[Count], bounds: Bounds) -> Step:
 def hold(variants: Sequence[Count], wanted: int) -> tuple[int, ...]:
     """Pods for the variants that run while their successor is not known yet, or not built.
 
-    What runs goes on running. The variant with the most serving pods, of several the last, is scaled such that there
-    are ``wanted`` in all, as far as the others leave it room; with none wanted, all end.
+    What runs goes on running. The variant with the most serving pods, of several the last, is scaled: it grows as far
+    as the pods that the others are asked for leave it room, and shrinks as far as those of them that serve can do
+    without it. With none wanted, all end.
     """
     if wanted == 0 or not variants:
         return (0,) * len(variants)
     main = max(range(len(variants)), key=lambda index: (variants[index].serving, index))
-    others = sum(each.asked for index, each in enumerate(variants) if index != main)
-    return tuple(max(0, wanted - others) if index == main else each.asked for index, each in enumerate(variants))
+    others = [each for index, each in enumerate(variants) if index != main]
+    room = max(0, wanted - sum(each.asked for each in others))
+    needed = max(0, wanted - sum(min(each) for each in others))
+    scaled = max(room, min(variants[main].asked, needed))
+    return tuple(scaled if index == main else each.asked for index, each in enumerate(variants))

@@ -252,6 +252,9 @@ def test_while_nobody_changes_what_is_wanted_it_only_goes_forward(
         ([Count(1, 1), Count(2, 2)], 2, (1, 1)),
         ([Count(1, 1), Count(1, 1)], 4, (1, 3)),
         ([Count(3, 1), Count(3, 2)], 1, (3, 0)),
+        # What does not serve takes nobody's place.
+        ([Count(1, 1), Count(1, 0)], 1, (1, 1)),
+        ([Count(3, 3), Count(1, 0)], 2, (2, 1)),
         ([Count(2, 2), Count(1, 1)], 0, (0, 0)),
     ],
 )

@@ -123,6 +123,10 @@ class Resources(ApiModel):
     """Memory that is requested and is also the limit, such as 8Gi."""
 
 
+# The generation of the spec that a status is about. A status that nobody wrote yet has -1, see the CRD generator.
+ObservedGeneration = Annotated[int, Field(ge=-1)]
+
+
 class Condition(ApiModel):
     """One aspect of an object's state, after the Kubernetes API conventions."""
 

@@ -126,8 +126,9 @@ def _name_rules(info: KindInfo) -> list[dict[str, Any]]:
 def custom_resource_definition(info: KindInfo) -> dict[str, Any]:
     """The CustomResourceDefinition of one kind."""
     spec = openapi_schema(info.spec)
-    # The API server must not fill in a status: only what the operator wrote there is true.
-    status = _without_defaults(openapi_schema(info.status))
+    # The API server must not fill in a status: only what the operator wrote there is true. But for this: what waits for
+    # objects takes one without conditions for done, unless its status says that it is about another generation.
+    status = _without_defaults(openapi_schema(info.status)) | {"default": {"observedGeneration": -1}}
     version: dict[str, Any] = {
         "name": VERSION,
         "served": True,

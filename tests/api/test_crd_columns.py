@@ -1,4 +1,7 @@
-"""`kubectl get` of the four kinds: what, where, ready, and why not, from statuses that the planners wrote."""
+"""What people and tools see of the four kinds, from statuses that the planners wrote.
+
+`kubectl get`: what, where, ready, and why not. Tools that wait (Flux, Helm, kpt) go by kstatus: done or not, or failed.
+"""
 
 import sys
 from collections.abc import Callable
@@ -37,6 +40,7 @@ class State:
     """The object with the status that was planned for it."""
     row: Row
     """Cells; those of the message contain what is given."""
+    kstatus: str = "InProgress"
 
 
 def _in_world(info: KindInfo, *steps: Callable[[World], Any]) -> Callable[[], Object]:
@@ -60,6 +64,12 @@ def _placed(world: World) -> None:
 def _fail(world: World) -> None:
     for job in world.jobs("build"):
         world.finish(job, 70, report={"reason": "ToolchainFailed", "message": "cc: no such operator"})
+
+
+def _no_model(world: World) -> None:
+    world.settle()
+    for job in world.jobs("resolve"):
+        world.finish(job, 64, report={"reason": "SourceInvalid", "message": "there is no config.json"})
 
 
 def _nothing_there(world: World) -> None:
@@ -99,6 +109,11 @@ STATES = {
         MODEL | {"Accelerator": None, "Ready": "False", "Reason": "Resolving", "Available": 0, "Replicas": 0,
                  "Message": "reading oci://registry/model:1"},
     ),
+    "a model that is none": State(
+        MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.deploy, _no_model),
+        MODEL | {"Accelerator": None, "Ready": "False", "Reason": "SourceInvalid", "Message": "no config.json"},
+        "Failed",
+    ),
     "a model that nothing can take": State(
         MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, _nothing_there, _placed),
         MODEL | {"Accelerator": None, "Ready": "False", "Reason": "NoAccelerator", "Message": "create one"},
@@ -118,6 +133,7 @@ STATES = {
     "a model that is served": State(
         MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.serve),
         PLACED | SERVES | {"Ready": "True", "Reason": "Ready", "Available": 1, "Replicas": 1, "Message": "serving at"},
+        "Current",
     ),
     "a model that is suspended": State(
         MODEL_DEPLOYMENT, _in_world(MODEL_DEPLOYMENT, World.serve, lambda world: world.deploy(suspend=True)),
@@ -133,12 +149,13 @@ STATES = {
     ),
     "an artifact": State(
         BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, World.serve),
-        BUILD | {"Ready": "True", "Reason": "Ready", "Attempts": 1, "Size": 123, "Message": "built"},
+        BUILD | {"Ready": "True", "Reason": "Ready", "Attempts": 1, "Size": 123, "Message": "built"}, "Current",
     ),
     "an accelerator": State(
         ACCELERATOR_RESOURCE, _accelerator(),
         HARDWARE | {"Ready": "True", "Reason": "Ready", "Nodes": 2, "Devices": 8, "Healthy": 6, "Allocated": 5,
                     "Message": "models can be placed on it"},
+        "Current",
     ),
     "an accelerator that no node has": State(
         ACCELERATOR_RESOURCE, _accelerator(resourceName="acme.com/other"),
@@ -147,11 +164,11 @@ STATES = {
     ),
     "a profile": State(
         BUILD_PROFILE, _profile(target__products=["X1", "X2"]),
-        RECIPE | {"Ready": "True", "Reason": "Accepted", "Artifacts": 7},
+        RECIPE | {"Ready": "True", "Reason": "Accepted", "Artifacts": 7}, "Current",
     ),
     "a profile that cannot be used": State(
         BUILD_PROFILE, _profile(target__products=["X1", "X2"], steps__0__name="push"),
-        RECIPE | {"Ready": "False", "Reason": "InvalidSpec", "Message": "choose another"},
+        RECIPE | {"Ready": "False", "Reason": "InvalidSpec", "Message": "choose another"}, "Failed",
     ),
 }  # fmt: skip
 
@@ -196,3 +213,40 @@ async def test_every_column_has_something_to_show(
     assert [name for name, cell in shown.items() if cell in (None, "")] == []
     # What comes first without -o wide.
     assert {"Ready", "Reason"} <= {column.name for column in info.columns if not column.priority}
+
+
+def kstatus(obj: Object) -> str:
+    """What the kstatus library says of an object of a kind that it does not know."""
+    status = obj.get("status", {})
+    conditions = {entry["type"]: entry["status"] for entry in status.get("conditions", ())}
+    if "deletionTimestamp" in obj["metadata"]:
+        return "Terminating"
+    if status.get("observedGeneration", obj["metadata"]["generation"]) != obj["metadata"]["generation"]:
+        return "InProgress"
+    if conditions.get("Reconciling") == "True":
+        return "InProgress"
+    if conditions.get("Stalled") == "True":
+        return "Failed"
+    return "Current" if conditions.get("Ready", "True") == "True" else "InProgress"
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_what_a_tool_that_waits_sees(state: State) -> None:
+    obj = state.make()
+    assert kstatus({**obj, "metadata": {"generation": 1, **obj["metadata"]}}) == state.kstatus
+
+
+@pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
+async def test_nothing_is_done_before_the_operator_has_looked(
+    client: HttpClient, api_namespace: str, info: KindInfo
+) -> None:
+    resource = of_kind(info)
+    obj = await apply(client, custom_object(info.kind, changed(info.kind), api_namespace))
+    assert kstatus(obj) == "InProgress"
+    well = next(state for state in STATES.values() if state.info is info and state.kstatus == "Current")
+    obj = await client.apply_status(resource, obj, well.make()["status"])
+    assert kstatus(obj) == "Current"
+    if info is not BUILD_ARTIFACT:
+        changes = {"suspend": True} if info is MODEL_DEPLOYMENT else {"priority": 7}
+        after = custom_object(info.kind, changed(info.kind, **changes), api_namespace, obj["metadata"]["name"])
+        assert kstatus(await apply(client, after)) == "InProgress"

@@ -82,7 +82,7 @@ async def test_the_charts_roles_are_enough(
             except NotFound:
                 return False
             events = (await client.list(EVENTS, api_namespace)).items
-            return bool(jobs and services and events) and all(state.get("status") for state in states)
+            return bool(jobs and services and events) and all(state["status"].get("conditions") for state in states)
 
         await eventually(settled, "children, states, events and the Lease are there", 30)
         async with aiohttp.ClientSession() as session:

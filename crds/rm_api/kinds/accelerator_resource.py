@@ -21,6 +21,7 @@ from rm_api.base import (
     LabelValue,
     Line,
     Name,
+    ObservedGeneration,
     SubdomainName,
     Word,
     cel,
@@ -340,8 +341,8 @@ class DeviceCounts(ApiModel):
 class AcceleratorResourceStatus(ApiModel):
     """What the cluster has of this kind."""
 
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The generation of the spec that this status is about."""
+    observed_generation: ObservedGeneration = 0
+    """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     nodes: Annotated[int, Field(ge=0)] = 0
     """Nodes that match the selector; with a resource name, those that advertise it."""
     devices: DeviceCounts = DeviceCounts()

@@ -13,6 +13,7 @@ from rm_api.base import (
     DecimalNumber,
     Line,
     Name,
+    ObservedGeneration,
     Quantity,
     cel,
     list_map,
@@ -95,8 +96,8 @@ class BuildArtifactSpec(ApiModel):
 class BuildArtifactStatus(ApiModel):
     """Where the artifact is and how it came to be."""
 
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The generation of the spec that this status is about."""
+    observed_generation: ObservedGeneration = 0
+    """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     attempts: Annotated[int, Field(ge=0)] = 0
     """Attempts that were begun; written before the Job of an attempt is made."""
     failures: Annotated[int, Field(ge=0)] = 0

@@ -16,6 +16,7 @@ from rm_api.base import (
     Image,
     Line,
     Name,
+    ObservedGeneration,
     Quantity,
     Resources,
     cel,
@@ -198,8 +199,8 @@ class BuildProfileSpec(ApiModel):
 class BuildProfileStatus(ApiModel):
     """Whether the profile can be used."""
 
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The generation of the spec that this status is about."""
+    observed_generation: ObservedGeneration = 0
+    """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     artifacts: Annotated[int, Field(ge=0)] = 0
     """Artifacts that were built with it and exist."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []

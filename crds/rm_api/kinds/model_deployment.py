@@ -14,6 +14,7 @@ from rm_api.base import (
     EnvVar,
     Line,
     Name,
+    ObservedGeneration,
     Quantity,
     SubdomainName,
     Word,
@@ -382,8 +383,8 @@ class VariantStatus(ApiModel):
 class ModelDeploymentStatus(ApiModel):
     """What is served where, why there, and if not, why not."""
 
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The generation of the spec that this status is about."""
+    observed_generation: ObservedGeneration = 0
+    """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     url: Annotated[str, Field(max_length=512)] | None = None
     """Base URL of the OpenAI API inside the cluster."""
     model: ModelFacts | None = None

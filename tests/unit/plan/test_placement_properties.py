@@ -1,5 +1,6 @@
 """What holds for every fleet, model and workload."""
 
+import functools
 import math
 from dataclasses import replace
 from decimal import Decimal
@@ -21,6 +22,8 @@ from rm_operator.plan.placement.machine import machine_of
 repeatable = settings(
     deadline=None, derandomize=True, max_examples=100, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+# Whole requests are large, and take longer to make up than to answer.
+of_requests = settings(repeatable, max_examples=50)
 
 DIGEST = "sha256:" + "0" * 64
 VENDORS = ("Red", "Blue")
@@ -121,23 +124,33 @@ def recipe(kind: AcceleratorType, vendor: str, **members: Any) -> dict[str, Any]
     return {"target": target, "steps": [step], "output": {"format": "f"}} | members
 
 
+@functools.cache
+def built(kind: AcceleratorType, vendor: str, *choices: Any) -> BuildProfileSpec:
+    products, architectures, dtypes, priority, sequence, batch = choices
+    supports = {"architectures": list(architectures), "dtypes": list(dtypes)}
+    shapes = {"sequence": list(sequence), "batch": list(batch)}
+    recipe_ = recipe(
+        kind, vendor, target={"products": list(products)}, supports=supports, priority=priority, shapes=shapes
+    )
+    return BuildProfileSpec.model_validate(recipe_)
+
+
 @st.composite
 def profiles(draw: st.DrawFn) -> tuple[ProfileView, ...]:
     def one(name: str, kind: AcceleratorType, vendor: str) -> ProfileView:
-        spec = recipe(
+        spec = built(
             kind,
             vendor,
-            target={"products": draw(seldom([], ["P1"]))},
-            supports={"architectures": draw(seldom([], ["X"], ["Y"])), "dtypes": draw(formats())},
-            priority=draw(st.integers(-2, 2)),
-            shapes={
-                "sequence": draw(st.sampled_from(([], [1024, 8192]))),
-                "batch": draw(st.sampled_from(([], [1, 16]))),
-            },
+            draw(seldom((), ("P1",))),
+            draw(seldom((), ("X",), ("Y",))),
+            draw(st.sampled_from(((), (), tuple(DType), (DType.FP16,), (DType.INT8, DType.BF16), (DType.INT8,)))),
+            draw(st.integers(-2, 2)),
+            draw(st.sampled_from(((), (1024, 8192)))),
+            draw(st.sampled_from(((), (1, 16)))),
         )
-        return ProfileView(name, BuildProfileSpec.model_validate(spec), draw(seldom(True, False)), "broken")
+        return ProfileView(name, spec, draw(seldom(True, False)), "broken")
 
-    targets = [(kind, vendor) for kind in AcceleratorType for vendor in VENDORS]
+    targets = [(kind, vendor) for kind in AcceleratorType if kind is not AcceleratorType.REMOTE for vendor in VENDORS]
     targets += draw(st.lists(st.sampled_from(targets), max_size=4))
     return tuple(one(f"profile-{i}", kind, vendor) for i, (kind, vendor) in enumerate(targets))
 
@@ -232,14 +245,14 @@ def easy(draw: st.DrawFn) -> PlacementRequest:
     fleet = tuple(simple(view) for view in draw(fleets(2, 8)))
     spec = ModelDeploymentSpec.model_validate({"model": {"source": "hf://a/b"}, "policy": draw(policies())})
     every = tuple(
-        ProfileView(f"{kind.lower()}-{vendor.lower()}", BuildProfileSpec.model_validate(recipe(kind, vendor)))
+        ProfileView(f"{kind.lower()}-{vendor.lower()}", built(kind, vendor, (), (), (), 0, (), ()))
         for kind in AcceleratorType
         for vendor in VENDORS
     )
     return PlacementRequest("chat", spec, draw(models()), fleet, every, namespace="ns")
 
 
-@repeatable
+@of_requests
 @given(requests())
 def test_every_request_has_an_answer_that_the_api_admits(request: PlacementRequest) -> None:
     result = place(request)
@@ -264,7 +277,7 @@ def test_every_request_has_an_answer_that_the_api_admits(request: PlacementReque
     assert eligible == sorted(eligible, reverse=True)
 
 
-@repeatable
+@of_requests
 @given(requests(), st.randoms(use_true_random=False))
 def test_the_answer_is_the_same_whatever_the_order_and_however_often(request: PlacementRequest, random: Any) -> None:
     accelerators, known = list(request.accelerators), list(request.profiles)
@@ -274,7 +287,7 @@ def test_the_answer_is_the_same_whatever_the_order_and_however_often(request: Pl
     assert place(shuffled) == place(request) == place(request)
 
 
-@repeatable
+@settings(of_requests, max_examples=25)
 @given(requests(), fleets(1), profiles(), deployments())
 def test_what_was_asked_before_changes_no_answer(
     request: PlacementRequest,
@@ -297,7 +310,7 @@ def test_what_was_asked_before_changes_no_answer(
         assert place(each) == answer
 
 
-@repeatable
+@of_requests
 @given(requests())
 def test_what_is_compiled_covers_what_is_needed_and_stays_within_the_accelerator(request: PlacementRequest) -> None:
     result = place(request)
@@ -315,7 +328,7 @@ def test_what_is_compiled_covers_what_is_needed_and_stays_within_the_accelerator
     assert required is None or result.dtype is required
 
 
-@repeatable
+@of_requests
 @given(easy())
 def test_an_untouched_fleet_causes_no_moves(request: PlacementRequest) -> None:
     first = place(request)
@@ -325,7 +338,7 @@ def test_an_untouched_fleet_causes_no_moves(request: PlacementRequest) -> None:
         assert (again.leader, again.message, again.candidates) == (None, first.message, first.candidates)
 
 
-@repeatable
+@of_requests
 @given(easy())
 def test_a_move_gains_a_tenth_and_the_place_that_it_leads_to_is_kept(request: PlacementRequest) -> None:
     for accelerator in request.accelerators:
@@ -340,7 +353,7 @@ def test_a_move_gains_a_tenth_and_the_place_that_it_leads_to_is_kept(request: Pl
             assert float(scores[moved.chosen or ""] or 0) - float(scores[accelerator.name] or 0) >= math.log(1.1) - 1e-4
 
 
-@repeatable
+@of_requests
 @given(easy())
 def test_whoever_waits_would_gain_by_what_it_waits_for(request: PlacementRequest) -> None:
     result = place(request)
@@ -355,7 +368,7 @@ def rank(result: PlacementResult) -> list[str]:
     return [c.name for c in result.candidates if c.eligible]
 
 
-@repeatable
+@of_requests
 @given(easy())
 def test_without_the_winner_the_runner_up_wins_and_the_others_keep_their_order(request: PlacementRequest) -> None:
     order = rank(place(request))
@@ -366,7 +379,7 @@ def test_without_the_winner_the_runner_up_wins_and_the_others_keep_their_order(r
     assert rank(again) == order[1:]
 
 
-@repeatable
+@of_requests
 @given(easy(), st.data())
 def test_more_capacity_never_makes_the_choice_worse(request: PlacementRequest, data: st.DataObject) -> None:
     before = place(request)
@@ -413,15 +426,41 @@ def no_worse(better: Estimate, worse: Estimate) -> None:
 positive = st.integers(1, 10**6)
 
 
+demands = optional(st.sampled_from([Decimal("0.000001"), Decimal(1), Decimal(1000)]))
+
+
 @repeatable
-@given(models(), positive, positive, positive, positive)
+@given(models(), positive, positive, positive, positive, demands, st.sampled_from((3, 8)))
 def test_more_bandwidth_or_compute_makes_nothing_worse(
-    facts: ModelFacts, bandwidth: int, tflops: int, more_bandwidth: int, more_tflops: int
+    facts: ModelFacts,
+    bandwidth: int,
+    tflops: int,
+    more_bandwidth: int,
+    more_tflops: int,
+    demand: Decimal | None,
+    batch: int,
 ) -> None:
-    workload, shape = Workload(), Shape(1280, 8)
+    workload, shape = Workload(requests_per_second=demand), Shape(1280, batch)
     base = known(facts, machine(bandwidth, tflops), workload, shape)
     no_worse(known(facts, machine(bandwidth + more_bandwidth, tflops), workload, shape), base)
     no_worse(known(facts, machine(bandwidth, tflops + more_tflops), workload, shape), base)
+
+
+@repeatable
+@given(models(), positive, positive, demands)
+def test_replicas_serve_the_demand_and_one_less_would_not(
+    facts: ModelFacts, bandwidth: int, tflops: int, demand: Decimal | None
+) -> None:
+    found = known(facts, machine(bandwidth, tflops), Workload(requests_per_second=demand), Shape(1280, 8))
+    if demand is None:
+        assert (found.replicas, found.utilisation) == (None, None)
+        return
+    assert found.replicas is not None
+    assert found.rate is not None
+    assert found.replicas >= 1
+    assert found.replicas * found.rate >= float(demand) * (1 - 1e-9)
+    assert (found.replicas - 1) * found.rate < float(demand) * (1 + 1e-9)
+    assert 0 < (found.utilisation or 0) <= 1 + 1e-9
 
 
 @repeatable

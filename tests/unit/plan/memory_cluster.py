@@ -25,7 +25,7 @@ from rm_operator.app import REFLECTED
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.controllers import base
-from rm_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Terminal, Transient
+from rm_operator.kube.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound, Terminal, Transient
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import CUSTOM, Resource
 from rm_operator.kube.store import Store, Stores
@@ -173,8 +173,9 @@ class MemoryApi:
             }
         previous = self._intents.get((key, manager + (subresource or "")), {})
         obj = _merge(before or {}, ours, {part: value for part, value in previous.items() if part in parts})
-        if key[0] == "ConfigMap" and before is not None and before.get("immutable") and obj["data"] != before["data"]:
-            raise ApiError(422, "Invalid", f"{key} is immutable")
+        fixed = key[0] == "ControllerRevision" or (before or {}).get("immutable")
+        if before is not None and fixed and obj.get("data") != before.get("data"):
+            raise Invalid(422, "Invalid", f"data of {key} is immutable")
         self._intents[key, manager + (subresource or "")] = ours
         return self._store(key, before, obj)
 
@@ -270,6 +271,8 @@ class Surroundings:
         """What does not get on for now: roles of Jobs, or ``pods`` (being made), ``starts`` (of pods), ``slices``."""
         self.outcomes: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         """Role of Jobs → exit codes and reports of the first ones; those after them succeed."""
+        self.clock_jump = timedelta()
+        """How far a node's clock goes back while a container runs."""
         self.registry: dict[str, StoreAnswer] = {}
         """Repository → what the artifact store answers."""
         self.ran: list[str] = []
@@ -336,16 +339,17 @@ class Surroundings:
             self._make_pod(pod_key[2], labels, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
             return
         planned = self.outcomes.get(role, [])
-        code, report = planned.pop(0) if planned else (0, {"reason": "Done", "facts": FACTS})
+        code, report = planned.pop(0) if planned else (0, {})
+        report = {"reason": "Done", "facts": FACTS, **report}
         if role == names.ROLE_BUILD and code == 0:
             artifact = metadata["labels"][names.LABEL_ARTIFACT]
             key = self.api.objects["BuildArtifact", NAMESPACE, artifact]["spec"]["key"]
             repository = names.artifact_repository(NAMESPACE, artifact)
             self.registry[repository] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
-            report = {"reason": "Built", "digest": DIGEST}
+            report = {**report, "reason": "Built", "digest": DIGEST}
         self.ran.append(metadata["name"])
-        now = to_timestamp(self.api.now)
-        terminated = {"exitCode": code, "message": json.dumps(report), "startedAt": now, "finishedAt": now}
+        now, began = to_timestamp(self.api.now), to_timestamp(self.api.now + self.clock_jump)
+        terminated = {"exitCode": code, "message": json.dumps(report), "startedAt": began, "finishedAt": now}
         last = job["spec"]["template"]["spec"]["containers"][0]["name"]
         self.api.update(
             pod_key,
@@ -378,7 +382,7 @@ class Surroundings:
         taken = {pod["metadata"]["name"] for pod in mine}
         for number in range(wanted):
             name = f"{metadata['name']}-{number}"
-            if len(taken) < wanted and name not in taken:
+            if len(taken) < wanted and name not in taken and ("Pod", NAMESPACE, name) not in self.api.objects:
                 taken.add(name)
                 labels = spec["template"]["metadata"]["labels"]
                 self._make_pod(name, labels, "ReplicaSet", "rs", f"rs-{metadata['uid']}", spec["template"])
@@ -500,7 +504,7 @@ class Replica:
     def __init__(self, api: MemoryApi, surroundings: Surroundings) -> None:
         self.api = api
         self.events = _Events()
-        self.refusals: list[Terminal] = []
+        self.refusals: list[Exception] = []
         self.behind: set[str] = set()
         """Kinds whose watch is slow: changes of them wait."""
         self.reconciled = 0
@@ -552,7 +556,7 @@ class Replica:
         try:
             with clock(self.api):
                 after = await self._controllers[key.kind].reconcile(key)
-        except Terminal as error:
+        except (Terminal, Invalid) as error:
             self.refusals.append(error)
         except (Conflict, NotFound, Transient):
             self._due[key] = self.api.now + timedelta(seconds=1)

@@ -100,6 +100,21 @@ def _scaled(cluster: Installation) -> None:
         cluster.settle()
 
 
+def _suspended_and_resumed(cluster: Installation) -> None:
+    cluster.deploy(suspend=True)
+    cluster.settle()
+    cluster.deploy()
+    cluster.settle()
+
+
+def _autoscaled_for_a_while(cluster: Installation) -> None:
+    metrics = [{"name": "requests", "averageValue": "4"}]
+    cluster.deploy(autoscaling={"minReplicas": 1, "maxReplicas": 3, "metrics": metrics})
+    cluster.settle()
+    cluster.deploy()
+    cluster.settle()
+
+
 def _deleted(cluster: Installation) -> None:
     cluster.api.remove(MODEL)
     cluster.settle()
@@ -123,6 +138,9 @@ SCENARIOS = (
     Scenario("cut-over", lambda: at("ready", 2), _cut_over, "Ready", longer=True),
     Scenario("there and back", lambda: at("ready", 2), _there_and_back, "Ready", longer=True),
     Scenario("scaled", lambda: at("ready", 2), _scaled, "Ready"),
+    Scenario("suspended and resumed", lambda: at("ready"), _suspended_and_resumed, "Ready"),
+    Scenario("suspended while it is built", lambda: at("build"), _suspended_and_resumed, "Ready"),
+    Scenario("autoscaled for a while", lambda: at("ready"), _autoscaled_for_a_while, "Ready"),
     *(
         Scenario(f"deleted at {stage}", partial(at, stage), _deleted, "")
         for stage in ("resolve", "build", "pods", "starts", "ready")

@@ -58,7 +58,7 @@ def serve(state: State) -> bool:
     state.delete += [deletion_of(each) for name, each in snapshot.revisions.items() if name not in kept]
 
     ready = sum(map(serving.serves, mine))
-    if current is not None and ready >= spec.replicas:
+    if ready >= spec.replicas:
         message = f"{ready} of {spec.replicas} pods ready on {variant.accelerator}"
         state.conditions.set(
             ConditionType.AVAILABLE, True, Reason.SERVING, message if spec.replicas else "scaled to zero"

@@ -189,6 +189,36 @@ def test_a_pod_that_was_on_its_way_out_is_taken_back() -> None:
     assert all(serving.serves(pod) for pod in world.of("Pod"))
 
 
+def test_of_the_old_pods_one_that_does_not_serve_goes_and_no_other_in_its_place() -> None:
+    world = served(replicas=2)
+    first, second = sorted(world.routed())
+    image(world, "2")
+    world.settle()
+    world.run_pods(ready=lambda pod: pod["metadata"]["name"] != second)
+    world.slices = frozenset({first, second})
+    world.settle()
+    assert second not in world.routed()
+    # It recovers while the EndpointSlices still name it.
+    world.run_pods()
+    world.settle()
+    assert first in world.routed()
+    assert not serving.is_active(world.objects["Pod", second])
+    world.slices = None
+    roll(world)
+    finished(world)
+
+
+def test_in_place_a_device_that_others_took_is_no_spare_one() -> None:
+    world = served(replicas=2, rollout={"strategy": "InPlace", "maxUnavailable": 1})
+    image(world, "2")
+    for _ in range(6):
+        world.step()
+        world.run_pods(devices=1)
+    world.step()
+    assert world.reason() == "NoDevice"
+    assert "1 pods of the previous variant keep serving" in message(world)
+
+
 def test_who_takes_a_pod_out_by_hand_finds_it_back() -> None:
     world = served(replicas=2)
     world.of("Pod")[0]["metadata"]["labels"][names.LABEL_ACTIVE] = "false"

@@ -62,7 +62,7 @@ class KubeClient(Protocol):
         label_selector: str | None = None,
         field_selector: str | None = None,
         metadata_only: bool = False,
-        limit: int = 200,
+        limit: int = 100,
     ) -> AsyncGenerator[ObjectList, None]:
         """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
 

@@ -159,7 +159,7 @@ class HttpClient:
         label_selector: str | None = None,
         field_selector: str | None = None,
         metadata_only: bool = False,
-        limit: int = 200,
+        limit: int = 100,
     ) -> AsyncGenerator[ObjectList, None]:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector) | {"limit": str(limit)}

@@ -32,6 +32,7 @@ from rm_operator.kube.store import Store, Stores
 from rm_operator.plan.artifact import Presence, StoreAnswer
 from rm_operator.plan.model import to_timestamp
 from rm_operator.runtime.controller import connect
+from rm_operator.runtime.metrics import Metrics
 from rm_operator.runtime.queue import Key
 
 Object = dict[str, Any]
@@ -520,7 +521,7 @@ class Replica:
             system_namespace="system", store="store:5000", store_plain_http=True, runtime_image="runtime:1",
             launcher_image="launcher:1",
         )  # fmt: skip
-        context = Context(api, self.stores, self._awake, self.events, config)  # type: ignore[arg-type]
+        context = Context(api, self.stores, self._awake, self.events, config, metrics=_metrics())  # type: ignore[arg-type]
         with mock.patch.object(controllers, "ArtifactStore", return_value=surroundings):
             built = controllers.build(context)
         self._controllers = {each.kind: each for each in built}
@@ -756,6 +757,11 @@ def clock(api: MemoryApi) -> Iterator[None]:
 
     with mock.patch.object(base, "datetime", Clock):
         yield
+
+
+@cache
+def _metrics() -> Metrics:
+    return Metrics()
 
 
 @cache

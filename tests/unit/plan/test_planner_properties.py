@@ -560,7 +560,7 @@ def _statuses(kind: str) -> st.SearchStrategy[Any]:
     return values(STATUS_SCHEMAS[kind], {})
 
 
-@repeatable(80)
+@repeatable(60)
 @given(starts, stories(*USERS[:2], *MISCHIEF, least=4))
 def test_nothing_that_objects_may_say_makes_a_planner_fail(start: str, story: list[Move]) -> None:
     """Planners are total, every status fits its schema, and it comes to rest, whatever was done to the objects."""
@@ -597,7 +597,7 @@ ROLLOUTS: tuple[Object, ...] = (
 )
 
 
-@repeatable(80)
+@repeatable(60)
 @given(
     st.integers(1, 3),
     st.sampled_from(ROLLOUTS),

@@ -97,7 +97,6 @@ class Store:
         self.accepted: dict[ObjectKey, tuple[str, object]] = {}
         """Per object: hash of what was applied last, and in which ways the server's answer differed from it."""
         self._transform = transform
-        self._packs = transform is None
         self._kept: dict[ObjectKey, _Kept] = {}
         self._decoded: OrderedDict[ObjectKey, Object] = OrderedDict()
         self._functions: dict[str, IndexFunction] = dict(indexes or {})
@@ -180,7 +179,7 @@ class Store:
         if self.version(key) >= version or self._tombstones.get(key, -1) >= version:
             return False
         new = self._put(key, obj)
-        if new is not None and self._packs:
+        if new is not None and isinstance(self._kept[key].content, bytes):
             self._remember(key, new)
         return True
 
@@ -227,8 +226,10 @@ class Store:
             return None
         old = self._old(key, before)
         metadata = transformed["metadata"]
-        # The encoder's own bytes come in a buffer of up to three times their length: a copy has its own.
-        content = bytes(memoryview(orjson.dumps(transformed))) if self._packs else transformed
+        # A transform that leaves an object as it is, such as a pod of our own, has not made it small. The encoder's
+        # own bytes come in a buffer of up to three times their length: a copy has its own.
+        small = transformed is not new
+        content = transformed if small else bytes(memoryview(orjson.dumps(transformed)))
         kept = _Kept(content, metadata.get("uid", ""), version_of(transformed), self._values(key, transformed))
         if before is None:
             self._order = None
@@ -275,7 +276,7 @@ class Store:
     def _forget(self, key: ObjectKey, values: Iterable[IndexValue]) -> None:
         """What was decoded for readers is no longer so."""
         self._decoded.pop(key, None)
-        if not self._packs:
+        if self._views:
             for value in (None, *values):
                 self._views.pop(value, None)
 
@@ -288,14 +289,15 @@ class Store:
         view = self._views.get(which)
         if view is None:
             keys = self.keys() if which is None else self._buckets.ordered(which)
-            view = tuple(self._read(key, self._kept[key]) for key in keys)
-            if not self._packs:
+            members = [(key, self._kept[key]) for key in keys]
+            view = tuple(self._read(key, kept) for key, kept in members)
+            if members and not any(isinstance(kept.content, bytes) for _, kept in members):
                 self._views[which] = view
         return view
 
     def _read(self, key: ObjectKey, kept: _Kept) -> Object:
-        if not self._packs:
-            return _object(kept)
+        if not isinstance(kept.content, bytes):
+            return kept.content
         obj = self._decoded.get(key)
         if obj is None:
             obj = _object(kept)

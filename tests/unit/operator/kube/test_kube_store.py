@@ -232,9 +232,19 @@ class TestWhatIsKept:
     def test_reading_again_costs_nothing(self, store: Store) -> None:
         store.replace([obj("a", 1)], "2")
         assert store.get("ns", "a") is store.get("ns", "a")
-        small = Store(CONFIGMAPS, transform=lambda each: each)
+        small = Store(CONFIGMAPS, transform=dict)
         small.replace([obj("a", 1)], "2")
         assert small.list() is small.list()
+
+    def test_what_a_transform_leaves_as_it_is_is_not_kept_decoded(self) -> None:
+        def transform(each: dict[str, Any]) -> dict[str, Any]:
+            return each if each.get("data") else dict(each)
+
+        store = Store(CONFIGMAPS, transform=transform)
+        store.replace([obj("large", 1, data={"x": "y"}), obj("small", 2)], "3")
+        assert store.list() is not store.list()
+        assert names(store.list()) == ["large", "small"]
+        assert store.get("ns", "large") == obj("large", 1, data={"x": "y"})
 
     def test_subscribers_are_told_what_it_was_and_is(self, store: Store, changes: list[Change]) -> None:
         first, second = obj("a", 1), obj("a", 2, data={"x": "y"})

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from operators import Process, child_says, model, running
+from prometheus_client.parser import text_string_to_metric_families
 from real_api import ApiServer, eventually
 from rm_api.names import LABEL_MANAGED_BY, LEASE_NAME, MANAGED_BY
 from rm_operator.kube.http import HttpClient
@@ -119,6 +120,20 @@ class TestHealth:
                 f'rest_client_requests_total{{code="201",host="{host}",method="PATCH",resource="configmaps"}}' in text
             )
             assert 'rm_operator_store_objects{resource="modeldeployments.rm-abstract.io"}' in text
+            families = {family.name: family for family in text_string_to_metric_families(text)}
+            (ready,) = [
+                sample
+                for sample in families["rm_operator_objects"].samples
+                if sample.labels == {"kind": "ModelDeployment", "ready": "True", "reason": "Ready"}
+            ]
+            assert ready.value >= 1
+            became = [
+                sample.value
+                for sample in families["rm_operator_condition_transition_seconds"].samples
+                if sample.name.endswith("_count") and sample.labels["type"] == "Ready"
+            ]
+            assert sum(became) >= 1
+            assert api_namespace not in text, "objects are not named"
 
 
 @pytest.fixture

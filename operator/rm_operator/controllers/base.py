@@ -18,7 +18,7 @@ from rm_operator.kube.client import Object
 from rm_operator.kube.errors import ApiError, NotLeader
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.model import Plan, PlannedEvent, is_deleting
+from rm_operator.plan.model import Plan, PlannedEvent, from_timestamp, is_deleting
 from rm_operator.plan.refusal import Refusal, stated
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -139,10 +139,18 @@ class PlanningController(ABC):
                 continue
             metrics.transitions.labels(self.kind, kind, word, reason.value).inc()
             if word == "True" and (earlier is None or earlier["status"] != "True"):
-                since = earlier["lastTransitionTime"] if earlier else obj["metadata"]["creationTimestamp"]
-                seconds = datetime.fromisoformat(entry["lastTransitionTime"]) - datetime.fromisoformat(since)
-                metrics.transition_seconds.labels(self.kind, kind).observe(max(0.0, seconds.total_seconds()))
+                since = earlier["lastTransitionTime"] if earlier else obj["metadata"].get("creationTimestamp", "")
+                seconds = _between(since, entry["lastTransitionTime"])
+                if seconds is not None:
+                    metrics.transition_seconds.labels(self.kind, kind).observe(seconds)
 
     def _emit(self, obj: Object, events: Sequence[PlannedEvent]) -> None:
         for event in events:
             self.context.recorder.emit(obj, event.type, event.reason, event.message)
+
+
+def _between(since: str, until: str) -> float | None:
+    try:
+        return max(0.0, (from_timestamp(until) - from_timestamp(since)).total_seconds())
+    except ValueError:
+        return None

@@ -261,6 +261,8 @@ class FakeApi:
 
     def _store(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         old = self._objects.get(path)
+        if old is not None and {**old, **body, "metadata": {**old["metadata"], **body["metadata"]}} == old:
+            return old  # as a real server: what changes nothing is no new version
         self.version += 1
         uid = old["metadata"]["uid"] if old else f"uid-{self.version}"
         metadata = {**body["metadata"], "uid": uid, "resourceVersion": str(self.version)}

@@ -193,6 +193,23 @@ async def test_closing_ends_every_get_and_takes_nothing_more(queue: Queue) -> No
     assert len(queue) == 0
 
 
+async def test_slow_keys_have_a_line_of_their_own_until_they_are_quick(queue: Queue) -> None:
+    queue.add(A)
+    queue.add(A)
+    await queue.get()
+    queue.add(A)
+    queue.add(B)
+    queue.done(A, slow=True)
+    assert await queue.get() == B
+    waiting = asyncio.create_task(queue.get())
+    assert await queue.get(slow=True) == A
+    await asyncio.sleep(1)
+    assert not waiting.done(), "the slow one is not for this line"
+    queue.done(A)
+    queue.add(A)
+    assert await waiting == A
+
+
 async def test_metrics_tell_depth_waits_and_retries() -> None:
     metrics = Metrics()
     queue = Queue(metrics, jitter=lambda: 0.0)

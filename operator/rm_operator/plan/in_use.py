@@ -42,6 +42,8 @@ def is_protected(obj: Object) -> bool:
 
 def open_accelerators(snapshot: DeploymentSnapshot, current: str | None) -> tuple[AcceleratorView, ...]:
     """The accelerators as a deployment sees them that is placed on ``current``: one that goes takes no others."""
+    if not snapshot.leaving:
+        return tuple(snapshot.accelerators)
     return tuple(
         replace(view, ready=False, reason=_LEAVING)
         if view.name != current and (_ACCELERATOR, view.name) in snapshot.leaving
@@ -52,6 +54,9 @@ def open_accelerators(snapshot: DeploymentSnapshot, current: str | None) -> tupl
 
 def open_profiles(snapshot: DeploymentSnapshot, current: str | None) -> tuple[ProfileView, ...]:
     """The same for profiles."""
+    if not snapshot.leaving:
+        # A tuple is the same one then, by which placement knows that nothing has changed.
+        return tuple(snapshot.profiles)
     return tuple(
         replace(view, usable=False, reason=_LEAVING)
         if view.name != current and (_PROFILE, view.name) in snapshot.leaving

@@ -331,20 +331,23 @@ class Surroundings:
 
     def _run(self, job: Object) -> None:
         metadata = job["metadata"]
-        role = metadata["labels"][names.LABEL_ROLE]
+        # The pod's template says what it is, whatever somebody has made of the Job's labels.
+        labels = job["spec"]["template"]["metadata"]["labels"]
+        role = labels[names.LABEL_ROLE]
         if job.get("status", {}).get("conditions") or role in self.held:
             return
         pod_key = ("Pod", NAMESPACE, f"{metadata['name']}-pod")
         if pod_key not in self.api.objects:
-            labels = {**job["spec"]["template"]["metadata"]["labels"], "batch.kubernetes.io/job-name": metadata["name"]}
-            self._make_pod(pod_key[2], labels, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
+            marked = {**labels, "batch.kubernetes.io/job-name": metadata["name"]}
+            self._make_pod(pod_key[2], marked, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
             return
         planned = self.outcomes.get(role, [])
         code, report = planned.pop(0) if planned else (0, {})
         report = {"reason": "Done", "facts": FACTS, **report}
         if role == names.ROLE_BUILD and code == 0:
-            artifact = metadata["labels"][names.LABEL_ARTIFACT]
-            key = self.api.objects["BuildArtifact", NAMESPACE, artifact]["spec"]["key"]
+            artifact = labels[names.LABEL_ARTIFACT]
+            command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+            (key,) = [argument.removeprefix("--key=") for argument in command if argument.startswith("--key=")]
             repository = names.artifact_repository(NAMESPACE, artifact)
             self.registry[repository] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
             report = {**report, "reason": "Built", "digest": DIGEST}

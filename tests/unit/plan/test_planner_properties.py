@@ -284,8 +284,8 @@ def test_whatever_went_wrong_it_ends_as_if_nothing_had(start: str, story: list[M
     devices(cluster, 8)
     cluster.settle()
     for each in cluster.api.of("ModelDeployment"):
-        # What cannot be placed leaves what serves already alone, so that is a matter of the past.
-        if cluster.reason(each["metadata"]["name"]) in ("NoEligibleAccelerator", "ProfileNotFound"):
+        # What cannot be placed, or is suspended, leaves what is there already: that is a matter of the past.
+        if cluster.reason(each["metadata"]["name"]) in ("NoEligibleAccelerator", "ProfileNotFound", "Suspended"):
             cluster.deploy(each["metadata"]["name"])
     for each in cluster.api.of("BuildArtifact"):
         # A build that failed for good waits for a person: this one deletes it, to have it tried again.

@@ -181,6 +181,15 @@ async def _check(cluster: Cluster, scene: Scene) -> None:
 def _per_deployment(requests: Sequence[Request], deployments: int) -> str:
     """Requests for one deployment, by what they are."""
     kinds = Counter(
-        ("read" if each.verb == "get" else "status" if each.subresource == "status" else "write") for each in requests
+        (
+            "reads"
+            if each.verb == "get"
+            else "events"
+            if each.resource == "events"
+            else "statuses"
+            if each.subresource == "status"
+            else "applies"
+        )
+        for each in requests
     )
-    return ", ".join(f"{count / deployments:.2g} {kind}s" for kind, count in sorted(kinds.items())) + " each"
+    return ", ".join(f"{count / deployments:.2g} {kind}" for kind, count in sorted(kinds.items())) + " each"

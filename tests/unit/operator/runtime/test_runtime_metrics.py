@@ -1,5 +1,7 @@
 """The metrics as Prometheus reads them: the names that dashboards of other operators use, and our own."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,3 +135,12 @@ def test_objects_are_counted_by_state_and_never_named() -> None:
     assert ("NoDevice", 1.0) not in {
         (sample.labels["reason"], sample.value) for sample in families(metrics)["rm_operator_objects"].samples
     }
+
+
+def test_each_metric_of_ours_is_explained() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "operations.md").read_text()
+    ours = {family.name for family in Metrics().registry.collect() if family.name.startswith("rm_operator_")}
+    told = set(
+        re.findall(r"rm_operator_[a-z_]+", text.replace("`…_failures_total`", "`rm_operator_reflector_failures`"))
+    )
+    assert ours == {name.removesuffix("_total") for name in told}

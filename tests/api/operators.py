@@ -64,7 +64,7 @@ class OneChild(PlanningController):
         self.on_decide: Callable[[str], None] = lambda name: None
 
     async def decide(self, obj: Object, now: datetime) -> Plan:
-        self.calls.append(name_of(obj))
+        self.calls.append(f"{namespace_of(obj)}/{name_of(obj)}")
         self.on_decide(name_of(obj))
         if is_deleting(obj):
             return Plan()

@@ -302,7 +302,7 @@ class _Backoffs:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """No memory of what objects were: kopf would copy each of them several times for handlers that do not exist here."""
+    """No memory of what objects were: kopf would copy each several times for handlers that do not exist here."""
 
     def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
         """Nothing."""

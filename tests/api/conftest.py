@@ -10,10 +10,32 @@ from typing import Any
 import pytest
 import yaml
 from real_api import CRD, NAMESPACES, START_SECONDS, ApiServer, eventually
+from rm_api.names import FIELD_MANAGER_IN_USE, FINALIZER_IN_USE
+from rm_operator.app import MANAGED
 from rm_operator.kube.errors import ApiError
 from rm_operator.kube.http import HttpClient
-from rm_operator.kube.resources import CUSTOM
+from rm_operator.kube.resources import (
+    CONFIGMAPS,
+    CONTROLLERREVISIONS,
+    CUSTOM,
+    DAEMONSETS,
+    DEPLOYMENTS,
+    HORIZONTALPODAUTOSCALERS,
+    JOBS,
+    PODS,
+    SERVICES,
+)
 
+CHILDREN = (
+    DEPLOYMENTS,
+    DAEMONSETS,
+    JOBS,
+    SERVICES,
+    CONFIGMAPS,
+    CONTROLLERREVISIONS,
+    HORIZONTALPODAUTOSCALERS,
+    PODS,
+)
 CRDS = Path(__file__).parents[2] / "crds"
 
 
@@ -44,6 +66,26 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cleared(api_server: ApiServer) -> Iterator[None]:
+    """What a module leaves is no work for the operators of the next one. Nothing collects garbage here."""
+    yield
+    asyncio.run(_clear(api_server))
+
+
+async def _clear(server: ApiServer) -> None:
+    async with HttpClient(server.connection()) as client:
+        for resource in (*CUSTOM, *CHILDREN):
+            selector = None if resource in CUSTOM else MANAGED
+            for item in (await client.list(resource, label_selector=selector)).items:
+                metadata = item["metadata"]
+                bare = {key: metadata[key] for key in ("namespace", "name", "uid") if key in metadata}
+                if FINALIZER_IN_USE in metadata.get("finalizers", ()):
+                    body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": bare}
+                    await client.apply(resource, body, field_manager=FIELD_MANAGER_IN_USE)
+                await client.delete(resource, metadata.get("namespace"), metadata["name"])
 
 
 @pytest.fixture

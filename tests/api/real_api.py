@@ -56,7 +56,7 @@ class ApiServer:
         self.ca = authority.pair.certificate
         self.url = f"https://127.0.0.1:{self.port}"
         self._tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody", *admins)}
-        groups = {name: "system:masters" for name in self._tokens} | {"nobody": "nobody"}
+        groups = dict.fromkeys(self._tokens, "system:masters") | {"nobody": "nobody"}
         lines = [f'{token},{name},{name},"{groups[name]}"' for name, token in self._tokens.items()]
         (directory / "tokens.csv").write_text("\n".join(lines))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

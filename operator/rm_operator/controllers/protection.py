@@ -1,20 +1,17 @@
-"""Puts the finalizer of objects in use there, and takes it off."""
+"""Puts the finalizer of objects in use there, and takes it off.
+
+What a manager applies replaces what it applied before, so the entry goes when it is applied without.
+"""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
-from rm_api.names import FIELD_MANAGER, FINALIZER_IN_USE
+from rm_api.names import FIELD_MANAGER_IN_USE, FINALIZER_IN_USE
 
 from rm_operator.kube.client import KubeClient
 from rm_operator.kube.resources import resource_of
 from rm_operator.kube.store import Stores
 from rm_operator.plan.model import Protection
-
-IN_USE_MANAGER: Final = f"{FIELD_MANAGER}-in-use"
-"""A manager of its own: these objects are a person's, and this one entry of a set is all that we ever write of them.
-
-What a manager applies replaces what it applied before, so the entry goes when it is applied without.
-"""
 
 
 async def carry_out(client: KubeClient, stores: Stores, protections: Iterable[Protection]) -> None:
@@ -26,4 +23,4 @@ async def carry_out(client: KubeClient, stores: Stores, protections: Iterable[Pr
         if each.present:
             metadata["finalizers"] = [FINALIZER_IN_USE]
         intent = {"apiVersion": each.api_version, "kind": each.kind, "metadata": metadata}
-        stores.put(await client.apply(resource_of(intent), intent, field_manager=IN_USE_MANAGER))
+        stores.put(await client.apply(resource_of(intent), intent, field_manager=FIELD_MANAGER_IN_USE))

@@ -160,7 +160,9 @@ class ApiServer:
         return path
 
 
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 60.0) -> None:
+async def eventually(
+    condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 60.0, *, every: float = 0.02
+) -> None:
     """Return once ``condition`` holds; fail with ``what`` if it does not within ``seconds``."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -168,4 +170,4 @@ async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str,
         if found if isinstance(found, bool) else await found:
             return
         assert asyncio.get_running_loop().time() < deadline, f"not within {seconds:.0f} s: {what}"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every)

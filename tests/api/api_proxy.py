@@ -70,6 +70,9 @@ class ApiProxy:
     async def __aexit__(self, *_: object) -> None:
         self.cut()
         await self._runner.cleanup()
+        # Aborted: a farewell over TLS would go on when the loop has ended.
+        if self._session.connector is not None:
+            await self._session.connector.close(abort_ssl=True)
         await self._session.close()
 
     @property

@@ -724,9 +724,11 @@ class TestLife:
             await kubelet.until_allocatable(RESOURCE, 2)
         vendor.error = VendorError("not loaded yet")
         async with running(directory, vendor) as run:
-            await kubelet.until(lambda: kubelet.streams(RESOURCE) == 1, PATIENCE, "it is registered")
-            snapshot = kubelet.resource(RESOURCE).snapshots[-1]
-            assert snapshot.health == {"uuid-0": UNHEALTHY, "uuid-1": UNHEALTHY}
+            # The kubelet may still count the devices of the instance that has just gone.
+            unhealthy = {"uuid-0": UNHEALTHY, "uuid-1": UNHEALTHY}
+            await kubelet.until(
+                lambda: kubelet.resource(RESOURCE).snapshots[-1].health == unhealthy, PATIENCE, "they are unhealthy"
+            )
             report = json.loads((await run.get("/rma/v1/report"))[1])
             assert (report["driver"], report["product"]) == ("7.1", "Test NPU")
             vendor.error = None
@@ -737,7 +739,7 @@ class TestLife:
             await kubelet.until(lambda: len(kubelet.registrations) > before, PATIENCE, "it is registered")
             last = kubelet.registrations[-1].endpoint
             await kubelet.until(
-                lambda: kubelet.resource(RESOURCE).snapshots[-1].endpoint == last, 3, "its devices are listed"
+                lambda: kubelet.resource(RESOURCE).snapshots[-1].endpoint == last, PATIENCE, "its devices are listed"
             )
             await kubelet.until_allocatable(RESOURCE, 2)
             assert kubelet.resource(RESOURCE).snapshots[-1].health == {"uuid-0": HEALTHY, "uuid-1": HEALTHY}

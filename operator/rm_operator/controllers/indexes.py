@@ -80,11 +80,6 @@ def _artifact(obj: Object) -> list[str]:
     return [scoped(obj["metadata"]["namespace"], name)] if name else []
 
 
-def _placed_on(obj: Object) -> list[str]:
-    # Without a place, whatever changes may give it one.
-    return [((obj.get("status") or {}).get("placement") or {}).get("chosen") or ""]
-
-
 def accelerators_used(deployment: Object) -> list[str]:
     """Accelerators that a ModelDeployment is placed on, or that it still has pods on."""
     status = deployment.get("status") or {}
@@ -129,7 +124,6 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     MODEL_DEPLOYMENTS: {
         "source": _source,
         "artifact": _artifact,
-        "placed": _placed_on,
         "accelerator": accelerators_used,
         "profile": profiles_used,
     },

@@ -168,8 +168,8 @@ class ModelDeploymentController(PlanningController):
             yield from self._keys(index, name_of(new))
 
     def _everybody(self) -> Iterable[Key]:
-        for each in self.context.stores[MODEL_DEPLOYMENTS]:
-            yield Key(self.kind, namespace_of(each), name_of(each))
+        keys = self.context.stores[MODEL_DEPLOYMENTS].keys()
+        yield from (Key(self.kind, *key) for key in keys)
 
     def _keys(self, index: str, value: str) -> Iterable[Key]:
         for key in self.context.stores[MODEL_DEPLOYMENTS].keys_by_index(index, value):

@@ -21,8 +21,8 @@ import httpx2
 import openai
 import pytest
 from rm_abstract.core.resource import BuildArtifact
-from rm_abstract.plugins.simulated_npu.blob import Target, read_program, write_blob
-from rm_abstract.plugins.simulated_npu.compiler import BLOB
+from rm_abstract.backends.simulated_npu.blob import Target, read_program, write_blob
+from rm_abstract.backends.simulated_npu.compiler import BLOB
 from rm_cli.kubectl import Kubectl
 from rm_device_plugins.simulator_tool import change, initialise
 from scripted_model import SAMPLES, expected_text, write_model
@@ -33,7 +33,7 @@ RM_ABSTRACT = [sys.executable, "-c", "from rm_cli.main import main; main()"]
 RMA_SIM_COMPILE = [
     sys.executable,
     "-c",
-    "import sys; from rm_abstract.plugins.simulated_npu.compiler import main; sys.exit(main())",
+    "import sys; from rm_abstract.backends.simulated_npu.compiler import main; sys.exit(main())",
 ]
 
 

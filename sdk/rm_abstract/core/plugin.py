@@ -1,29 +1,32 @@
-"""The plugin interface, and the registry that finds plugins.
+"""The interface of the plugins that compile and serve models.
 
 One plugin does the work of one engine everywhere: in a build (``required_build_profiles``, ``compile``: needs the
 toolchain, never a device) and in a serving pod (``probe``, ``initialize``, ``prepare_resource``, then either
 ``serve_command`` or ``create_session().execute()``).
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rm_abstract.core.binary_adapter import CLICompilerAdapter
-from rm_abstract.core.errors import BadInput, ToolchainFailure
+from rm_abstract.core.errors import ToolchainFailure
+from rm_abstract.core.registry import PluginRegistry, get_registry
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource
 from rm_abstract.core.session import Session
 
-ENTRY_POINT_GROUP: Final = "rm_abstract.plugins"
-"""A distribution offers plugins under this group; the entry point's name is ``TYPE.NAME``, such as ``runtime.acme``."""
-RUNTIME: Final = "runtime"
-"""Type of the plugins that compile and serve models."""
+__all__ = [
+    "BackendConfig",
+    "Plugin",
+    "PluginMetadata",
+    "PluginPriority",
+    "PluginRegistry",
+    "get_registry",
+    "list_plugins",
+]
 
 
 class PluginPriority(IntEnum):
@@ -143,108 +146,11 @@ class Plugin(ABC):
         """Free what ``initialize`` and ``prepare_resource`` took."""
 
 
-_BUILT_IN: Final = {
-    (RUNTIME, "openvino"): "rm_abstract.plugins.openvino:OpenVinoPlugin",
-    (RUNTIME, "simulated-npu"): "rm_abstract.plugins.simulated_npu.plugin:SimulatedNpuPlugin",
-}
-
-
-def _normal(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
-class PluginRegistry:
-    """Every plugin, by type and name. Classes are imported when they are first asked for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._locations: dict[tuple[str, str], str | EntryPoint] = dict(_BUILT_IN)
-        self._classes: dict[tuple[str, str], type[Plugin]] = {}
-        self._discovered = False
-
-    def register(self, plugin_class: type[Plugin], *, plugin_type: str = RUNTIME) -> type[Plugin]:
-        """Add a plugin; usable as a decorator. Raises ValueError where another class has its name."""
-        key = (plugin_type, _normal(plugin_class.metadata().name))
-        with self._lock:
-            self.discover_plugins()
-            known = self._classes.get(key)
-            if known is not plugin_class and (known is not None or key in self._locations):
-                raise ValueError(f"there already is a {plugin_type} plugin named {key[1]}")
-            self._classes[key] = plugin_class
-        return plugin_class
-
-    def discover_plugins(self) -> None:
-        """Look for the plugins of installed distributions, once. Nothing is imported; look-ups do it by themselves."""
-        with self._lock:
-            if self._discovered:
-                return
-            for entry in entry_points(group=ENTRY_POINT_GROUP):
-                plugin_type, _, name = entry.name.rpartition(".")
-                self._locations.setdefault((plugin_type or RUNTIME, _normal(name)), entry)
-            self._discovered = True
-
-    def names(self, plugin_type: str = RUNTIME) -> list[str]:
-        """Names of the plugins of a type, sorted."""
-        with self._lock:
-            self.discover_plugins()
-            return sorted(name for kind, name in self._locations.keys() | self._classes.keys() if kind == plugin_type)
-
-    def get(self, plugin_type: str, name: str) -> type[Plugin]:
-        """The class of a plugin. Raises BadInput where there is none, or where it cannot be imported."""
-        key = (plugin_type, _normal(name))
-        with self._lock:
-            self.discover_plugins()
-            if key in self._classes:
-                return self._classes[key]
-            location = self._locations.get(key)
-            if location is None:
-                raise BadInput(
-                    f"there is no {plugin_type} plugin named {name}; there are {', '.join(self.names(plugin_type))}"
-                )
-            try:
-                loaded = location.load() if isinstance(location, EntryPoint) else _load(location)
-            except ImportError as error:
-                raise BadInput(f"plugin {name} cannot be imported: {error}") from error
-            if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
-                raise BadInput(f"plugin {name} is no subclass of rm_abstract.core.plugin.Plugin, but {loaded!r}")
-            self._classes[key] = loaded
-            return loaded
-
-    def get_plugin(self, name: str, **kwargs: Any) -> Plugin:
-        """A new instance of the runtime plugin ``name``."""
-        return self.get(RUNTIME, name)(**kwargs)
-
-    def auto_select(self, device_type: str | None = None) -> Plugin:
-        """The available plugin of the highest priority, then the first by name. Raises BadInput where none is."""
-        available = [
-            plugin
-            for plugin in (self.get_plugin(name) for name in self.names())
-            if (device_type is None or device_type.lower() in plugin.metadata().device_types) and plugin.is_available()
-        ]
-        if not available:
-            kind = f" for {device_type}" if device_type else ""
-            raise BadInput(f"no plugin{kind} is available here; known are {', '.join(self.names())}")
-        return max(available, key=lambda plugin: plugin.metadata().priority)
-
-
-def _load(location: str) -> object:
-    module, _, name = location.partition(":")
-    return getattr(import_module(module), name)
-
-
-_registry = PluginRegistry()
-
-
-def get_registry() -> PluginRegistry:
-    """The registry of this process."""
-    return _registry
-
-
 def list_plugins(available_only: bool = False) -> dict[str, dict[str, Any]]:
     """What the runtime plugins say of themselves, by name."""
     result = {}
-    for name in _registry.names():
-        plugin = _registry.get_plugin(name)
+    for name in get_registry().names():
+        plugin = get_registry().get_plugin(name)
         available = plugin.is_available()
         if available or not available_only:
             about = plugin.metadata()

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.session import FinishReason, GenerationRequest
-from rm_abstract.plugins.stepping import SteppingSession
 from test_sdk_text import SPECIAL, ByteTokenizer
 
 

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rm_abstract.core import plugin as plugin_module
 from rm_abstract.core.binary_adapter import BinaryRuntimeAdapter, CLICompilerAdapter, expand
 from rm_abstract.core.errors import (
     ArtifactMismatch,
@@ -20,6 +20,7 @@ from rm_abstract.core.errors import (
     WorkloadError,
 )
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority, PluginRegistry
+from rm_abstract.core.registry import ENTRY_POINT_GROUP
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
 from rm_abstract.core.session import Session
 from rm_api.names import ExitCode
@@ -91,7 +92,7 @@ def test_a_registered_plugin_is_found_by_type_and_name(registry: PluginRegistry)
     registry.register(AcmePlugin)
     assert isinstance(registry.get_plugin("acme"), AcmePlugin)
     assert "acme" not in registry.names("kernel")
-    registry.register(AcmePlugin, plugin_type="kernel")
+    registry.register(AcmePlugin, plugin_type="kernel", name="acme")
     assert registry.names("kernel") == ["acme"]
 
 
@@ -118,8 +119,8 @@ def test_an_unknown_plugin_is_refused_with_the_known_names(registry: PluginRegis
 def test_an_entry_point_that_is_broken(
     registry: PluginRegistry, monkeypatch: pytest.MonkeyPatch, target: str, message: str
 ) -> None:
-    entries = [EntryPoint("runtime.broken", target, plugin_module.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(plugin_module, "entry_points", lambda group: entries)
+    entries = [EntryPoint("runtime.broken", target, ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
     assert "broken" in registry.names(), "listing must not import anything"
     with pytest.raises(BadInput, match=message):
         registry.get_plugin("broken")
@@ -128,11 +129,11 @@ def test_an_entry_point_that_is_broken(
 def test_entry_points_are_found_and_cannot_replace_a_built_in(
     registry: PluginRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = plugin_module.ENTRY_POINT_GROUP
+    group = ENTRY_POINT_GROUP
     entries = [
         EntryPoint(name, f"{__name__}:AcmePlugin", group) for name in ("runtime.acme", "other", "runtime.openvino")
     ]
-    monkeypatch.setattr(plugin_module, "entry_points", lambda group: entries)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
     assert registry.get("runtime", "acme") is AcmePlugin
     assert registry.get("runtime", "other") is AcmePlugin, "without a type, it is a runtime plugin"
     assert registry.get("runtime", "openvino") is not AcmePlugin

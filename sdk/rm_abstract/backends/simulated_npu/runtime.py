@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from rm_abstract.backends.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
+from rm_abstract.backends.simulated_npu.blob import read_program
+from rm_abstract.backends.simulated_npu.sampling import Sampler
+from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.session import FinishReason, GenerationRequest
-from rm_abstract.plugins.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
-from rm_abstract.plugins.simulated_npu.blob import read_program
-from rm_abstract.plugins.simulated_npu.sampling import Sampler
-from rm_abstract.plugins.stepping import SteppingSession
 
 _PREFILL: Final = 512
 """Tokens of a prompt that are computed in one step, so that a long prompt does not hold up everybody else."""

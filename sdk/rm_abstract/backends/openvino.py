@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from rm_abstract import __version__
-from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing
-from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
-from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
-from rm_abstract.core.session import FinishReason, GenerationRequest, Session
-from rm_abstract.plugins.child import ChildSession
-from rm_abstract.plugins.openvino_model import (
+from rm_abstract.backends.child import ChildSession
+from rm_abstract.backends.openvino_model import (
     EXPORT_COMMAND,
     PROPERTIES,
     GenAiTokenizer,
@@ -20,7 +16,11 @@ from rm_abstract.plugins.openvino_model import (
     installed,
     installed_versions,
 )
-from rm_abstract.plugins.stepping import SteppingSession
+from rm_abstract.backends.stepping import SteppingSession
+from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing
+from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
+from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
+from rm_abstract.core.session import FinishReason, GenerationRequest, Session
 
 FORMAT: Final = "openvino-ir"
 _MODEL_FILE: Final = "openvino_model.xml"

@@ -8,9 +8,9 @@ from typing import Final, NoReturn
 from rm_api.conditions import Reason
 from rm_api.report import Report
 
+from rm_abstract.backends.openvino_model import PROPERTIES, TOKENIZER_FILES
+from rm_abstract.backends.simulated_npu.blob import Target, write_blob
 from rm_abstract.core.errors import BadInput, ToolchainFailure
-from rm_abstract.plugins.openvino_model import PROPERTIES, TOKENIZER_FILES
-from rm_abstract.plugins.simulated_npu.blob import Target, write_blob
 from rm_abstract.reporting import run_reported
 
 BLOB: Final = "model.simx"

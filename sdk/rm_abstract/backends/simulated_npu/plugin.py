@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from rm_abstract import __version__
+from rm_abstract.backends.openvino_model import EXPORT_COMMAND, ModelInfo, installed, installed_versions
+from rm_abstract.backends.simulated_npu.blob import Target, read_header
+from rm_abstract.backends.simulated_npu.compiler import BLOB
+from rm_abstract.backends.simulated_npu.device import observe
 from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing, DriverMismatch
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
 from rm_abstract.core.session import Session
-from rm_abstract.plugins.openvino_model import EXPORT_COMMAND, ModelInfo, installed, installed_versions
-from rm_abstract.plugins.simulated_npu.blob import Target, read_header
-from rm_abstract.plugins.simulated_npu.compiler import BLOB
-from rm_abstract.plugins.simulated_npu.device import observe
 
 FORMAT: Final = "simulated-npu"
 _DEFAULT_TARGET: Final = "simx1:driver=1.4.0"
@@ -138,7 +138,7 @@ class SimulatedNpuPlugin(Plugin):
 
     def create_session(self, resource: LoadedProgram) -> Session:
         """See the base class. Raises ArtifactMismatch where the blob cannot be loaded."""
-        from rm_abstract.plugins.simulated_npu.runtime import SimulatedNpuSession  # noqa: PLC0415 (numpy)
+        from rm_abstract.backends.simulated_npu.runtime import SimulatedNpuSession  # noqa: PLC0415 (numpy)
 
         return SimulatedNpuSession(resource.blob, resource.info)
 

@@ -1,0 +1,300 @@
+"""The registry: every plugin of every type, under its type and name. All other views of plugins are views on it.
+
+An entry says what a plugin is and where its code lies. The code is imported when it is first asked for, outside of the
+registry's lock, so that a module may register plugins while it is imported, on whatever thread.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from rm_abstract.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from rm_abstract.core.plugin import Plugin
+
+ENTRY_POINT_GROUP: Final = "rm_abstract.plugins"
+"""A distribution offers plugins under this group; the entry point's name is ``TYPE.NAME``, such as ``runtime.acme``."""
+
+
+class PluginType(StrEnum):
+    """The types that RM Abstract itself knows. Others may be registered; a type is just a word in lower case."""
+
+    RUNTIME = "runtime"
+    """Compiles and serves models on a type of device: a subclass of ``Plugin``."""
+    TRANSFORM = "transform"
+    KERNEL = "kernel"
+    BACKEND = "backend"
+    """An implementation of a kernel, named in its attribute ``kernel``."""
+    STEP = "step"
+    OPERATION = "operation"
+    LAYER = "layer"
+    EXTENSION = "extension"
+    """A plugin that was built or loaded as an object and brings operations and layers of its own."""
+
+
+class Origin(StrEnum):
+    """How an entry came to be known; where two have one name, the earlier of these stands."""
+
+    BUILT_IN = "built-in"
+    REGISTERED = "registered"
+    """By a call or a decorator."""
+    SCANNED = "scanned"
+    ENTRY_POINT = "entry point"
+    FRAMEWORK = "framework"
+    """Offered by the adapter of another framework."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginEntry:
+    """What is known of a plugin without its code."""
+
+    type: str
+    name: str
+    origin: Origin
+    location: str = ""
+    """``module:attribute``; empty where the object itself was registered."""
+    framework: str = ""
+    """Where it comes from, such as ``qonnx``; empty for plugins of RM Abstract and of its users."""
+    version: str = ""
+    file: str = ""
+    """The source file, where it was found by scanning."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """What its author says of it: ``stage``, ``kernel``, ``backend_type``, ``description``, ``device_types``, …"""
+
+    @property
+    def qualified_name(self) -> str:
+        """The name with the framework before it, such as ``qonnx.FoldConstants``."""
+        return f"{self.framework}.{self.name}" if self.framework else self.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the registry files it under."""
+        return self.type, normal_name(self.type, self.qualified_name)
+
+
+def normal_name(plugin_type: str, name: str) -> str:
+    """The form in which names are compared. Those of runtimes are words of a command line: case and ``_`` are free."""
+    return name.lower().replace("_", "-") if plugin_type == PluginType.RUNTIME else name
+
+
+BUILT_IN: Final = (
+    PluginEntry("runtime", "openvino", Origin.BUILT_IN, "rm_abstract.backends.openvino:OpenVinoPlugin"),
+    PluginEntry(
+        "runtime", "simulated-npu", Origin.BUILT_IN, "rm_abstract.backends.simulated_npu.plugin:SimulatedNpuPlugin"
+    ),
+)
+
+
+class PluginRegistry:
+    """Every plugin, by type and name. Safe to use from any thread."""
+
+    def __init__(self, entries: Iterable[PluginEntry] = BUILT_IN) -> None:
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[str, str], PluginEntry] = {entry.key: entry for entry in entries}
+        self._targets: dict[tuple[str, str], object] = {}
+        self._installed_known = False
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        """Counts the changes; what was derived from the registry holds as long as it stays the same."""
+        return self._generation
+
+    # Writing
+
+    def register(
+        self,
+        plugin: Any,
+        *,
+        plugin_type: str = PluginType.RUNTIME,
+        name: str = "",
+        framework: str = "",
+        replace: bool = False,
+        **attributes: Any,
+    ) -> Any:
+        """Add a class, function or object, and return it, so that it serves as a decorator.
+
+        A runtime's name and version are those of its metadata. Raises ValueError where another one has its name,
+        unless ``replace``.
+        """
+        version = ""
+        if plugin_type == PluginType.RUNTIME:
+            about = plugin.metadata()
+            name, version = name or about.name, about.version
+        entry = PluginEntry(
+            plugin_type,
+            name or plugin.__name__,
+            Origin.REGISTERED,
+            framework=framework,
+            version=str(attributes.pop("version", version)),
+            attributes=attributes,
+        )
+        self.add(entry, plugin, replace=replace)
+        return plugin
+
+    def add(self, entry: PluginEntry, target: object | None = None, *, replace: bool = False) -> None:
+        """Add an entry, with its object where that is at hand.
+
+        Raises ValueError where another object has its name, unless ``replace``. An entry that is merely known to lie
+        somewhere gives way to one that is there already.
+        """
+        self._add_installed()
+        with self._lock:
+            known = self._entries.get(entry.key)
+            if known is not None and not replace:
+                if target is None or self._targets.get(entry.key) is target:
+                    return
+                raise ValueError(f"there already is a {entry.type} plugin named {entry.qualified_name}")
+            self._entries[entry.key] = entry
+            self._targets.pop(entry.key, None)
+            if target is not None:
+                self._targets[entry.key] = target
+            self._generation += 1
+
+    def add_all(self, entries: Iterable[PluginEntry]) -> None:
+        """Add entries whose code lies somewhere; those whose names are taken are left out."""
+        self._add_installed()
+        with self._lock:
+            for entry in entries:
+                self._entries.setdefault(entry.key, entry)
+            self._generation += 1
+
+    def unregister(self, name: str, *, plugin_type: str = PluginType.RUNTIME) -> None:
+        """Forget a plugin. Raises BadInput where there is none of that name."""
+        with self._lock:
+            key = self.entry(plugin_type, name).key
+            del self._entries[key]
+            self._targets.pop(key, None)
+            self._generation += 1
+
+    def _add_installed(self) -> None:
+        if self._installed_known:
+            return
+        from importlib.metadata import entry_points  # noqa: PLC0415 (costs more than all the rest of this module)
+
+        found = []
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            plugin_type, _, name = point.name.rpartition(".")
+            version = point.dist.version if point.dist else ""
+            found.append(
+                PluginEntry(plugin_type or PluginType.RUNTIME, name, Origin.ENTRY_POINT, point.value, version=version)
+            )
+        with self._lock:
+            if not self._installed_known:
+                self._installed_known = True
+                self.add_all(found)
+
+    # Reading
+
+    def entries(self, plugin_type: str = "", **attributes: Any) -> list[PluginEntry]:
+        """What is known, by type and qualified name; only what has these attributes, fields of the entry included."""
+        self._add_installed()
+        with self._lock:
+            known = list(self._entries.values())
+        found = (entry for entry in known if not plugin_type or entry.type == plugin_type)
+        return sorted((entry for entry in found if _has(entry, attributes)), key=lambda entry: entry.key)
+
+    def names(self, plugin_type: str = PluginType.RUNTIME) -> list[str]:
+        """Qualified names of a type's plugins, sorted."""
+        return [entry.qualified_name for entry in self.entries(plugin_type)]
+
+    def is_registered(self, name: str, plugin_type: str = "") -> bool:
+        """True if there is a plugin of this name, of this type or of any."""
+        return any(normal_name(e.type, name) in (e.key[1], e.name) for e in self.entries(plugin_type))
+
+    def entry(self, plugin_type: str, name: str) -> PluginEntry:
+        """What is known of a plugin. A framework's plugin is also found by its bare name, where that is unambiguous.
+
+        Raises BadInput where there is none, or more than one.
+        """
+        self._add_installed()
+        key = plugin_type, normal_name(plugin_type, name)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                return entry
+            bare = [e for e in self._entries.values() if e.type == plugin_type and e.name == name]
+        if len(bare) == 1:
+            return bare[0]
+        if bare:
+            names = ", ".join(sorted(e.qualified_name for e in bare))
+            raise BadInput(f"the {plugin_type} plugin {name} is ambiguous; say which is meant: {names}")
+        known = self.names(plugin_type)
+        near = get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+        raise BadInput(f"there is no {plugin_type} plugin named {name}; {hint}")
+
+    def get(self, plugin_type: str, name: str) -> Any:
+        """The class, function or object of a plugin, imported now if it was not yet.
+
+        Raises BadInput where there is none of that name, or where it cannot be imported.
+        """
+        entry = self.entry(plugin_type, name)
+        with self._lock:
+            target = self._targets.get(entry.key)
+        if target is not None:
+            return target
+        try:
+            target = load(entry.location)
+        except Exception as error:  # whatever a plugin's module raises is that plugin's failure alone
+            raise BadInput(f"plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
+        if plugin_type == PluginType.RUNTIME:
+            from rm_abstract.core.plugin import Plugin  # noqa: PLC0415 (which imports this module)
+
+            if not (isinstance(target, type) and issubclass(target, Plugin)):
+                raise BadInput(f"plugin {name} is no subclass of rm_abstract.core.plugin.Plugin, but {target!r}")
+        with self._lock:
+            return self._targets.setdefault(entry.key, target) if self._entries.get(entry.key) is entry else target
+
+    def get_plugin(self, name: str, **kwargs: Any) -> "Plugin":
+        """A new instance of the runtime plugin ``name``."""
+        plugin: Plugin = self.get(PluginType.RUNTIME, name)(**kwargs)
+        return plugin
+
+    def auto_select(self, device_type: str | None = None) -> "Plugin":
+        """The available runtime plugin of the highest priority, then the first by name. Raises BadInput where none is.
+
+        ``device_type`` is a type such as ``npu``, or a plugin's name.
+        """
+        wanted = normal_name(PluginType.RUNTIME, device_type or "")
+        available = [
+            plugin
+            for plugin in (self.get_plugin(name) for name in self.names())
+            if (not wanted or wanted in plugin.metadata().device_types or wanted == _name(plugin))
+            and plugin.is_available()
+        ]
+        if not available:
+            kind = f" for {device_type}" if device_type else ""
+            raise BadInput(f"no plugin{kind} is available here; known are {', '.join(self.names())}")
+        return max(available, key=lambda plugin: plugin.metadata().priority)
+
+
+def _name(plugin: "Plugin") -> str:
+    return normal_name(PluginType.RUNTIME, plugin.metadata().name)
+
+
+def _has(entry: PluginEntry, attributes: Mapping[str, Any]) -> bool:
+    fields: Callable[[str], Any] = lambda name: entry.attributes.get(name, getattr(entry, name, None))  # noqa: E731
+    return all(fields(name) == value for name, value in attributes.items())
+
+
+def load(location: str) -> Any:
+    """The object at ``module:attribute``, where the attribute may have dots. Raises what the import raises."""
+    module, _, path = location.partition(":")
+    target: Any = import_module(module)
+    for name in path.split("."):
+        target = getattr(target, name)
+    return target
+
+
+_registry = PluginRegistry()
+
+
+def get_registry() -> PluginRegistry:
+    """The registry of this process."""
+    return _registry

@@ -1,7 +1,6 @@
 """``rm-abstract demo``: the main job on a real Kubernetes, from nothing to an answer."""
 
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -12,13 +11,15 @@ import click
 import rm_local_cluster
 from rm_local_cluster import Cluster, LocalClusterError
 
-from rm_cli import release
+from rm_cli import placement_text, release
 from rm_cli.cluster_commands import say
 from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
 
 NAMESPACE = "rm-abstract-demo"
 QUESTION = [{"role": "user", "content": "Tell me a story about the sea."}]
 SCRIPTED = "the scripted model (a small Llama with chosen weights)"
+_WIDTH = 160
+"""Columns of the table of candidates."""
 
 
 @click.command()
@@ -69,7 +70,7 @@ def _demo(model: str | None, kubeconfig: Path | None, timeout: int) -> None:
     again = _serve(kubectl, "hello-again", source, timeout)
 
     click.echo("\n== Placement")
-    click.echo(explain(first))
+    click.echo(placement_text.text(placement_text.answer_of(first), _WIDTH))
     click.echo("\n== Stages of hello (seconds)")
     click.echo(stages(first, kubectl.get("bart", first["status"]["artifact"])))
     click.echo("\n== Completion")
@@ -131,22 +132,6 @@ def _serve(kubectl: Kubectl, name: str, source: str, timeout: int) -> dict[str, 
 
     found: dict[str, Any] = wait_until(f"{name} is not Ready", ready, timeout=timeout)
     return found
-
-
-def explain(deployment: dict[str, Any]) -> str:
-    """The placement of a deployment as a table: candidates, score, terms, reason."""
-    placement = deployment["status"]["placement"]
-    lines = [
-        f"  policy {placement['policy']}: {placement.get('chosen', 'nowhere')} (profile {placement.get('profile')})"
-    ]
-    for candidate in placement["candidates"]:
-        score = candidate.get("score", "-") if candidate["eligible"] else "not eligible"
-        lines.append(f"  {candidate['name']} ({score}): {candidate.get('reason', '')}")
-        figures = [f"{term['name']} {term['value']} {term['unit']}" for term in candidate.get("terms") or []]
-        if figures:
-            figures.append(f"figures are {candidate.get('provenance', '').lower()}")
-            lines += textwrap.wrap(" · ".join(figures), 110, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
 
 
 def stages(deployment: dict[str, Any], artifact: dict[str, Any] | None) -> str:

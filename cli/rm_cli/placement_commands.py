@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import yaml
 from rm_api.conditions import ConditionType
 from rm_api.kinds import ModelFacts
 from rm_api.kinds.model_deployment import Placement
-from rm_api.names import API_VERSION
 from rm_local_cluster import Cluster
 from rm_operator.plan.placement import PlacementRequest, place
 
-from rm_cli.kubectl import CommandFailed, Kubectl, condition
+from rm_cli.kubectl import CommandFailed, Kubectl
 from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts
+from rm_cli.placement_text import answer_of, text
 
 NOWHERE = 3
 """Exit status where everything was understood and nothing can take the model."""
@@ -80,37 +79,7 @@ def explain(name: str, namespace: str, kubeconfig: Path | None, format_: str) ->
         raise click.ClickException(str(error)) from None
     if found is None:
         raise click.ClickException(f"there is no ModelDeployment {name} in namespace {namespace}")
-    _print([_answer_of(found)], format_)
-
-
-def table(placement: Mapping[str, Any], width: int) -> str:
-    """``status.placement`` as a table of at most ``width`` columns, if that leaves room for the reasons."""
-    header = ["", "CANDIDATE", "ELIGIBLE", "SCORE", "TTFT", "TPOT", "RATE", "J/TOKEN", "PRICE/MTOKEN", "PROVENANCE"]
-    rows = [header]
-    for candidate in placement.get("candidates") or []:
-        figures = {term["name"]: f"{term['value']} {term['unit']}" for term in candidate.get("terms") or []}
-        price = figures.get("pricePerMillionTokens", "-").removesuffix("/Mtoken")
-        rows.append(
-            [
-                "*" if candidate["name"] == placement.get("chosen") else "",
-                candidate["name"],
-                "yes" if candidate["eligible"] else "no",
-                candidate.get("score", "-"),
-                *(figures.get(name, "-") for name in ("ttft", "tpot", "rate")),
-                figures.get("joulesPerToken", "-").removesuffix(" J/token"),
-                price,
-                candidate.get("provenance", "-"),
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    indent = sum(widths) + 2 * len(widths)
-    reasons = ["REASON", *(candidate.get("reason", "") for candidate in placement.get("candidates") or [])]
-    lines = []
-    for row, reason in zip(rows, reasons, strict=True):
-        cells = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True))
-        wrapped = textwrap.wrap(reason, max(40, width - indent), break_on_hyphens=False) or [""]
-        lines += [f"{cells}  {wrapped[0]}".rstrip(), *(" " * indent + line for line in wrapped[1:])]
-    return "\n".join(lines)
+    _print([answer_of(found)], format_)
 
 
 def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubeconfig: Path | None) -> dict[str, Any]:
@@ -148,7 +117,7 @@ def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubecon
         "message": result.message,
     }  # fmt: skip
     metadata = {"name": deployment.name, "namespace": deployment.namespace}
-    return _answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
+    return answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
 
 
 def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | None) -> ModelFacts:
@@ -164,50 +133,16 @@ def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | N
     )
 
 
-def _answer_of(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """What concerns its placement of a ModelDeployment, in the ModelDeployment's own form."""
-    status: dict[str, Any] = {}
-    if (obj.get("status") or {}).get("placement"):
-        status["placement"] = obj["status"]["placement"]
-    placed = condition(dict(obj), ConditionType.PLACED)
-    if placed.get("status") in (None, "Unknown"):
-        # It did not come to that; Ready tells the step before.
-        placed = condition(dict(obj), ConditionType.READY)
-    status["conditions"] = [placed] if placed else []
-    metadata = {key: obj["metadata"][key] for key in ("name", "namespace") if key in obj["metadata"]}
-    return {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "status": status}
-
-
 def _print(answers: Sequence[dict[str, Any]], format_: str) -> None:
     if format_ == "text":
         width = shutil.get_terminal_size((160, 24)).columns
-        click.echo("\n\n".join(_text(each, width) for each in answers))
+        click.echo("\n\n".join(text(each, width) for each in answers))
     else:
         whole = answers[0] if len(answers) == 1 else {"apiVersion": "v1", "kind": "List", "items": list(answers)}
-        text = json.dumps(whole, indent=2) if format_ == "json" else yaml.safe_dump(whole, sort_keys=False).rstrip()
-        click.echo(text)
+        as_yaml = yaml.safe_dump(whole, sort_keys=False).rstrip()
+        click.echo(json.dumps(whole, indent=2) if format_ == "json" else as_yaml)
     if not all((each["status"].get("placement") or {}).get("chosen") for each in answers):
         sys.exit(NOWHERE)
-
-
-def _text(answer: Mapping[str, Any], width: int) -> str:
-    metadata, status = answer["metadata"], answer["status"]
-    placement = status.get("placement") or {}
-    said: Mapping[str, str] = next(iter(status["conditions"]), {})
-    title = f"{metadata.get('namespace', 'default')}/{metadata['name']}"
-    if placement:
-        title += f"  policy {placement['policy']}"
-        title += f", on {placement['chosen']}" if placement.get("chosen") else ", without a place"
-        if placement.get("profile"):
-            title += f", compiled with {placement['profile']}"
-    lines = [title]
-    if said:
-        lines += textwrap.wrap(f"{said['reason']}: {said.get('message', '')}", max(60, width))
-    elif not placement:
-        lines.append("the operator has not looked at it yet")
-    if placement.get("candidates"):
-        lines += ["", table(placement, width)]
-    return "\n".join(lines)
 
 
 def _cluster(kubeconfig: Path | None) -> Cluster:

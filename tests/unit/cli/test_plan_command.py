@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from placement_fleet import FLEET, LLAMA_8B, PROFILES, request
 from rm_api.kinds.model_deployment import Placement, PolicyType
 from rm_cli.main import main
-from rm_cli.placement_commands import table
+from rm_cli.placement_text import table
 from rm_operator.plan.placement import place
 
 API_VERSION = "rm-abstract.io/v1alpha1"

@@ -7,46 +7,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rm_abstract.core.plugin import (
-        Plugin,
-        PluginMetadata,
-        PluginPriority,
-        PluginRegistry,
-        get_registry,
-        list_plugins,
-    )
-    from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource, ResourceType
+    from rm_abstract.core.plugin import BackendConfig as BackendConfig
+    from rm_abstract.core.plugin import Plugin as Plugin
+    from rm_abstract.core.plugin import PluginMetadata as PluginMetadata
+    from rm_abstract.core.plugin import PluginPriority as PluginPriority
+    from rm_abstract.core.plugin import PluginRegistry as PluginRegistry
+    from rm_abstract.core.plugin import get_registry as get_registry
+    from rm_abstract.core.plugin import list_plugins as list_plugins
+    from rm_abstract.core.resource import BuildArtifact as BuildArtifact
+    from rm_abstract.core.resource import BuildProfile as BuildProfile
+    from rm_abstract.core.resource import Capability as Capability
+    from rm_abstract.core.resource import Resource as Resource
+    from rm_abstract.core.resource import ResourceType as ResourceType
+    from rm_abstract.core.versions import PluginInfo as PluginInfo
+    from rm_abstract.core.versions import VersionInfo as VersionInfo
 
 __version__: Final = "0.1.0"
 
-_LAZY: Final = {
-    "Plugin": "rm_abstract.core.plugin",
-    "PluginMetadata": "rm_abstract.core.plugin",
-    "PluginPriority": "rm_abstract.core.plugin",
-    "PluginRegistry": "rm_abstract.core.plugin",
-    "get_registry": "rm_abstract.core.plugin",
-    "list_plugins": "rm_abstract.core.plugin",
-    "BuildArtifact": "rm_abstract.core.resource",
-    "BuildProfile": "rm_abstract.core.resource",
-    "Capability": "rm_abstract.core.resource",
-    "Resource": "rm_abstract.core.resource",
-    "ResourceType": "rm_abstract.core.resource",
+# Module → the names that it lends to this package. One line each, and one above for the type checker.
+_LENT: Final = {
+    "rm_abstract.core.plugin": ("BackendConfig", "Plugin", "PluginMetadata", "PluginPriority", "list_plugins"),
+    "rm_abstract.core.registry": ("PluginRegistry", "get_registry"),
+    "rm_abstract.core.resource": ("BuildArtifact", "BuildProfile", "Capability", "Resource", "ResourceType"),
+    "rm_abstract.core.versions": ("PluginInfo", "VersionInfo"),
 }
+_LAZY: Final = {name: module for module, names in _LENT.items() for name in names}
 
-__all__ = [
-    "BuildArtifact",
-    "BuildProfile",
-    "Capability",
-    "Plugin",
-    "PluginMetadata",
-    "PluginPriority",
-    "PluginRegistry",
-    "Resource",
-    "ResourceType",
-    "__version__",
-    "get_registry",
-    "list_plugins",
-]
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604 (they are strings)
 
 
 def __getattr__(name: str) -> Any:
@@ -55,3 +42,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

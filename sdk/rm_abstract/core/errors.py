@@ -64,6 +64,13 @@ class ToolchainFailure(WorkloadError):
     default_reason = Reason.TOOLCHAIN_FAILED
 
 
+class PluginError(WorkloadError):
+    """A plugin failed. What it raised, if anything, is the cause; other plugins and the host are not concerned."""
+
+    code = ExitCode.TOOLCHAIN_FAILURE
+    default_reason = Reason.ENGINE_FAILED
+
+
 class Transient(WorkloadError):
     """Something that may pass by itself."""
 

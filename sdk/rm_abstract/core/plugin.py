@@ -7,16 +7,17 @@ toolchain, never a device) and in a serving pod (``probe``, ``initialize``, ``pr
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from rm_abstract.core.binary_adapter import CLICompilerAdapter
-from rm_abstract.core.errors import ToolchainFailure
+from rm_abstract.core.errors import BadInput, PluginError, ToolchainFailure
 from rm_abstract.core.registry import PluginRegistry, get_registry
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource
-from rm_abstract.core.session import Session
+from rm_abstract.core.session import FinishReason, GenerationRequest, Session, Sink, generate
 
 __all__ = [
     "BackendConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "PluginRegistry",
     "get_registry",
     "list_plugins",
+    "run_session",
 ]
 
 
@@ -56,6 +58,12 @@ class PluginMetadata:
     formats: Sequence[str] = ()
     """Formats of artifacts that it serves."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    depends_on: Sequence[str] = ()
+    """Plugins that it needs, such as ``tokens >=1.2,<2``; one that is no runtime with its type: ``step:x``."""
+    min_host_version: str = ""
+    """The oldest RM Abstract that it works with; empty means any."""
+    max_host_version: str = ""
+    """The newest RM Abstract that it works with; empty means all that are compatible with the oldest."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,18 @@ class BackendConfig:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
 class Plugin(ABC):
-    """One engine with its toolchain. Methods raise WorkloadError, whose exit code says whose fault it is."""
+    """One engine with its toolchain. Methods raise WorkloadError, whose exit code says whose fault it is.
+
+    The least that a plugin has is ``metadata``, ``is_available``, ``prepare_resource``, and ``execute`` or
+    ``create_session``.
+    """
+
+    dependencies: Mapping[str, Any] = _NOTHING
+    """What ``depends_on`` of its metadata names, by name: set by the registry before ``initialize``."""
 
     @classmethod
     @abstractmethod
@@ -86,9 +104,9 @@ class Plugin(ABC):
         profiles = self.required_build_profiles(BackendConfig())
         return all(CLICompilerAdapter(profile).available() for profile in profiles)
 
-    @abstractmethod
     def required_build_profiles(self, config: BackendConfig) -> list[BuildProfile]:
         """How a model becomes an artifact, the preferred way first; empty if models are served as they are."""
+        return []
 
     def compile(self, model: Path, output: Path, profile: BuildProfile, *, key: str) -> BuildArtifact:
         """Compile the model in directory ``model`` into directory ``output``, which must be empty or absent.
@@ -102,19 +120,35 @@ class Plugin(ABC):
             )
         return adapter.compile(model, output, key)
 
-    @abstractmethod
     def probe(self, resources: Sequence[Resource] = ()) -> list[Resource]:
         """The resources among ``resources`` that it can use, with what was observed of them as attributes.
 
-        Without ``resources``: those that this container was given. Raises DeviceMissing where one that was given is
-        not there or is another one.
+        Without ``resources``: those that this container was given; none where the plugin cannot tell. Raises
+        DeviceMissing where one that was given is not there or is another one.
         """
+        return list(resources)
 
-    @abstractmethod
     def get_capability(
         self, resources: Sequence[Resource], config: BackendConfig, artifacts: Sequence[BuildArtifact] = ()
     ) -> Capability:
         """What these resources can do with these artifacts."""
+        return Capability()
+
+    def get_capabilities(self) -> dict[str, Any]:
+        """What it can do, for people and for choosing among plugins; looks at no device.
+
+        ``limits`` is its Capability before a device or an artifact is known, ``compiles`` and ``sessions`` say which
+        of its methods are of use; ``extra["capabilities"]`` of its metadata is added.
+        """
+        about = self.metadata()
+        return {
+            "device_types": list(about.device_types),
+            "formats": list(about.formats),
+            "compiles": bool(self.required_build_profiles(BackendConfig())),
+            "sessions": type(self).create_session is not Plugin.create_session,
+            "limits": asdict(self.get_capability((), BackendConfig())),
+            **about.extra.get("capabilities", {}),
+        }
 
     def initialize(self) -> None:  # noqa: B027 (an engine without a runtime of its own has nothing to do here)
         """Load the engine."""
@@ -130,13 +164,24 @@ class Plugin(ABC):
         """Program and arguments of the engine's own OpenAI server, or None where ``create_session`` is to be used."""
         return None
 
-    @abstractmethod
+    def release_resource(self, resource: Any) -> None:  # noqa: B027 (see initialize)
+        """Free what ``prepare_resource`` returned; nobody uses it any more."""
+
     def create_session(self, resource: Any) -> Session:
         """A session over what ``prepare_resource`` returned."""
+        raise BadInput(f"plugin {self.metadata().name} has no sessions; use execute")
 
     def execute(self, resource: Any, inputs: Any, **kwargs: Any) -> Any:
-        """Generate once: ``create_session(resource).execute(inputs, **kwargs)``."""
-        return self.create_session(resource).execute(inputs, **kwargs)
+        """Run once on what ``prepare_resource`` returned.
+
+        Where a plugin does not say otherwise: generate in a session of its own, which ends with it. ``inputs`` and
+        the result are those of ``run_session``.
+        """
+        session = self.create_session(resource)
+        try:
+            return run_session(session, inputs, **kwargs)
+        finally:
+            session.close()
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine's parts, for the report."""
@@ -146,21 +191,46 @@ class Plugin(ABC):
         """Free what ``initialize`` and ``prepare_resource`` took."""
 
 
+def run_session(session: Session, inputs: Any, *, sink: Sink | None = None, **options: Any) -> Any:
+    """Generate and wait for the end: text for text, and tokens for tokens.
+
+    ``inputs`` is a text, a row of token ids, or a GenerationRequest, whose fields ``options`` are; without
+    ``max_tokens`` as many tokens as the session has room for. ``sink`` gets the tokens as they come.
+    """
+    text = isinstance(inputs, str)
+    if isinstance(inputs, GenerationRequest):
+        request = replace(inputs, **options)
+    else:
+        prompt = session.tokenizer.encode(inputs, add_special_tokens=True) if text else list(inputs)
+        options.setdefault("max_tokens", max(1, session.max_sequence_length - len(prompt)))
+        request = GenerationRequest(prompt, **options)
+    tokens, finish = generate(session, request, sink)
+    if finish is FinishReason.ERROR:
+        raise PluginError(f"the engine failed while it generated: {session.failure or 'it does not say why'}")
+    return session.tokenizer.decode(tokens) if text else tokens
+
+
 def list_plugins(available_only: bool = False) -> dict[str, dict[str, Any]]:
-    """What the runtime plugins say of themselves, by name."""
+    """What the runtime plugins say of themselves, by name.
+
+    One that fails says so in ``error``, is not available, and keeps none of the others from being listed.
+    """
     result = {}
-    for name in get_registry().names():
-        plugin = get_registry().get_plugin(name)
-        available = plugin.is_available()
-        if available or not available_only:
-            about = plugin.metadata()
-            result[name] = {
-                "display_name": about.display_name,
-                "version": about.version,
-                "vendor": about.vendor,
-                "priority": int(about.priority),
-                "device_types": list(about.device_types),
-                "formats": list(about.formats),
-                "available": available,
-            }
+    for state in get_registry().survey():
+        if available_only and not state.available:
+            continue
+        about = state.metadata
+        result[state.entry.qualified_name] = {
+            "display_name": about.display_name if about else state.entry.qualified_name,
+            "version": about.version if about else state.entry.version,
+            "vendor": about.vendor if about else None,
+            "description": about.description if about else "",
+            "priority": int(about.priority) if about else int(PluginPriority.LOWEST),
+            "device_types": list(about.device_types) if about else [],
+            "formats": list(about.formats) if about else [],
+            "requires": list(about.requires) if about else [],
+            "depends_on": list(about.depends_on) if about else [],
+            "available": state.available,
+            "error": state.error,
+        }
     return result

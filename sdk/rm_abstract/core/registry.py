@@ -5,17 +5,22 @@ registry's lock, so that a module may register plugins while it is imported, on 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from rm_abstract.core.errors import BadInput
 
 if TYPE_CHECKING:
     from rm_abstract.core.plugin import Plugin
+    from rm_abstract.core.selection import PluginState
+    from rm_abstract.core.versions import PluginInfo
 
 ENTRY_POINT_GROUP: Final = "rm_abstract.plugins"
 """A distribution offers plugins under this group; the entry point's name is ``TYPE.NAME``, such as ``runtime.acme``."""
@@ -47,6 +52,9 @@ class Origin(StrEnum):
     ENTRY_POINT = "entry point"
     FRAMEWORK = "framework"
     """Offered by the adapter of another framework."""
+
+
+_ORDER: Final = {origin: place for place, origin in enumerate(Origin)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,9 @@ class PluginRegistry:
         self._lock = threading.RLock()
         self._entries: dict[tuple[str, str], PluginEntry] = {entry.key: entry for entry in entries}
         self._targets: dict[tuple[str, str], object] = {}
+        self._instances: WeakValueDictionary[object, Plugin] = WeakValueDictionary()
+        self._staging = threading.local()
+        self._problems: dict[str, str] = {}
         self._installed_known = False
         self._generation = 0
 
@@ -120,16 +131,20 @@ class PluginRegistry:
         """Add a class, function or object, and return it, so that it serves as a decorator.
 
         A runtime's name and version are those of its metadata. Raises ValueError where another one has its name,
-        unless ``replace``.
+        unless ``replace``, and BadInput for a runtime that is not for this version of RM Abstract.
         """
         version = ""
         if plugin_type == PluginType.RUNTIME:
+            from rm_abstract.core.selection import check_host  # noqa: PLC0415 (which imports this module)
+
             about = plugin.metadata()
+            check_host(about)
             name, version = name or about.name, about.version
         entry = PluginEntry(
             plugin_type,
             name or plugin.__name__,
             Origin.REGISTERED,
+            _location(plugin),
             framework=framework,
             version=str(attributes.pop("version", version)),
             attributes=attributes,
@@ -144,7 +159,11 @@ class PluginRegistry:
         somewhere gives way to one that is there already.
         """
         self._add_installed()
+        staged: list[tuple[PluginEntry, object]] | None = getattr(self._staging, "entries", None)
         with self._lock:
+            if staged is not None and target is not None:
+                staged.append((entry, target))
+                return
             known = self._entries.get(entry.key)
             if known is not None and not replace:
                 if target is None or self._targets.get(entry.key) is target:
@@ -156,34 +175,96 @@ class PluginRegistry:
                 self._targets[entry.key] = target
             self._generation += 1
 
-    def add_all(self, entries: Iterable[PluginEntry]) -> None:
-        """Add entries whose code lies somewhere; those whose names are taken are left out."""
+    def add_all(self, entries: Iterable[PluginEntry], before: Iterable[PluginEntry] = ()) -> list[PluginEntry]:
+        """Add entries whose code lies somewhere, in the place of those that were found ``before``.
+
+        What is gone since is forgotten, unless it is loaded. An entry whose name is taken is left out, unless its
+        origin comes first; those that are left out for another one's sake are returned.
+        """
         self._add_installed()
+        wanted: dict[tuple[str, str], PluginEntry] = {}
+        left_out = [entry for entry in entries if wanted.setdefault(entry.key, entry) is not entry]
         with self._lock:
-            for entry in entries:
-                self._entries.setdefault(entry.key, entry)
+            for entry in before:
+                if self._entries.get(entry.key) is entry and entry.key not in (self._targets.keys() | wanted.keys()):
+                    del self._entries[entry.key]
+            for key, entry in wanted.items():
+                known = self._entries.get(key)
+                if (
+                    known is None
+                    or known.location == entry.location
+                    or (_ORDER[entry.origin] < _ORDER[known.origin] and key not in self._targets)
+                ):
+                    self._entries[key] = entry
+                else:
+                    left_out.append(entry)
+            self._generation += 1
+        return left_out
+
+    def unregister(self, name: str, *, plugin_type: str = PluginType.RUNTIME, force: bool = False) -> None:
+        """Forget a plugin: nobody gets it any more, and who uses it does so to the end.
+
+        Raises BadInput where there is none of that name, or where another plugin needs it, unless ``force``.
+        """
+        entry = self.entry(plugin_type, name)
+        if not force:
+            from rm_abstract.core.dependencies import dependents  # noqa: PLC0415 (which imports this module)
+
+            users = dependents(self, entry)
+            if users:
+                raise BadInput(f"plugin {name} is needed by {', '.join(users)}; unregister those first, or force it")
+        self.exchange([entry], [])
+
+    def exchange(self, old: Iterable[PluginEntry], new: Iterable[tuple[PluginEntry, object]]) -> None:
+        """Take ``old`` out and put ``new`` in, at once: nobody sees a part of it."""
+        with self._lock:
+            for entry in old:
+                self._entries.pop(entry.key, None)
+                self._targets.pop(entry.key, None)
+            for entry, target in new:
+                self._entries[entry.key] = entry
+                self._targets[entry.key] = target
             self._generation += 1
 
-    def unregister(self, name: str, *, plugin_type: str = PluginType.RUNTIME) -> None:
-        """Forget a plugin. Raises BadInput where there is none of that name."""
+    @contextmanager
+    def staging(self) -> Iterator[list[tuple[PluginEntry, object]]]:
+        """What this thread registers inside is collected in the list that this gives, and is not registered."""
+        staged: list[tuple[PluginEntry, object]] = []
+        self._staging.entries = staged
+        try:
+            yield staged
+        finally:
+            del self._staging.entries
+
+    def discover_plugins(self, package: str | ModuleType) -> list[str]:
+        """Register every runtime plugin of a package, its modules below included, and return their names, sorted.
+
+        Imports all of it. Modules and plugins that fail are left out, and ``problems`` says why. Raises BadInput where
+        the package itself cannot be imported.
+        """
+        from rm_abstract.core.package_scan import discover  # noqa: PLC0415 (which imports this module)
+
+        found: dict[str, str] = {}
+        names = discover(self, package, found)
         with self._lock:
-            key = self.entry(plugin_type, name).key
-            del self._entries[key]
-            self._targets.pop(key, None)
-            self._generation += 1
+            self._problems.update(found)
+        return names
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why modules and plugins were left out by ``discover_plugins``, by ``module`` or ``module:class``."""
+        with self._lock:
+            return dict(self._problems)
 
     def _add_installed(self) -> None:
         if self._installed_known:
             return
-        from importlib.metadata import entry_points  # noqa: PLC0415 (costs more than all the rest of this module)
+        from rm_abstract.discovery.entry_points import installed_points  # noqa: PLC0415 (few processes need it)
 
         found = []
-        for point in entry_points(group=ENTRY_POINT_GROUP):
-            plugin_type, _, name = point.name.rpartition(".")
-            version = point.dist.version if point.dist else ""
-            found.append(
-                PluginEntry(plugin_type or PluginType.RUNTIME, name, Origin.ENTRY_POINT, point.value, version=version)
-            )
+        for point, value, version in installed_points(ENTRY_POINT_GROUP):
+            plugin_type, _, name = point.rpartition(".")
+            found.append(PluginEntry(plugin_type or "runtime", name, Origin.ENTRY_POINT, value, version=version))
         with self._lock:
             if not self._installed_known:
                 self._installed_known = True
@@ -205,7 +286,17 @@ class PluginRegistry:
 
     def is_registered(self, name: str, plugin_type: str = "") -> bool:
         """True if there is a plugin of this name, of this type or of any."""
-        return any(normal_name(e.type, name) in (e.key[1], e.name) for e in self.entries(plugin_type))
+        return any(self.is_named(entry, name) for entry in self.entries(plugin_type))
+
+    @staticmethod
+    def is_named(entry: PluginEntry, name: str) -> bool:
+        """True if ``name`` is a plugin's qualified or bare name."""
+        return normal_name(entry.type, name) in (entry.key[1], normal_name(entry.type, entry.name))
+
+    def loaded(self, entry: PluginEntry) -> Any:
+        """The class, function or object of a plugin if it is loaded already, otherwise None."""
+        with self._lock:
+            return self._targets.get(entry.key)
 
     def entry(self, plugin_type: str, name: str) -> PluginEntry:
         """What is known of a plugin. A framework's plugin is also found by its bare name, where that is unambiguous.
@@ -241,7 +332,7 @@ class PluginRegistry:
             return target
         try:
             target = load(entry.location)
-        except Exception as error:  # whatever a plugin's module raises is that plugin's failure alone
+        except (Exception, SystemExit) as error:  # whatever a plugin's module raises is that plugin's failure alone
             raise BadInput(f"plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
         if plugin_type == PluginType.RUNTIME:
             from rm_abstract.core.plugin import Plugin  # noqa: PLC0415 (which imports this module)
@@ -252,30 +343,60 @@ class PluginRegistry:
             return self._targets.setdefault(entry.key, target) if self._entries.get(entry.key) is entry else target
 
     def get_plugin(self, name: str, **kwargs: Any) -> "Plugin":
-        """A new instance of the runtime plugin ``name``."""
-        plugin: Plugin = self.get(PluginType.RUNTIME, name)(**kwargs)
-        return plugin
+        """The instance of the runtime plugin ``name`` that somebody holds, or a new one.
+
+        ``kwargs`` are its constructor's; others make another instance. Raises as ``new_plugin``.
+        """
+        entry = self.entry(PluginType.RUNTIME, name)
+        key = entry.key, frozenset((word, repr(value)) for word, value in kwargs.items())
+        target = self.get(PluginType.RUNTIME, name)
+        with self._lock:
+            held = self._instances.get(key)
+        if held is not None and type(held) is target:
+            return held
+        made = self.new_plugin(name, **kwargs)
+        with self._lock:
+            held = self._instances.get(key)
+            if held is None or type(held) is not type(made):
+                self._instances[key] = held = made
+            return held
+
+    def new_plugin(self, name: str, **kwargs: Any) -> "Plugin":
+        """A new instance of the runtime plugin ``name``, with what it needs in its ``dependencies``.
+
+        Raises BadInput where it or one that it needs is missing or does not fit, PluginError where it cannot be made.
+        """
+        from rm_abstract.core.selection import new_plugin  # noqa: PLC0415 (which imports this module)
+
+        return new_plugin(self, name, **kwargs)
 
     def auto_select(self, device_type: str | None = None) -> "Plugin":
-        """The available runtime plugin of the highest priority, then the first by name. Raises BadInput where none is.
+        """The available runtime plugin of the highest priority, then the first by name, whose ``probe`` succeeds.
 
-        ``device_type`` is a type such as ``npu``, or a plugin's name.
+        ``device_type`` is a type such as ``npu``, or a plugin's name. Raises BadInput where there is none; it says
+        which plugins failed, and why.
         """
-        wanted = normal_name(PluginType.RUNTIME, device_type or "")
-        available = [
-            plugin
-            for plugin in (self.get_plugin(name) for name in self.names())
-            if (not wanted or wanted in plugin.metadata().device_types or wanted == _name(plugin))
-            and plugin.is_available()
-        ]
-        if not available:
-            kind = f" for {device_type}" if device_type else ""
-            raise BadInput(f"no plugin{kind} is available here; known are {', '.join(self.names())}")
-        return max(available, key=lambda plugin: plugin.metadata().priority)
+        from rm_abstract.core.selection import auto_select  # noqa: PLC0415 (which imports this module)
+
+        return auto_select(self, device_type or "")
+
+    def survey(self) -> "list[PluginState]":
+        """What every runtime plugin says now, the best first; one that fails says its error. Imports all of them."""
+        from rm_abstract.core.selection import survey  # noqa: PLC0415 (which imports this module)
+
+        return survey(self)
+
+    def list_plugins(self) -> "list[PluginInfo]":
+        """What runtime plugins and extensions say of themselves, by name; those that cannot say it are left out."""
+        from rm_abstract.core.selection import infos  # noqa: PLC0415 (which imports this module)
+
+        return infos(self)
 
 
-def _name(plugin: "Plugin") -> str:
-    return normal_name(PluginType.RUNTIME, plugin.metadata().name)
+def _location(plugin: Any) -> str:
+    """Where a class or function can be imported from; empty for an object, and for what a function has defined."""
+    name = getattr(plugin, "__qualname__", "<locals>")
+    return "" if "<locals>" in name else f"{plugin.__module__}:{name}"
 
 
 def _has(entry: PluginEntry, attributes: Mapping[str, Any]) -> bool:

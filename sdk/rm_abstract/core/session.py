@@ -96,18 +96,35 @@ class Session(ABC):
         """Cancel what goes on and free the model."""
 
 
-def generate(session: Session, request: GenerationRequest) -> tuple[list[int], FinishReason]:
-    """Generate, and wait for the end: the tokens and why it ended."""
+def generate(session: Session, request: GenerationRequest, sink: Sink | None = None) -> tuple[list[int], FinishReason]:
+    """Generate, and wait for the end: the tokens and why it ended.
+
+    ``sink`` gets them as they come, too; what it raises ends the generation, and is raised here.
+    """
     tokens: list[int] = []
     end: list[FinishReason] = []
+    failures: list[Exception] = []
+    news = threading.Event()
     done = threading.Event()
 
-    def sink(new: Sequence[int], finish: FinishReason | None) -> None:
+    def collect(new: Sequence[int], finish: FinishReason | None) -> None:
         tokens.extend(new)
+        if sink is not None and not failures:
+            try:
+                sink(new, finish)
+            except Exception as error:  # the engine's thread is not to suffer from it
+                failures.append(error)
+                news.set()
         if finish is not None:
             end.append(finish)
             done.set()
+            news.set()
 
-    session.execute(request, sink)
+    generation = session.execute(request, collect)
+    news.wait()
+    if not done.is_set():
+        generation.cancel()
     done.wait()
+    if failures:
+        raise failures[0]
     return tokens, end[0]

@@ -156,7 +156,8 @@ class PluginRegistry:
         """Add an entry, with its object where that is at hand.
 
         Raises ValueError where another object has its name, unless ``replace``. An entry that is merely known to lie
-        somewhere gives way to one that is there already.
+        somewhere gives way to one that is there already, and to an object. Where that object is what the entry is
+        about, because its module registers it when it is imported, the entry stays and is loaded from then on.
         """
         self._add_installed()
         staged: list[tuple[PluginEntry, object]] | None = getattr(self._staging, "entries", None)
@@ -168,7 +169,10 @@ class PluginRegistry:
             if known is not None and not replace:
                 if target is None or self._targets.get(entry.key) is target:
                     return
-                raise ValueError(f"there already is a {entry.type} plugin named {entry.qualified_name}")
+                if entry.key in self._targets or known.origin in (Origin.BUILT_IN, Origin.REGISTERED):
+                    raise ValueError(f"there already is a {entry.type} plugin named {entry.qualified_name}")
+                if entry.location and entry.location == known.location:
+                    entry = known
             self._entries[entry.key] = entry
             self._targets.pop(entry.key, None)
             if target is not None:

@@ -10,6 +10,14 @@ import pytest
 from sdk_support import CONFIG, Request, WebServer, safetensors
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache directory is one of this test alone."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
+    return directory
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A model of 16·32 + 32 = 544 parameters in bfloat16."""

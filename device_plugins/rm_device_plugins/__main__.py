@@ -21,7 +21,14 @@ ENTRY_POINTS = "rm_abstract.device_vendors"
 """Group of the entry points by which other distributions offer a Vendor class."""
 ENV_RESOURCE_NAME = "RMA_RESOURCE_NAME"
 
-BUILT_IN = {"simulator": "rm_device_plugins.vendors.simulator:SimulatorVendor"}
+BUILT_IN = {
+    "furiosa": "rm_device_plugins.vendors.furiosa:FuriosaVendor",
+    "generic": "rm_device_plugins.vendors.generic:GenericVendor",
+    "nvidia": "rm_device_plugins.vendors.nvidia:NvidiaVendor",
+    "rebellions": "rm_device_plugins.vendors.rebellions:RebellionsVendor",
+    "simulator": "rm_device_plugins.vendors.simulator:SimulatorVendor",
+    "upmem": "rm_device_plugins.vendors.upmem:UpmemVendor",
+}
 
 log = logs.Log("main")
 
@@ -56,7 +63,9 @@ async def _run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 after SIGTERM, 64 for a configuration that can never work, 75 where the port is taken."""
     parser = argparse.ArgumentParser(prog="rm-device-plugin", description=__doc__)
-    parser.add_argument("--vendor", required=True, help="simulator, an entry point's name, or module:Class")
+    parser.add_argument(
+        "--vendor", required=True, help=f"{', '.join(BUILT_IN)}, an entry point's name, or module:Class"
+    )
     parser.add_argument("--config", type=Path, help=f"default {config.DEFAULT_CONFIG}, if it exists")
     parser.add_argument("--plugin-dir", type=Path, default=Path(DEFAULT_PLUGIN_DIR), help="the kubelet's directory")
     parser.add_argument("--port", type=int, default=DEVICE_PLUGIN_PORT, help="of report, probes and metrics")

@@ -125,7 +125,7 @@ def environment(devices: Sequence[Device]) -> dict[str, str]:
     return {
         names.ENV_DEVICE_IDS: ",".join(device.id for device in devices),
         names.ENV_DEVICE_INDEXES: ",".join(str(device.index) for device in devices),
-        names.ENV_DEVICE_NODES: ",".join(nodes),
+        names.ENV_DEVICE_NODES: ",".join(dict.fromkeys(nodes)),
         names.ENV_DEVICE_SERIALS: ",".join(device.serial for device in devices),
         names.ENV_DEVICE_PRODUCT: devices[0].product,
     }

@@ -15,7 +15,7 @@ from rm_device_plugins.logs import Log
 from rm_device_plugins.metrics import Metrics
 from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
 from rm_device_plugins.tool import DeadlineError
-from rm_device_plugins.vendor import Allocation, Device
+from rm_device_plugins.vendor import Allocation, Device, DeviceNode
 
 log = Log("service")
 
@@ -164,9 +164,14 @@ def container_response(devices: list[Device], allocation: Allocation) -> pb.Cont
         ],
         devices=[
             pb.DeviceSpec(container_path=n.container_path, host_path=n.host_path, permissions=n.permissions)
-            for device in devices
-            for n in device.nodes
+            for n in _nodes(devices, allocation)
         ],
         annotations=dict(allocation.annotations),
         cdi_devices=[pb.CDIDevice(name=name) for name in allocation.cdi_devices],
     )
+
+
+def _nodes(devices: list[Device], allocation: Allocation) -> list[DeviceNode]:
+    """Each node once: devices may share one, such as that of their driver."""
+    every = [node for device in devices for node in device.nodes]
+    return list(dict.fromkeys([*every, *allocation.nodes]))

@@ -280,7 +280,7 @@ async def test_a_node_without_devices_is_ready(directory: Path, root: Path, kube
         (RESOURCE, {"device": 2}, "simulator", "unknown setting device; known are root, devices, product"),
         (RESOURCE, {"driver": 1.4}, "simulator", "driver must be a string: write it in quotes, '1.4'"),
         (RESOURCE, {"plugin": {"intervalSeconds": 0}}, "simulator", "plugin.intervalSeconds must be more than 0"),
-        (RESOURCE, {}, "acme", "there is no vendor 'acme'; known are simulator"),
+        (RESOURCE, {}, "acme", "there is no vendor 'acme'; known are furiosa, generic, nvidia, rebellions, simulator, upmem"),
         (RESOURCE, {}, "rm_device_plugins.nowhere:Vendor", "cannot be loaded"),
     ],
 )

@@ -1,0 +1,42 @@
+"""Stand-in for FuriosaAI's library: its documented functions, over a JSON file that the test writes."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def _state() -> dict[str, Any]:
+    return json.loads(Path(os.environ["FURIOSA_STAND_IN"]).read_text())  # type: ignore[no-any-return]
+
+
+@dataclass
+class Device:
+    raw: dict[str, Any]
+
+    def device_info(self) -> Any:
+        return SimpleNamespace(**self.raw["info"])
+
+    def device_files(self) -> list[Any]:
+        return [SimpleNamespace(path=path, cores=[0]) for path in self.raw["files"]]
+
+    def liveness(self) -> bool:
+        if "error" in self.raw:
+            raise RuntimeError(self.raw["error"])
+        return bool(self.raw["alive"])
+
+
+def init() -> None:
+    if _state().get("init"):
+        raise RuntimeError(_state()["init"])
+
+
+def list_devices() -> list[Device]:
+    return [Device(raw) for raw in _state()["devices"]]
+
+
+def driver_info() -> Any:
+    major, minor, patch = _state()["driver"].split(".")
+    return SimpleNamespace(major=int(major), minor=int(minor), patch=int(patch), metadata="", prerelease="")

@@ -1,0 +1,172 @@
+"""The module for Rebellions' NPUs, over a stand-in for `rbln-smi` that keeps groups as the vendor documents it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rm_device_plugins.config import ConfigError
+from rm_device_plugins.vendors.rebellions import RebellionsVendor
+from vendor_process import VendorProcess, causes, make_node
+
+STAND_IN = '''#!{python}
+"""Stand-in for rbln-smi."""
+import json, sys
+from pathlib import Path
+file = Path({state!r})
+state = json.loads(file.read_text())
+arguments = sys.argv[1:]
+if "answer" in state:
+    print(state["answer"]); sys.exit(state.get("code", 0))
+if arguments[:1] == ["group"]:
+    number = int(arguments[2])
+    members = [int(text) for text in arguments[4].split(",")] if arguments[1] == "-c" else []
+    for device in state["devices"]:
+        if arguments[1] == "-d" and device["group_id"] == number:
+            device["group_id"] = 0
+        if int(device["npu"]) in members:
+            if device["group_id"]:
+                sys.exit("device is in a group already")
+            device["group_id"] = number
+    file.write_text(json.dumps(state))
+else:
+    shown = [dict(d, group_id=str(d["group_id"]) if "-g" in arguments else "") for d in state["devices"]]
+    print(json.dumps({{"KMD_version": "2.0.1", "devices": shown}}))
+'''
+
+
+class Host:
+    def __init__(self, directory: Path, count: int = 4) -> None:
+        self.directory = directory
+        self.state = directory / "state.json"
+        self.tool = directory / "rbln-smi"
+        self.tool.write_text(STAND_IN.format(python=sys.executable, state=str(self.state)))
+        self.tool.chmod(0o755)
+        devices = []
+        for index in range(count):
+            devices.append(
+                {
+                    "group_id": 0, "npu": str(index), "name": "RBLN-CA25", "sid": f"CARD{index // 2}",
+                    "uuid": f"uuid-{index}", "device": f"rbln{index}", "status": "normal", "fw_ver": "1.0",
+                    "pci": {"dev": "0x1250", "bus_id": f"0000:0{index}:00.0", "numa_node": str(index // 2)},
+                    "memory": {"used": "0", "total": "16877879296"},
+                }
+            )  # fmt: skip
+            make_node(directory / f"dev/rbln{index}")
+            make_node(directory / f"dev/rsd{index + 1}")
+            self.status(index, "READY")
+        self.write(devices=devices)
+
+    def write(self, **state: Any) -> None:
+        self.state.write_text(json.dumps(state))
+
+    def status(self, index: int, text: str) -> None:
+        file = self.directory / f"sys/class/rebellions/rbln{index}/status"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+
+    def groups(self) -> dict[int, int]:
+        return {int(d["npu"]): int(d["group_id"]) for d in json.loads(self.state.read_text())["devices"]}
+
+    def vendor(self, **settings: object) -> VendorProcess:
+        return VendorProcess(
+            "rebellions",
+            {
+                "statusTool": [str(self.tool)], "sysRoot": str(self.directory / "sys"),
+                "devRoot": str(self.directory / "dev"), "groupLock": str(self.directory / "lock"), **settings,
+            },
+        )  # fmt: skip
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_devices_are_found(host: Host) -> None:
+    with host.vendor() as vendor:
+        found = vendor.discover()
+    assert (found["driver"], found["product"]) == ("2.0.1", "RBLN-CA25")
+    last = found["devices"][3]
+    assert (last["id"], last["index"], last["serial"], last["numa_nodes"]) == ("uuid-3", 3, "CARD1", [1])
+    assert (last["group"], last["nodes"][0]["container_path"]) == ("CARD1", "/dev/rbln3")
+    assert set(causes(found).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("status", "well"),
+    [
+        ("READY", True), ("1 BUSY", True), ("0", True), ("1", True),
+        ("INIT", False), ("PROBING", False), ("2", False), ("3 FAULT", False), ("3", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_the_driver_says_of_a_device(host: Host, status: str, well: bool) -> None:
+    host.status(1, status)
+    with host.vendor() as vendor:
+        found = causes(vendor.discover())
+    assert found["uuid-0"] == ""
+    assert found["uuid-1"] == ("" if well else f"the driver reports its state as {status or 'nothing'}")
+
+
+def test_a_state_that_cannot_be_read_is_not_taken_for_well(host: Host) -> None:
+    (host.directory / "sys/class/rebellions/rbln0/status").unlink()
+    with host.vendor() as vendor:
+        assert causes(vendor.discover())["uuid-0"].endswith("status: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"answer": "Segmentation fault", "code": 139}, "rbln-smi ended with 139: Segmentation fault"),
+        ({"answer": "{"}, "is no JSON"),
+        ({"answer": "[]"}, "is no object"),
+        ({"answer": '{"devices": []}'}, "makes no sense: KeyError('KMD_version')"),
+        ({"answer": '{"KMD_version": "1", "devices": [{"npu": "x"}]}'}, "makes no sense"),
+    ],
+)
+def test_a_tool_that_fails_or_answers_nonsense(host: Host, state: dict[str, Any], says: str) -> None:
+    host.write(**state)
+    with host.vendor() as vendor:
+        assert says in vendor.discover()["error"]
+
+
+def test_one_device_needs_no_group(host: Host) -> None:
+    with host.vendor(cdiDevice="rebellions.ai/npu=runtime") as vendor:
+        answer = vendor.allocate("uuid-2")
+    assert answer["envs"] == {"RBLN_VISIBLE_DEVICES": "2"}
+    assert (answer["nodes"], answer["cdi_devices"]) == ([], ["rebellions.ai/npu=runtime"])
+    assert set(host.groups().values()) == {0}
+
+
+def test_several_devices_become_one_group_and_stay_it(host: Host) -> None:
+    with host.vendor() as vendor:
+        first = vendor.allocate("uuid-0", "uuid-1")
+        again = vendor.allocate("uuid-0", "uuid-1")
+        other = vendor.allocate("uuid-2", "uuid-3")
+    assert "error" not in other, other
+    assert first == again
+    assert first["nodes"][0]["host_path"] == str(host.directory / "dev/rsd1")
+    assert first["nodes"][0]["container_path"] == other["nodes"][0]["container_path"] == "/dev/rsd0"
+    assert other["nodes"][0]["host_path"] == str(host.directory / "dev/rsd2")
+    assert host.groups() == {0: 1, 1: 1, 2: 2, 3: 2}
+
+
+def test_groups_that_nobody_needs_any_more_are_taken_apart(host: Host) -> None:
+    with host.vendor() as vendor:
+        vendor.allocate("uuid-0", "uuid-1")
+        vendor.allocate("uuid-2", "uuid-3")
+        vendor.allocate("uuid-0", "uuid-1", "uuid-2", "uuid-3")
+    assert host.groups() == {0: 1, 1: 1, 2: 1, 3: 1}
+
+
+def test_a_group_that_others_are_part_of_is_left_alone(host: Host) -> None:
+    with host.vendor() as vendor:
+        vendor.allocate("uuid-0", "uuid-1")
+        assert "RSD group 1 also has the devices [0]" in vendor.allocate("uuid-1", "uuid-2")["error"]
+    assert host.groups() == {0: 1, 1: 1, 2: 0, 3: 0}
+
+
+def test_a_tool_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="statusTool must name a command"):
+        RebellionsVendor({"statusTool": []})

@@ -1,0 +1,1 @@
+"""Adapters for compilers and runtimes that come as binaries; ``rm_abstract.core.binary_adapter`` has their names."""

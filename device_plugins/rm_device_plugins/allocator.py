@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rm_api import names
 
+from rm_device_plugins import sharing
 from rm_device_plugins.config import PluginSettings
 from rm_device_plugins.inventory import Inventory
 from rm_device_plugins.preferred import preferred
@@ -66,9 +67,20 @@ class Allocator:
         await bounded("the vendor's preparation", self._locked(devices, self._vendor.pre_start), seconds)
 
     def prefer(self, available: Sequence[str], must_include: Sequence[str], size: int) -> list[str]:
-        """IDs that a container should get. Raises if the request cannot be met."""
-        chosen = preferred(self._known(available), self._devices(must_include) if must_include else [], size)
-        return [device.id for device in chosen]
+        """IDs that a container should get. Raises if the request cannot be met.
+
+        Of shared devices those that the fewest containers have, and of each one share.
+        """
+        given = self._devices(must_include) if must_include else []
+        free = sharing.by_device(available)
+        taken = {sharing.device_of(share): share for share in must_include}
+        others = sorted({len(found) for name, found in free.items() if name not in taken}, reverse=True)
+        for least in others or [0]:
+            idle = [name for name, found in free.items() if len(found) >= least or name in taken]
+            known = self._known(idle)
+            if len({device.id for device in known} | taken.keys()) >= size:
+                break
+        return [taken.get(device.id) or free[device.id][0] for device in preferred(known, given, size)]
 
     def _known(self, ids: Sequence[str]) -> list[Device]:
         entries = (self._inventory.get(device_id) for device_id in ids)
@@ -79,13 +91,18 @@ class Allocator:
             raise RequestError("no device is named")
         if len(set(ids)) != len(ids):
             raise RequestError(f"a device is named twice in {sorted(ids)}")
-        devices: list[Device] = []
-        for device_id in ids:
-            entry = self._inventory.get(device_id)
-            if entry is None:
-                known = [entry.device.id for entry in self._inventory.entries()]
-                raise RequestError(f"there is no device {device_id!r}; there are {known[:8]}")
-            devices.append(entry.device)
+        known = [share for share, _, _ in self._inventory.snapshot]
+        unknown = next(iter(sorted(set(ids).difference(known))), None)
+        if unknown is not None:
+            raise RequestError(f"there is no device {unknown!r}; there are {known[:8]}")
+        names = [sharing.device_of(device_id) for device_id in ids]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UnusableError(
+                f"one container would get {names.count(twice)} shares of device {twice}, which is one device to it; "
+                "request fewer, or set plugin.shares to 1"
+            )
+        devices = [entry.device for name in names if (entry := self._inventory.get(name)) is not None]
         return sorted(devices, key=lambda device: (device.index, device.id))
 
     async def _locked(self, devices: Sequence[Device], hook: Callable[[Sequence[Device]], Awaitable[T]]) -> T:

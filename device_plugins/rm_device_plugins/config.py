@@ -16,6 +16,8 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUOTA_PREFIX = "requests."
 
+MAX_SHARES = 64
+
 
 class ConfigError(Exception):
     """The plugin cannot start with this configuration; the message says what to change."""
@@ -39,6 +41,8 @@ class PluginSettings:
     """For one Allocate or PreStartContainer, waiting for others of the same group included."""
     node_wait_seconds: float = 2.0
     """How long Allocate waits for a device node that is not there."""
+    shares: int = 1
+    """Containers that may have a device at the same time. They share its memory and time; nothing keeps them apart."""
 
     def check(self) -> None:
         """Raises ConfigError for a number that cannot work."""
@@ -47,6 +51,8 @@ class PluginSettings:
                 raise ConfigError(f"plugin.{_camel(name)} must be more than 0")
         if self.unhealthy_after < 1 or self.healthy_after < 1:
             raise ConfigError("plugin.unhealthyAfter and plugin.healthyAfter must be at least 1")
+        if not 1 <= self.shares <= MAX_SHARES:
+            raise ConfigError(f"plugin.shares must be 1 to {MAX_SHARES}")
         if self.forget_after_seconds < 0 or self.node_wait_seconds < 0:
             raise ConfigError("plugin.forgetAfterSeconds and plugin.nodeWaitSeconds must not be negative")
 

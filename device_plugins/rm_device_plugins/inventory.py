@@ -15,6 +15,7 @@ from typing import Any
 
 from rm_device_plugins.config import PluginSettings
 from rm_device_plugins.logs import Log
+from rm_device_plugins.sharing import shares
 from rm_device_plugins.vendor import Device, DeviceNode, Discovery
 
 log = Log("inventory")
@@ -118,7 +119,11 @@ class Inventory:
             log.warning("device health changed", device=entry.device.id, healthy=entry.healthy, cause=cause)
 
     def _publish(self) -> None:
-        snapshot = tuple((entry.device.id, entry.healthy, entry.device.numa_nodes) for entry in self.entries())
+        snapshot = tuple(
+            (share, entry.healthy, entry.device.numa_nodes)
+            for entry in self.entries()
+            for share in shares(entry.device.id, self._settings.shares)
+        )
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             self._changed.set()

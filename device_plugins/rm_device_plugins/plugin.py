@@ -98,7 +98,7 @@ class DevicePlugin:
                     await bounded("the vendor's preparation", self._vendor.prepare(), seconds)
                     self._prepared = True
                 discovery = await bounded("the vendor's discovery", self._vendor.discover(), seconds)
-                discovery.check()
+                discovery.check(self._settings.shares)
                 self.inventory.observe(discovery)
             else:
                 # A hook that survives its cancellation is not called again beside itself.

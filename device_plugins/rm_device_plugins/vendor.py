@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from rm_device_plugins import sharing
 from rm_device_plugins.kubelet_api import MAX_DEVICE_ID
 
 
@@ -49,12 +50,15 @@ class Discovery:
     driver: str = ""
     product: str = ""
 
-    def check(self) -> None:
+    def check(self, shares: int = 1) -> None:
         """Raises VendorError if IDs are empty, too long or not unique: such a list cannot be advertised."""
+        longest = MAX_DEVICE_ID - sharing.longest_suffix(shares)
         seen: set[str] = set()
         for device in self.devices:
-            if not 0 < len(device.id) <= MAX_DEVICE_ID:
-                raise VendorError(f"device {device.index} has the ID {device.id!r}; 1 to {MAX_DEVICE_ID} are allowed")
+            if not 0 < len(device.id) <= longest:
+                raise VendorError(f"device {device.index} has the ID {device.id!r}; 1 to {longest} are allowed")
+            if sharing.SEPARATOR in device.id:
+                raise VendorError(f"the ID {device.id!r} contains {sharing.SEPARATOR!r}, which sets shares apart")
             if device.id in seen:
                 raise VendorError(f"two devices have the ID {device.id!r}")
             seen.add(device.id)

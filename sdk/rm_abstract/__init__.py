@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from rm_abstract.core.chain import PluginChain as PluginChain
     from rm_abstract.core.plugin import BackendConfig as BackendConfig
     from rm_abstract.core.plugin import Plugin as Plugin
     from rm_abstract.core.plugin import PluginMetadata as PluginMetadata
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rm_abstract.core.resource import Capability as Capability
     from rm_abstract.core.resource import Resource as Resource
     from rm_abstract.core.resource import ResourceType as ResourceType
+    from rm_abstract.core.resource_manager import ResourceManager as ResourceManager
+    from rm_abstract.core.resource_manager import get_resource_manager as get_resource_manager
     from rm_abstract.core.versions import PluginInfo as PluginInfo
     from rm_abstract.core.versions import VersionInfo as VersionInfo
 
@@ -26,9 +29,11 @@ __version__: Final = "0.1.0"
 
 # Module → the names that it lends to this package. One line each, and one above for the type checker.
 _LENT: Final = {
+    "rm_abstract.core.chain": ("PluginChain",),
     "rm_abstract.core.plugin": ("BackendConfig", "Plugin", "PluginMetadata", "PluginPriority", "list_plugins"),
     "rm_abstract.core.registry": ("PluginRegistry", "get_registry"),
     "rm_abstract.core.resource": ("BuildArtifact", "BuildProfile", "Capability", "Resource", "ResourceType"),
+    "rm_abstract.core.resource_manager": ("ResourceManager", "get_resource_manager"),
     "rm_abstract.core.versions": ("PluginInfo", "VersionInfo"),
 }
 _LAZY: Final = {name: module for module, names in _LENT.items() for name in names}

@@ -35,7 +35,11 @@ class Dependency:
         match = _DEPENDENCY.fullmatch(text.strip())
         if match is None:
             raise BadInput(f"{text!r} names no plugin; a dependency looks like name, name >=1.2,<2 or step:name ^1.0")
-        return cls(match["name"], match["type"] or PluginType.RUNTIME, VersionRange.parse(match["range"] or ""))
+        try:
+            versions = VersionRange.parse(match["range"] or "")
+        except BadInput as error:
+            raise BadInput(f"the dependency {text!r} has no valid range of versions: {error}") from None
+        return cls(match["name"], match["type"] or PluginType.RUNTIME, versions)
 
     def __str__(self) -> str:
         kind = "" if self.type == PluginType.RUNTIME else f"{self.type}:"

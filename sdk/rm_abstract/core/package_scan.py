@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from rm_abstract.core.errors import BadInput
 from rm_abstract.core.plugin import Plugin
@@ -38,7 +39,7 @@ def modules(package: str | ModuleType, problems: dict[str, str]) -> Iterator[Mod
             yield from modules(module, problems)
 
 
-def classes(module: ModuleType, base: type) -> Iterator[type]:
+def classes(module: ModuleType, base: type) -> Iterator[Any]:
     """The concrete subclasses of ``base`` that a module defines; those whose name begins with ``_`` are its own."""
     for name, value in list(vars(module).items()):
         if (

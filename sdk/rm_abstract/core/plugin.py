@@ -210,13 +210,14 @@ def run_session(session: Session, inputs: Any, *, sink: Sink | None = None, **op
     return session.tokenizer.decode(tokens) if text else tokens
 
 
-def list_plugins(available_only: bool = False) -> dict[str, dict[str, Any]]:
-    """What the runtime plugins say of themselves, by name.
+def list_plugins(available_only: bool = False, *, probe: bool = False) -> dict[str, dict[str, Any]]:
+    """What the runtime plugins say of themselves, by name, the best first.
 
-    One that fails says so in ``error``, is not available, and keeps none of the others from being listed.
+    One that fails says so in ``error``, is not available, and keeps none of the others from being listed. ``probe``
+    has those that are available look at their devices, too, which may load their engines.
     """
     result = {}
-    for state in get_registry().survey():
+    for state in get_registry().survey(probe=probe):
         if available_only and not state.available:
             continue
         about = state.metadata

@@ -103,7 +103,8 @@ class PluginRegistry:
 
     def __init__(self, entries: Iterable[PluginEntry] = BUILT_IN) -> None:
         self._lock = threading.RLock()
-        self._entries: dict[tuple[str, str], PluginEntry] = {entry.key: entry for entry in entries}
+        self._initial = tuple(entries)
+        self._entries: dict[tuple[str, str], PluginEntry] = {entry.key: entry for entry in self._initial}
         self._targets: dict[tuple[str, str], object] = {}
         self._instances: WeakValueDictionary[object, Plugin] = WeakValueDictionary()
         self._staging = threading.local()
@@ -230,6 +231,16 @@ class PluginRegistry:
                 self._targets[entry.key] = target
             self._generation += 1
 
+    def reset(self) -> None:
+        """Forget all but what it was made with; what is installed is looked for again. For tests."""
+        with self._lock:
+            self._entries = {entry.key: entry for entry in self._initial}
+            self._targets.clear()
+            self._instances.clear()
+            self._problems.clear()
+            self._installed_known = False
+            self._generation += 1
+
     @contextmanager
     def staging(self) -> Iterator[list[tuple[PluginEntry, object]]]:
         """What this thread registers inside is collected in the list that this gives, and is not registered."""
@@ -250,9 +261,14 @@ class PluginRegistry:
 
         found: dict[str, str] = {}
         names = discover(self, package, found)
-        with self._lock:
-            self._problems.update(found)
+        for place, why in found.items():
+            self.note_problem(place, why)
         return names
+
+    def note_problem(self, place: str, why: str) -> None:
+        """Keep for ``problems`` why the module or class at ``place`` was left out."""
+        with self._lock:
+            self._problems[place] = why
 
     @property
     def problems(self) -> dict[str, str]:
@@ -384,11 +400,14 @@ class PluginRegistry:
 
         return auto_select(self, device_type or "")
 
-    def survey(self) -> "list[PluginState]":
-        """What every runtime plugin says now, the best first; one that fails says its error. Imports all of them."""
+    def survey(self, *, probe: bool = False) -> "list[PluginState]":
+        """What every runtime plugin says now, the best first; one that fails says its error. Imports all of them.
+
+        ``probe`` has those that are available look at their devices, too.
+        """
         from rm_abstract.core.selection import survey  # noqa: PLC0415 (which imports this module)
 
-        return survey(self)
+        return survey(self, probe=probe)
 
     def list_plugins(self) -> "list[PluginInfo]":
         """What runtime plugins and extensions say of themselves, by name; those that cannot say it are left out."""

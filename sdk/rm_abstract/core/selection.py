@@ -4,9 +4,10 @@ A plugin that fails is left out with its error told; it takes no other down.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from rm_abstract.core.dependencies import dependencies, load_order
 from rm_abstract.core.errors import BadInput, PluginError, WorkloadError
@@ -15,6 +16,7 @@ from rm_abstract.core.registry import PluginEntry, PluginRegistry, PluginType, n
 from rm_abstract.core.versions import PluginInfo, VersionInfo
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,20 @@ def new_plugin(registry: PluginRegistry, name: str, **kwargs: Any) -> Plugin:
     return result
 
 
-def survey(registry: PluginRegistry) -> list[PluginState]:
+def survey(registry: PluginRegistry, *, probe: bool = False) -> list[PluginState]:
     """What every runtime plugin says now, the best first: by priority, then by name. Imports all of them."""
-    states = [_state(registry, entry) for entry in registry.entries(PluginType.RUNTIME)]
+    states = [_state(registry, entry, probe) for entry in registry.entries(PluginType.RUNTIME)]
     return sorted(states, key=lambda state: -int(state.metadata.priority) if state.metadata else 1)
 
 
-def _state(registry: PluginRegistry, entry: PluginEntry) -> PluginState:
+def _state(registry: PluginRegistry, entry: PluginEntry, probe: bool) -> PluginState:
     metadata = None
     try:
         metadata = registry.get(entry.type, entry.qualified_name).metadata()
-        available = bool(registry.get_plugin(entry.qualified_name).is_available())
+        plugin = registry.get_plugin(entry.qualified_name)
+        available = bool(plugin.is_available())
+        if available and probe:
+            plugin.probe()
     except (Exception, SystemExit) as error:  # whatever it raises is its own failure
         return PluginState(entry, metadata, error=told(error))
     return PluginState(entry, metadata, available)
@@ -125,6 +130,21 @@ def infos(registry: PluginRegistry) -> list[PluginInfo]:
 
 def auto_select(registry: PluginRegistry, device_type: str = "") -> Plugin:
     """The best plugin that is available and whose ``probe`` succeeds. Raises BadInput where there is none."""
+
+    def probed(name: str) -> Plugin:
+        plugin = registry.get_plugin(name)
+        plugin.probe()
+        return plugin
+
+    return first_that_works(registry, device_type, probed)
+
+
+def first_that_works(registry: PluginRegistry, device_type: str, attempt: Callable[[str], T]) -> T:
+    """The result of ``attempt`` with the name of the best available plugin with which it raises nothing.
+
+    ``device_type`` is a type, a plugin's name, or empty for any. Raises BadInput where there is none; it says which
+    plugins failed, and why.
+    """
     failures: dict[str, str] = {}
     for state in survey(registry):
         name = state.entry.qualified_name
@@ -132,17 +152,10 @@ def auto_select(registry: PluginRegistry, device_type: str = "") -> Plugin:
             failures[name] = state.error
         elif state.available and state.serves(device_type):
             try:
-                plugin = registry.get_plugin(name)
-                plugin.probe()
+                return attempt(name)
             except (Exception, SystemExit) as error:
                 failures[name] = told(error)
-            else:
-                return plugin
+                _log.warning("plugin %s is passed over: %s", name, failures[name])
     kind = f" for {device_type}" if device_type else ""
     why = "".join(f"; {name} failed: {error}" for name, error in failures.items())
     raise BadInput(f"no plugin{kind} is available here; known are {', '.join(registry.names()) or 'none'}{why}")
-
-
-def candidates(registry: PluginRegistry, device_type: str = "") -> list[str]:
-    """Names of the plugins that are available for a type of device, or are named so, the best first."""
-    return [s.entry.qualified_name for s in survey(registry) if s.available and s.serves(device_type)]

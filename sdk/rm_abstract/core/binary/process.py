@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +19,14 @@ _TERM_SECONDS: Final = 5.0
 
 
 def search_path(directories: Sequence[str | os.PathLike[str]]) -> str:
-    """A search path with these directories before those of the environment."""
-    return os.pathsep.join([*(os.fspath(directory) for directory in directories), os.environ.get("PATH", os.defpath)])
+    """A search path with these directories before those of the environment.
+
+    Last come the programs of this interpreter's own environment, which need not have been activated.
+    """
+    usual = os.environ.get("PATH", os.defpath)
+    return os.pathsep.join(
+        [*(os.fspath(directory) for directory in directories), usual, os.path.dirname(sys.executable)]
+    )
 
 
 def run_tool(

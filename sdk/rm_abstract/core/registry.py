@@ -92,9 +92,13 @@ def normal_name(plugin_type: str, name: str) -> str:
 
 BUILT_IN: Final = (
     PluginEntry("runtime", "openvino", Origin.BUILT_IN, "rm_abstract.backends.openvino:OpenVinoPlugin"),
+    PluginEntry("runtime", "pytorch", Origin.BUILT_IN, "rm_abstract.backends.pytorch:PyTorchPlugin"),
+    PluginEntry("runtime", "remote", Origin.BUILT_IN, "rm_abstract.backends.remote:RemotePlugin"),
     PluginEntry(
         "runtime", "simulated-npu", Origin.BUILT_IN, "rm_abstract.backends.simulated_npu.plugin:SimulatedNpuPlugin"
     ),
+    PluginEntry("runtime", "vllm", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmPlugin"),
+    PluginEntry("runtime", "vllm-cpu", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmCpuPlugin"),
 )
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import tempfile
 import zlib
 from contextlib import suppress
 from typing import Any, Final
@@ -47,6 +46,8 @@ class Store:
 
     def write(self, name: str, value: Any) -> bool:
         """Put the value there; false where the directory cannot be written, which is no failure: it is only a cache."""
+        import tempfile  # noqa: PLC0415 (few processes write)
+
         body = json.dumps(value, separators=(",", ":")).encode()
         temporary = ""
         try:

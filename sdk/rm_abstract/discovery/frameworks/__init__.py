@@ -1,0 +1,1 @@
+"""Adapters for other frameworks' plugins, and for our own."""

@@ -21,6 +21,8 @@ import grpc.aio
 
 from rm_device_plugins import kubelet_api
 from rm_device_plugins.config import ConfigError, check_resource_name
+from rm_device_plugins.conformance.model import Violation
+from rm_device_plugins.conformance.watch import Snapshot
 from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
 
 DIAL_SECONDS = 10.0
@@ -29,14 +31,16 @@ _TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One message of a ListAndWatch stream."""
+class Arrival:
+    """A call of Register, at the moment of its arrival."""
 
     at: float
-    """``time.monotonic()`` of its arrival."""
+    """``time.monotonic()``"""
+    resource: str
     endpoint: str
-    health: dict[str, str]
-    numa: dict[str, tuple[int, ...]]
+    served: bool
+    """Somebody listened on the endpoint already."""
+    options: pb.DevicePluginOptions
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +78,11 @@ class FakeKubelet:
         self.by_socket = by_socket
         self.resources: dict[str, Resource] = {}
         self.registrations: list[pb.RegisterRequest] = []
+        self.arrivals: list[Arrival] = []
+        self.problems: list[str] = []
+        """Why calls of Register failed."""
+        self.abandoned = 0
+        """Calls of Register that the plugin gave up while they were held."""
         self.refuse: Callable[[pb.RegisterRequest], str] = lambda request: ""
         """Why Register fails; empty if it does not."""
         self.hold: asyncio.Event | None = None
@@ -131,6 +140,10 @@ class FakeKubelet:
     async def register(self, request: pb.RegisterRequest, context: Any) -> pb.Empty:
         """Registration.Register."""
         self.registrations.append(request)
+        # As the kubelet joins it: an absolute endpoint does not leave the directory.
+        path = f"{self.directory}/{request.endpoint}"
+        now = time.monotonic()
+        self.arrivals.append(Arrival(now, request.resource_name, request.endpoint, listens(path), request.options))
         problem = self.refuse(request)
         if request.version != kubelet_api.VERSION:
             problem = f"requested API version {request.version!r} is not supported by kubelet"
@@ -139,10 +152,15 @@ class FakeKubelet:
         except ConfigError:
             problem = f"the ResourceName {request.resource_name!r} is invalid"
         if problem:
+            self.problems.append(problem)
             await context.abort(grpc.StatusCode.UNKNOWN, problem)
         if self.hold is not None:
-            await self.hold.wait()
-        channel = kubelet_api.channel(str(self.directory / request.endpoint))
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.abandoned += 1
+                raise
+        channel = kubelet_api.channel(path)
         client = kubelet_api.DevicePluginClient(channel)
         try:
             async with asyncio.timeout(DIAL_SECONDS):
@@ -150,7 +168,9 @@ class FakeKubelet:
             options = await client.get_device_plugin_options(pb.Empty())
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             await channel.close()
-            await context.abort(grpc.StatusCode.UNKNOWN, f"failed to dial device plugin: {error!r}")
+            words = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"not within {DIAL_SECONDS:g} s"
+            self.problems.append(f"failed to dial device plugin {request.endpoint}: {words}")
+            await context.abort(grpc.StatusCode.UNKNOWN, self.problems[-1])
         resource = self.resources.setdefault(request.resource_name, Resource())
         endpoint = Endpoint(request.endpoint, channel, client, options)
         resource.endpoint = endpoint
@@ -182,11 +202,10 @@ class FakeKubelet:
             await dropped.channel.close()
 
     def _receive(self, resource: Resource, endpoint: Endpoint, message: pb.ListAndWatchResponse) -> None:
-        health = {device.ID: device.health for device in message.devices}
-        numa = {device.ID: tuple(node.ID for node in device.topology.nodes) for device in message.devices}
-        resource.snapshots.append(Snapshot(time.monotonic(), endpoint.name, health, numa))
-        resource.healthy = {name for name, value in health.items() if value == kubelet_api.HEALTHY}
-        resource.unhealthy = health.keys() - resource.healthy
+        snapshot = Snapshot.of(message, endpoint.name)
+        resource.snapshots.append(snapshot)
+        resource.healthy = set(snapshot.healthy)
+        resource.unhealthy = snapshot.health.keys() - resource.healthy
         self._low(resource)
         registered = {name: sorted(each.healthy) for name, each in self.resources.items()}
         (self.directory / CHECKPOINT).write_text(json.dumps({"RegisteredDevices": registered}))
@@ -221,11 +240,11 @@ class FakeKubelet:
         self.resource(name).low = self.allocatable(name)
 
     async def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Waits for a condition; returns the seconds that it took, or raises AssertionError with what is known."""
+        """Waits for a condition; returns the seconds that it took, or raises Violation with what is known."""
         started = time.monotonic()
         while not condition():
             if time.monotonic() - started > seconds:
-                raise AssertionError(f"not within {seconds:g} s: {what}; {self._describe()}")
+                raise Violation(f"not within {seconds:g} s: {what}; {self.describe()}")
             await asyncio.sleep(_TICK_SECONDS)
         return time.monotonic() - started
 
@@ -237,7 +256,8 @@ class FakeKubelet:
             f"{count} allocatable {name} over one stream",
         )
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """What is known, for a message."""
         known = {
             name: {"healthy": sorted(r.healthy), "unhealthy": sorted(r.unhealthy), "streams": self.streams(name)}
             for name, r in self.resources.items()
@@ -248,7 +268,7 @@ class FakeKubelet:
         """The connection that calls of this resource go over."""
         endpoint = self.resource(name).endpoint
         if endpoint is None:
-            raise AssertionError(f"no plugin for {name} is connected; {self._describe()}")
+            raise AssertionError(f"no plugin for {name} is connected; {self.describe()}")
         return endpoint.client
 
     async def admit(self, name: str, count: int) -> tuple[Sequence[str], pb.ContainerAllocateResponse]:
@@ -265,3 +285,16 @@ class FakeKubelet:
         response = await client.allocate(request)
         resource.allocated |= set(chosen)
         return chosen, response.container_responses[0]
+
+
+def listens(path: str) -> bool:
+    """True if somebody listens on the unix socket ``path``."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # its queue is full, so there is one
+        except OSError:
+            return False
+    return True

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rm_abstract.core.chain import PluginChain as PluginChain
+    from rm_abstract.core.controller import DeviceFlowController as DeviceFlowController
+    from rm_abstract.core.controller import get_controller as get_controller
+    from rm_abstract.core.controller import init as init
+    from rm_abstract.core.controller import shutdown as shutdown
     from rm_abstract.core.plugin import BackendConfig as BackendConfig
     from rm_abstract.core.plugin import Plugin as Plugin
     from rm_abstract.core.plugin import PluginMetadata as PluginMetadata
@@ -30,6 +34,7 @@ __version__: Final = "0.1.0"
 # Module → the names that it lends to this package. One line each, and one above for the type checker.
 _LENT: Final = {
     "rm_abstract.core.chain": ("PluginChain",),
+    "rm_abstract.core.controller": ("DeviceFlowController", "get_controller", "init", "shutdown"),
     "rm_abstract.core.plugin": ("BackendConfig", "Plugin", "PluginMetadata", "PluginPriority", "list_plugins"),
     "rm_abstract.core.registry": ("PluginRegistry", "get_registry"),
     "rm_abstract.core.resource": ("BuildArtifact", "BuildProfile", "Capability", "Resource", "ResourceType"),

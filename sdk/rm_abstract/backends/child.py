@@ -1,21 +1,32 @@
 """A session in a process of its own: for engines that hold the interpreter while they compute, or that may crash."""
 
-import multiprocessing
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Final
 
 from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import ToolchainFailure, WorkloadError
 from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, Sink, Tokenizer
 
-_CLOSE_SECONDS = 10
+_CLOSE_SECONDS: Final = 10
+# Not multiprocessing's own way: that runs the main module once more in the child, and a user's script is one.
+_BOOT: Final = """\
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+from rm_abstract.backends.child import run
+run(connection)
+"""
 
 
 class _Remote(Generation):
@@ -34,20 +45,29 @@ class ChildSession(Session):
     """
 
     def __init__(self, tokenizer: Tokenizer, factory: Callable[..., Session], *args: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(theirs, factory, args), name="engine", daemon=True)
-        self._process.start()
+        self._connection, theirs = Pipe()
+        descriptor = theirs.fileno()
+        # However this process ends, its end of the pipe is closed, and the child ends too.
+        self._process = subprocess.Popen([sys.executable, "-P", "-c", _BOOT, str(descriptor)], pass_fds=[descriptor])
         theirs.close()
         try:
+            self._connection.send(sys.path)
+            self._connection.send((factory, args))
             answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            self._connection.close()
             raise ToolchainFailure(
-                f"the engine ended with {self._process.exitcode} while it loaded the model", reason=Reason.ENGINE_FAILED
+                f"the engine ended with {code} while it loaded the model", reason=Reason.ENGINE_FAILED
             ) from None
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+            raise
         if isinstance(answer, WorkloadError):
-            self._process.join()
+            self._process.wait()
+            self._connection.close()
             raise answer
         self.tokenizer = tokenizer
         self.max_sequence_length, self.vocabulary_size, self.default_temperature, self.default_top_p = answer
@@ -99,9 +119,9 @@ class ChildSession(Session):
                 self._fail(failure)
             if sink is not None:
                 sink(tokens, finish)
-        self._process.join()
+        code = self._process.wait()
         if not self._closing:
-            self._fail(f"its process ended with {self._process.exitcode}")
+            self._fail(f"its process ended with {code}")
         with self._lock:
             sinks = list(self._sinks.values())
             self._sinks.clear()
@@ -119,17 +139,20 @@ class ChildSession(Session):
         with self._lock:
             self._closing = True
             self._send(None)
-        self._process.join(_CLOSE_SECONDS)
-        if self._process.is_alive():
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
             self._process.kill()
         self._reader.join()
         self._connection.close()
 
 
-def _main(connection: Connection, factory: Callable[..., Session], args: tuple[Any, ...]) -> None:
+def run(connection: Connection) -> None:
+    """The child: makes the session, and does what it is told until the connection ends."""
     # Signals go to the whole group in a terminal; the server decides when the engine ends, by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    factory, args = connection.recv()
     try:
         session = factory(*args)
     except WorkloadError as error:

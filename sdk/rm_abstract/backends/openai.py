@@ -58,8 +58,11 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         return {**headers, "Authorization": f"Bearer {self.token}"} if self.token else headers
 
-    def models(self) -> list[str]:
-        """Names of what it serves. Raises SourceUnreachable where it does not answer as such a server does."""
+    def models(self) -> dict[str, str]:
+        """What it serves: names, and whose each says it is.
+
+        Raises SourceUnreachable where it does not answer as such a server does.
+        """
         connection = self.connect()
         try:
             connection.request("GET", self.path("models"), headers=self.headers())
@@ -67,7 +70,7 @@ class Endpoint:
             body = response.read()
             if response.status != http.client.OK:
                 raise SourceUnreachable(f"{self.url}/models answered {response.status}: {_shown(body)}")
-            return [str(model["id"]) for model in json.loads(body)["data"]]
+            return {str(model["id"]): str(model.get("owned_by", "")) for model in json.loads(body)["data"]}
         except (OSError, http.client.HTTPException) as error:
             raise SourceUnreachable(f"{self.url} does not answer: {error}") from error
         except (ValueError, KeyError, TypeError):

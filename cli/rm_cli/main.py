@@ -19,6 +19,7 @@ _COMMANDS: Mapping[str, str] = {
     "fetch": "rm_cli.runtime_commands:fetch",
     "push": "rm_cli.runtime_commands:push",
     "serve": "rm_cli.runtime_commands:serve",
+    "plugins": "rm_cli.plugin_commands:plugins",
 }
 
 
@@ -59,6 +60,7 @@ _SUMMARIES: Mapping[str, str] = {
     "fetch": "Fetch a model or an artifact (in init containers).",
     "push": "Put an artifact into the store (in a build Job).",
     "serve": "Serve an artifact with the OpenAI API (in a serving pod).",
+    "plugins": "List plugins for accelerators, and install those of a signed index.",
 }
 
 

@@ -46,60 +46,75 @@ class Root:
                 return [File(self.path, self.prefix, _stamp(os.stat(self.path)))]
             except OSError:
                 return []
-        return list(self._walk(self.path, self.prefix, set()))
+        return list(self._walk(self.path, self.prefix, frozenset()))
 
-    def _walk(self, directory: str, package: str, above: set[tuple[int, int]]) -> Iterator[File]:
-        self.directories.append(directory)
+    def _walk(self, directory: str, package: str, above: frozenset[tuple[int, int]]) -> Iterator[File]:
         lead = f"{package}." if package else ""
         below = []
         try:
+            itself = os.stat(directory)
+            if (itself.st_dev, itself.st_ino) in above:  # a link to where it lies
+                return
             with os.scandir(directory) as found:
-                for entry in found:
-                    name = entry.name
-                    if name[0] in "._" and not (name.endswith(".py") and name[0] == "_"):
-                        continue
-                    stem, extension = os.path.splitext(name)
-                    if extension == ".py":
-                        if "." not in stem and stem != "__main__":
-                            module = package if stem == "__init__" else lead + stem
-                            yield File(entry.path, module, _stamp(entry.stat()))
-                    elif not extension and entry.is_dir():
-                        below.append(entry)
+                entries = list(found)
         except OSError:
             return
+        self.directories.append(directory)
+        for entry in entries:
+            name = entry.name
+            stem, extension = os.path.splitext(name)
+            try:
+                if extension == ".py":
+                    if "." not in stem and stem != "__main__":
+                        yield File(entry.path, package if stem == "__init__" else lead + stem, _stamp(entry.stat()))
+                elif not extension and name[0] != "." and name != "__pycache__" and entry.is_dir():
+                    below.append(entry)
+            except OSError:
+                continue  # it has just gone, or is a link to nowhere
         for entry in below:
-            inner = above
-            if entry.is_symlink():
-                seen = entry.stat()
-                if (seen.st_dev, seen.st_ino) in above:
-                    continue
-                inner = above | {(seen.st_dev, seen.st_ino)}
-            yield from self._walk(entry.path, lead + entry.name, inner)
+            yield from self._walk(entry.path, lead + entry.name, above | {(itself.st_dev, itself.st_ino)})
 
 
 def _stamp(found: os.stat_result) -> list[int]:
     return [found.st_mtime_ns, found.st_ctime_ns, found.st_size]
 
 
-def find_module(name: str) -> ModuleSpec | None:
+class Located(NamedTuple):
+    """Where a module lies."""
+
+    file: str
+    """Empty for a package without a file of its own, and for what is no source."""
+    directories: Sequence[str]
+    """Of a package."""
+
+
+def find_module(name: str) -> Located | None:
     """Where a module or package lies, found without importing what it is in."""
     path: Sequence[str] | None = None
-    spec: ModuleSpec | None = None
+    found: Located | None = None
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
+        if found is not None and not found.directories:
+            return None
         spec = _find_spec(".".join(parts[:end]), path)
         if spec is None:
-            return None
-        if end < len(parts):
-            if spec.submodule_search_locations is None:
+            places = [os.path.join(each, parts[end - 1]) for each in path or ()]
+            found = Located("", [each for each in places if os.path.isdir(each)])
+            if not found.directories:
                 return None
-            path = list(spec.submodule_search_locations)
-    return spec
+        else:
+            file = spec.origin if spec.has_location and spec.origin and spec.origin.endswith(".py") else ""
+            found = Located(file, list(spec.submodule_search_locations or ()))
+        path = found.directories
+    return found
 
 
 def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
-        spec = finder.find_spec(name, path)
+        try:
+            spec = finder.find_spec(name, path)
+        except KeyError:
+            return None  # a package without __init__.py asks for its parent among the imported modules
         if spec is not None:
             return spec
     return None
@@ -107,12 +122,12 @@ def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 def package_roots(name: str) -> list[Root]:
     """The directories of a package, or the file of a module; empty if there is none of that name."""
-    spec = find_module(name)
-    if spec is None:
+    found = find_module(name)
+    if found is None:
         return []
-    if spec.submodule_search_locations is not None:
-        return [Root(path, name) for path in spec.submodule_search_locations]
-    return [Root(spec.origin, name)] if spec.origin and spec.origin.endswith(".py") else []
+    if found.directories:
+        return [Root(path, name) for path in found.directories]
+    return [Root(found.file, name)] if found.file else []
 
 
 def directory_root(path: str) -> Root:
@@ -132,9 +147,8 @@ def directory_root(path: str) -> Root:
         if path.startswith(place + os.sep):
             name = path[len(place) + 1 :].replace(os.sep, ".")
             if all(part.isidentifier() for part in name.split(".")):
-                spec = find_module(name)
-                known = (spec.submodule_search_locations if spec else None) or ()
-                if path in map(os.path.realpath, known):
+                known = find_module(name)
+                if known is not None and path in map(os.path.realpath, known.directories):
                     return Root(path, name)
     return Root(path, ".".join([_synthetic(base), *parts]))
 

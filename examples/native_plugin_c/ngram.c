@@ -81,7 +81,7 @@ int32_t rma_probe(const char *request, char **out)
     const char *first = devices && *devices == '[' ? json_blank(devices + 1) : "]";
     if (*first != ']' && strncmp(first, "\"cpu\"", 5))
         return fail(RMA_DEVICE_MISSING, "byte-ngram runs on the device cpu alone");
-    return answer(out, "{\"devices\":[{\"id\":\"cpu\",\"type\":\"cpu\",\"attributes\":{\"product\":\"any\"}}]}");
+    return answer(out, "{\"devices\":[{\"id\":\"cpu\",\"type\":\"cpu\",\"attributes\":{}}]}");
 }
 
 static int by_context_and_next(const void *left, const void *right)

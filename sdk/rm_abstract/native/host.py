@@ -80,6 +80,7 @@ class LibraryProcess:
         self._waking = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._numbers = count(1)
+        self._watchers: list[Callable[[str], None]] = []
         self._reason = ""
         self._closing = False
         self._end = ""
@@ -184,6 +185,15 @@ class LibraryProcess:
             call.renew()
         self._poke()
         self._send(encode(Kind.CANCEL, number))
+
+    def watch(self, on_gone: Callable[[str], None]) -> None:
+        """Have ``on_gone`` called with the reason once the process is gone, before what went on fails."""
+        with self._lock:
+            end = self._end
+            if not end:
+                self._watchers.append(on_gone)
+        if end:
+            on_gone(end)
 
     def close(self) -> None:
         """End the process, with everything that it has started. What goes on fails."""
@@ -337,9 +347,13 @@ class LibraryProcess:
         self._say(self._line)
         with self._lock:
             left, self._calls = list(self._calls.values()), {}
+            watchers, self._watchers = self._watchers, []
             self._end = f"{self._name}: {self._obituary([call.function for call in left])}"
         if not self._closing:
             _log.warning("%s", self._end)
+        for watcher in watchers:
+            with _told():
+                watcher(self._end)
         for call in left:
             with _told():
                 call.on_end(None, PluginError(self._end))

@@ -1,7 +1,7 @@
 """A shared library as an object: ``info``, ``probe``, ``compile``, ``open``, whatever the library does."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -156,6 +156,10 @@ class NativeModel:
     def lost(self) -> bool:
         """True once it can do no more, as its process is gone."""
         return self._closed or self._process.ended
+
+    def watch(self, on_lost: Callable[[str], None]) -> None:
+        """Have ``on_lost`` called with the reason once the model's process is gone, on another thread or at once."""
+        self._process.watch(on_lost)
 
     def start(self, request: Mapping[str, Any], *, on_end: OnEnd, on_tokens: OnTokens | None = None) -> "NativeRun":
         """Begin a run and return at once; the callbacks are called on another thread, ``on_end`` once and last."""

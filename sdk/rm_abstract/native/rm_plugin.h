@@ -1,35 +1,36 @@
 /* rm_plugin.h: what a shared library exports to compile or serve models under RM Abstract.
  *
- * Ten functions. JSON goes in and comes out as UTF-8 text that ends with a zero byte; tokens come out through a callback.
- * A library is loaded into a process of its own. If it crashes, hangs or calls exit(), that process ends, the calls that
- * were going on fail with what happened, and the host may load the library again in a new process. What it prints, on
- * stdout or stderr, goes to the host's log.
+ * Ten functions. JSON goes in and comes out as UTF-8 text that ends with a zero byte; tokens come out through a
+ * callback. A library is loaded into a process of its own. If it crashes, hangs or calls exit(), that process ends, the
+ * calls that were going on fail with what happened, and the host may load the library again in a new process. What it
+ * prints, on stdout or stderr, goes to the host's log.
  *
  * Ownership
  *   - What the host passes in belongs to the host and is valid until the function returns. Copy what is needed longer.
- *   - What a function stores in `*out` is allocated by the library, by whatever means; the host copies it and hands it to
- *     rma_free exactly once. A function that fails leaves `*out` alone.
+ *   - What a function stores in `*out` is allocated by the library, by whatever means; the host copies it and hands it
+ *     to rma_free exactly once. A function that fails leaves `*out` alone.
  *   - The text of rma_last_error belongs to the library.
  *   - A session belongs to the host from a successful rma_open until rma_close, which is called once.
  *
  * Threads
  *   - rma_info, rma_probe, rma_compile, rma_open and rma_close are called one at a time, on any thread.
- *   - rma_run is called on any thread, together with any other function, for one session at most as many times at once
- *     as rma_open's answer allows with `max_concurrent_runs` (1 where it does not say).
+ *   - rma_run is called on any thread, together with any other function: the task generate for one session at most as
+ *     many times at once as rma_open's answer allows with `max_concurrent_runs` (1 where it does not say), the tasks
+ *     encode, decode and chat at any time beside it.
  *   - rma_cancel is called on any thread while rma_run is under way. It must not wait for the run.
  *   - rma_close is called when no run of its session is under way.
  *   - rma_last_error is called on the thread on which a function has just failed, before any other call there.
  *   - The callback may be called on any thread, but not after rma_run has returned, nor twice at once for one run.
  *
  * Errors
- *   Functions return RMA_OK or one of the codes below, which are the exit codes of RM Abstract's containers: they decide
- *   whether something is tried again, and where. After a failure rma_last_error says why, in words for a person.
+ *   Functions return RMA_OK or one of the codes below, which are the exit codes of RM Abstract's containers: they
+ *   decide whether something is tried again, and where. After a failure rma_last_error says why, in words for a person.
  *
  * Versions
- *   rma_abi_version returns RMA_ABI_VERSION of the header that the library was built with: the major version in the upper
- *   16 bits, the minor version in the lower 16. A host loads a library of its own major version, whatever its minor. A new
- *   minor version may add members to the JSON, which older sides ignore, and functions that the other side does not rely
- *   on. Anything else is a new major version. The functions' own names never change.
+ *   rma_abi_version returns RMA_ABI_VERSION of the header that the library was built with: the major version in the
+ *   upper 16 bits, the minor version in the lower 16. A host loads a library of its own major version, whatever its
+ *   minor. A new minor version may add members to the JSON, which older sides ignore, and functions that the other side
+ *   does not rely on. Anything else is a new major version. The functions' own names never change.
  */
 #ifndef RM_PLUGIN_H
 #define RM_PLUGIN_H
@@ -65,8 +66,8 @@ enum {
 /* A model that is loaded. The library defines what it is. */
 typedef struct rma_session rma_session;
 
-/* Receives the next tokens of a run, in order. `user` is what rma_run was given. A result that is not 0 says that nobody
- * wants more: the run ends soon, with "finish":"cancelled". */
+/* Receives the next tokens of a run, in order. `user` is what rma_run was given. A result that is not 0 says that
+ * nobody wants more: the run ends soon, with "finish":"cancelled". */
 typedef int32_t (*rma_on_tokens)(void *user, const uint32_t *tokens, size_t count);
 
 /* The version of this interface: `return RMA_ABI_VERSION;`. Nothing else is called before it. */
@@ -77,7 +78,8 @@ RMA_EXPORT uint32_t rma_abi_version(void);
  *       "description":"","author":"","vendor":"","display_name":"",
  *       "device_types":["npu"],                      types of devices in lower case
  *       "formats":["acme-bin"],                      formats of artifacts that rma_open takes
- *       "priority":50,                               among plugins for the same device; more is preferred, 0 to 100
+ *       "priority":50,                               among plugins for the same device: 0, 25, 50, 75, 100; the highest
+ *                                                    is preferred
  *       "min_host_version":"0.1.0","max_host_version":"0.9.0",     of RM Abstract
  *       "compiler":{"name":"accc","version":"2.0","format":"acme-bin"}}     only if rma_compile compiles
  * Members that are not required may be left out here and below; unknown ones are ignored. */
@@ -121,15 +123,15 @@ RMA_EXPORT int32_t rma_open(const char *request, rma_session **session, char **o
 RMA_EXPORT int32_t rma_run(rma_session *session, uint64_t run, const char *request, rma_on_tokens on_tokens, void *user,
                            char **out);
 
-/* End a run soon; it still returns by itself. The run may have ended, or may not have begun to look: neither is an error.
- * From then on its callback returns 1, so that a library whose runs are short between tokens has nothing to do here. */
+/* End a run soon; it still returns by itself. The run may have ended, or may not have begun to look: neither is an
+ * error. From then on its callback returns 1, so that a library that makes tokens often has nothing to do here. */
 RMA_EXPORT int32_t rma_cancel(rma_session *session, uint64_t run);
 
 /* Unload the model. The session is gone, whatever is returned. */
 RMA_EXPORT int32_t rma_close(rma_session *session);
 
-/* Why the last function that failed on this thread did; empty or NULL where there is nothing to say. Valid until the next
- * call on the same thread. */
+/* Why the last function that failed on this thread did; empty or NULL where there is nothing to say. Valid until the
+ * next call on the same thread. */
 RMA_EXPORT const char *rma_last_error(void);
 
 /* Free what a function stored in `*out`. NULL is allowed. */

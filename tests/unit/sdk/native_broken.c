@@ -131,7 +131,7 @@ int32_t rma_run(rma_session *session, uint64_t run, const char *request, rma_on_
         fprintf(stderr, "about to read what is not there\n");
         return *(volatile int32_t *)run;
     }
-    if (is(request, "abort"))
+    if (is(request, "abort") || strstr(request, "\"seed\": 666"))
         abort();
     if (is(request, "exit"))
         exit(3);

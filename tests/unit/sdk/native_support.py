@@ -22,6 +22,13 @@ def build_c(source: Path, output: Path, *, defines: Sequence[str] = (), librarie
     return output
 
 
+def build_rust(crate: Path, output: Path, name: str) -> Path:
+    """Build a crate without dependencies and without the network; its library lies in ``output``."""
+    manifest, target = str(crate / "Cargo.toml"), str(output)
+    run("cargo", "build", "--release", "--offline", "--locked", "--manifest-path", manifest, "--target-dir", target)
+    return output / "release" / f"lib{name}.so"
+
+
 def run(*argv: str, cwd: Path | None = None) -> None:
     """Run a compiler; the assertion shows what it said."""
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)

@@ -192,7 +192,7 @@ class PluginRegistry:
         """
         self._add_installed()
         wanted: dict[tuple[str, str], PluginEntry] = {}
-        left_out = [entry for entry in entries if wanted.setdefault(entry.key, entry) is not entry]
+        left_out = [each for each in entries if wanted.setdefault(each.key, each).location != each.location]
         with self._lock:
             for entry in before:
                 if self._entries.get(entry.key) is entry and entry.key not in (self._targets.keys() | wanted.keys()):

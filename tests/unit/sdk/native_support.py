@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rm_abstract.native import include_directory
+from system_packages import need
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE_C = ROOT / "examples" / "native_plugin_c"
@@ -14,6 +15,7 @@ BROKEN = Path(__file__).parent / "native_broken.c"
 
 def build_c(source: Path, output: Path, *, defines: Sequence[str] = (), libraries: Sequence[str] = ("m",)) -> Path:
     """Compile a shared library; warnings are errors."""
+    need({"cc": "gcc libc6-dev"})
     output.parent.mkdir(parents=True, exist_ok=True)
     run(
         "cc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{include_directory()}",
@@ -24,6 +26,7 @@ def build_c(source: Path, output: Path, *, defines: Sequence[str] = (), librarie
 
 def build_rust(crate: Path, output: Path, name: str) -> Path:
     """Build a crate without dependencies and without the network; its library lies in ``output``."""
+    need({"cargo": "cargo", "rustc": "rustc", "cc": "gcc libc6-dev"})
     manifest, target = str(crate / "Cargo.toml"), str(output)
     run("cargo", "build", "--release", "--offline", "--locked", "--manifest-path", manifest, "--target-dir", target)
     return output / "release" / f"lib{name}.so"

@@ -119,7 +119,7 @@ def test_from_a_text_to_its_continuation(c: type[NativePlugin], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("who READS, a Compiler?", "a compiler reads a model"),
+        ("who READS a Compiler", "a compiler reads a model"),
         ("who schedules pods", "kubernetes schedules pods onto nodes"),
         ("which npu was prepared", "an npu computes what a compiler prepared"),
         ("nothing of this", ""),

@@ -9,7 +9,7 @@ from rm_abstract.core.binary.compilers import (
     build_key,
 )
 from rm_abstract.core.binary.config_files import ConfigFormat
-from rm_abstract.core.binary.runtimes import BinaryRuntimeAdapter
+from rm_abstract.core.binary.runtimes import BinaryRuntimeAdapter, DummyRuntimeAdapter
 from rm_abstract.core.binary.templates import expand
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "CLICompilerAdapter",
     "ConfigFileCompilerAdapter",
     "ConfigFormat",
+    "DummyRuntimeAdapter",
     "Workplace",
     "build_key",
     "expand",

@@ -185,6 +185,14 @@ class ResourcePool:
             self._collect()
             return min(each.slots - each.used for each in self._parts(self._member(resource_id)))
 
+    def load(self, resource_ids: Iterable[str] | None = None) -> tuple[int, int]:
+        """How many slots of these resources (or of all) are in use, and how many there are."""
+        with self._changed:
+            self._collect()
+            wanted = set(self._members if resource_ids is None else resource_ids)
+            members = [member for name, member in self._members.items() if name in wanted]
+            return sum(member.used for member in members), sum(member.slots for member in members)
+
     def acquire(
         self,
         query: Query | None = None,

@@ -6,58 +6,32 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from rm_api.names import DEVICE_PLUGIN_PORT, ExitCode
 
-from rm_device_plugins import config, logs
+from rm_device_plugins import config, logs, reload
 from rm_device_plugins.kubelet_api import DEFAULT_PLUGIN_DIR
 from rm_device_plugins.plugin import DevicePlugin
-from rm_device_plugins.vendor import Vendor
+from rm_device_plugins.vendor_class import BUILT_IN, vendor_class
 
-ENTRY_POINTS = "rm_abstract.device_vendors"
-"""Group of the entry points by which other distributions offer a Vendor class."""
 ENV_RESOURCE_NAME = "RMA_RESOURCE_NAME"
 
-BUILT_IN = {
-    "furiosa": "rm_device_plugins.vendors.furiosa:FuriosaVendor",
-    "generic": "rm_device_plugins.vendors.generic:GenericVendor",
-    "nvidia": "rm_device_plugins.vendors.nvidia:NvidiaVendor",
-    "rebellions": "rm_device_plugins.vendors.rebellions:RebellionsVendor",
-    "simulator": "rm_device_plugins.vendors.simulator:SimulatorVendor",
-    "upmem": "rm_device_plugins.vendors.upmem:UpmemVendor",
-}
-
 log = logs.Log("main")
-
-
-def vendor_class(name: str) -> type[Vendor]:
-    """The class for ``--vendor``: a built-in name, ``module:Class``, or an entry point. Raises ConfigError."""
-    offered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    reference = BUILT_IN.get(name) or offered.get(name) or name
-    module, colon, attribute = reference.partition(":")
-    if not colon:
-        known = ", ".join(sorted(BUILT_IN.keys() | offered.keys()))
-        raise config.ConfigError(f"there is no vendor {name!r}; known are {known}; or name a class as module:Class")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise config.ConfigError(f"the vendor {name!r} cannot be loaded: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Vendor)):
-        raise config.ConfigError(f"{reference} is no subclass of rm_device_plugins.vendor.Vendor")
-    return found
 
 
 async def _run(options: argparse.Namespace) -> None:
     loaded = config.load(options.config, os.environ.get(ENV_RESOURCE_NAME))
     vendor = vendor_class(options.vendor)(loaded.vendor)
     plugin = DevicePlugin(loaded.resource_name, loaded.plugin, vendor, options.plugin_dir, options.port)
+    watch = asyncio.ensure_future(reload.watch(options.config or config.DEFAULT_CONFIG, loaded, options.vendor, plugin))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await plugin.run(stop)
+    try:
+        await plugin.run(stop)
+    finally:
+        watch.cancel()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

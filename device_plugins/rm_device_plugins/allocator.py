@@ -41,6 +41,10 @@ class Allocator:
         self._discover_soon = discover_soon
         self._locks: dict[str, asyncio.Lock] = {}
 
+    def reconfigure(self, vendor: Vendor, settings: PluginSettings) -> None:
+        """Use these from the next request on."""
+        self._vendor, self._settings = vendor, settings
+
     @property
     def pre_start_required(self) -> bool:
         """What the kubelet is told of PreStartContainer."""

@@ -45,7 +45,7 @@ class Inventory:
     """The believed state of all devices. Only the event loop's thread may use it."""
 
     def __init__(self, settings: PluginSettings, state_file: Path, now: Callable[[], float] = time.time) -> None:
-        self._settings = settings
+        self.settings = settings
         self._state_file = state_file
         self._now = now
         self._entries: dict[str, Entry] = {}
@@ -88,7 +88,7 @@ class Inventory:
             entry = self._entries[device_id]
             if entry.missing_since is None:
                 entry.missing_since = self._now()
-            if self._now() - entry.missing_since > self._settings.forget_after_seconds:
+            if self._now() - entry.missing_since > self.settings.forget_after_seconds:
                 del self._entries[device_id]
                 log.warning("forgot a device that was missing for long", device=device_id)
             else:
@@ -110,7 +110,7 @@ class Inventory:
             entry.streak, entry.cause = 0, cause
             return
         entry.streak += 1
-        needed = self._settings.unhealthy_after if entry.healthy else self._settings.healthy_after
+        needed = self.settings.unhealthy_after if entry.healthy else self.settings.healthy_after
         if entry.streak >= needed:
             entry.healthy, entry.streak, entry.cause = not cause, 0, cause
         elif not was:
@@ -122,7 +122,7 @@ class Inventory:
         snapshot = tuple(
             (share, entry.healthy, entry.device.numa_nodes)
             for entry in self.entries()
-            for share in shares(entry.device.id, self._settings.shares)
+            for share in shares(entry.device.id, self.settings.shares)
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot
@@ -176,5 +176,5 @@ class Inventory:
         healthy, missing_since = bool(raw.pop("healthy")), raw.pop("missing_since")
         nodes = tuple(DeviceNode(**node) for node in raw.pop("nodes"))
         device = Device(nodes=nodes, numa_nodes=tuple(raw.pop("numa_nodes")), **raw)
-        streak = self._settings.healthy_after - 1 if healthy else 0
+        streak = self.settings.healthy_after - 1 if healthy else 0
         return Entry(replace(device, cause=UNCHECKED), False, UNCHECKED, streak, missing_since)

@@ -23,6 +23,8 @@ from rm_device_plugins.vendor import Vendor
 
 log = Log("plugin")
 
+_CLOSE_SECONDS = 5.0
+
 
 class DevicePlugin:
     """One resource of one vendor on one node. Raises ConfigError where it could never work."""
@@ -39,6 +41,8 @@ class DevicePlugin:
         self._prepared = False
         self._hanging: asyncio.Task[Any] | None = None
         self._checked_at = 0.0
+        self.configuration_problem = ""
+        """Why a configuration that was written while it runs is not in use; empty if it is."""
         self.metrics = Metrics(resource)
         self.inventory = Inventory(settings, plugin_dir / f"{slug(resource)[:200]}.rma-state.json")
         self.allocator = Allocator(self.inventory, vendor, settings, self._discover_now.set)
@@ -78,8 +82,20 @@ class DevicePlugin:
         finally:
             self.http.close()
             with contextlib.suppress(Exception):
-                await bounded("closing the vendor's module", self._vendor.close(), 5)
+                await bounded("closing the vendor's module", self._vendor.close(), _CLOSE_SECONDS)
             log.info("stopped", resource=self._resource)
+
+    async def reconfigure(self, settings: PluginSettings, vendor: Vendor) -> None:
+        """Takes up other settings and another module; streams stay open, and what was allocated stays allocated."""
+        before, self._vendor = self._vendor, vendor
+        self._settings = self.inventory.settings = settings
+        self.allocator.reconfigure(vendor, settings)
+        self._prepared, self._hanging = False, None
+        self.configuration_problem = ""
+        self._discover_now.set()
+        with contextlib.suppress(Exception):
+            await bounded("closing the vendor's module", before.close(), _CLOSE_SECONDS)
+        log.info("took up another configuration", resource=self._resource)
 
     async def _watch_devices(self) -> None:
         while True:
@@ -133,7 +149,7 @@ class DevicePlugin:
             "driver": self.inventory.driver,
             "product": self.inventory.product,
             "devices": devices,
-            "message": self.inventory.problem,
+            "message": "; ".join(filter(None, (self.inventory.problem, self.configuration_problem))),
         }
         return json_answer(200, report)
 

@@ -227,6 +227,37 @@ async def test_a_status_tool_that_hangs_is_killed_with_its_children(
         await kubelet.until(lambda: not runs(first), 30, "the tool's child is killed")
 
 
+async def test_a_changed_configuration_is_taken_up_while_the_kubelet_listens_on(
+    directory: Path, root: Path, kubelet: FakeKubelet
+) -> None:
+    async with plugin_process(directory, root) as plugin:
+        await kubelet.until_allocatable(RESOURCE, 2)
+        file = root.parent / "config.yaml"
+        good = yaml.safe_load(file.read_text())
+
+        async def says(text: str) -> None:
+            async with asyncio.timeout(30):
+                while True:
+                    if text in (await plugin.report())["message"]:
+                        return
+                    await asyncio.sleep(0.05)
+
+        file.write_text(yaml.safe_dump({**good, "plugin": {**PLUGIN, "shares": 0}}))
+        await says("the changed configuration is not in use: plugin.shares must be 1 to 64")
+        assert kubelet.allocatable(RESOURCE) == 2
+        file.write_text(yaml.safe_dump({**good, "plugin": {**PLUGIN, "shares": 3}}))
+        await kubelet.until_allocatable(RESOURCE, 6)
+        assert (await plugin.report())["message"] == ""
+        # As a ConfigMap is changed: the name is pointed at another file.
+        other = root.parent / "other.yaml"
+        other.write_text(yaml.safe_dump({**good, "statusTool": ["/does/not/exist"]}))
+        other.replace(file)
+        await says("/does/not/exist cannot be run")
+        assert kubelet.capacity(RESOURCE) == 2
+        assert len(kubelet.registrations) == 1
+        assert kubelet.streams(RESOURCE) == 1
+
+
 async def test_sigterm_removes_its_socket_and_a_killed_one_leaves_no_trace_for_long(
     directory: Path, root: Path, kubelet: FakeKubelet
 ) -> None:
@@ -280,7 +311,12 @@ async def test_a_node_without_devices_is_ready(directory: Path, root: Path, kube
         (RESOURCE, {"device": 2}, "simulator", "unknown setting device; known are root, devices, product"),
         (RESOURCE, {"driver": 1.4}, "simulator", "driver must be a string: write it in quotes, '1.4'"),
         (RESOURCE, {"plugin": {"intervalSeconds": 0}}, "simulator", "plugin.intervalSeconds must be more than 0"),
-        (RESOURCE, {}, "acme", "there is no vendor 'acme'; known are furiosa, generic, nvidia, rebellions, simulator, upmem"),
+        (
+            RESOURCE,
+            {},
+            "acme",
+            "'acme'; known are furiosa, generic, nvidia, rebellions, simulator, upmem",
+        ),
         (RESOURCE, {}, "rm_device_plugins.nowhere:Vendor", "cannot be loaded"),
     ],
 )

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from rm_device_plugins.__main__ import vendor_class
+from rm_device_plugins.vendor_class import vendor_class
 
 
 async def main(name: str, settings: str) -> None:

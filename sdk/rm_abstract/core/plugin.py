@@ -55,9 +55,9 @@ class PluginMetadata:
     requires: Sequence[str] = ()
     """Python packages that it needs."""
     description: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
     formats: Sequence[str] = ()
     """Formats of artifacts that it serves."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
     depends_on: Sequence[str] = ()
     """Plugins that it needs, such as ``tokens >=1.2,<2``; one that is no runtime with its type: ``step:x``."""
     min_host_version: str = ""

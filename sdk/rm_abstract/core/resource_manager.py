@@ -150,6 +150,15 @@ class ResourceManager:
             self._retire(old)
             self._await_end(old)
 
+    def hold(self) -> Lease[Plugin]:
+        """The active plugin, which is not cleaned up before the release, whatever is switched meanwhile.
+
+        For those who run it themselves, past ``execute``. Release it, or ``cleanup`` waits for ever.
+        """
+        stack = ExitStack()
+        engine = stack.enter_context(self._request())
+        return Lease(engine.plugin, stack.close)
+
     @property
     def active_plugin(self) -> Plugin | None:
         """The plugin that new requests go to; None where there is none."""

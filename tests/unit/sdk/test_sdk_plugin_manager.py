@@ -336,6 +336,19 @@ def test_a_stream_keeps_its_plugin_to_its_end(registry: PluginRegistry, journal:
     assert journal.lines[-1] == "odd cleanup"
 
 
+def test_a_plugin_that_is_held_is_not_cleaned_up(registry: PluginRegistry, journal: Journal) -> None:
+    manager = manager_of(registry, word_plugin("old", journal), word_plugin("new", journal), config="old")
+    held, other = manager.hold(), manager.hold()
+    manager.switch_plugin("new")
+    assert held.value.execute(held.value.prepare_resource("m"), "x") == "old m x"
+    other.release()
+    assert "old cleanup" not in journal.lines
+    held.release()
+    assert journal.lines[-1] == "old cleanup"
+    with manager.hold() as plugin:
+        assert plugin is manager.active_plugin
+
+
 def test_a_plugin_that_fails_to_execute_is_named_and_remains(registry: PluginRegistry) -> None:
     plugin = word_plugin("old", fails=["execute"])
     manager = manager_of(registry, plugin)

@@ -20,6 +20,7 @@ from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import owners_of
+from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import CONFIGMAPS, CUSTOM, MODEL_DEPLOYMENTS
@@ -63,7 +64,7 @@ class OneChild(PlanningController):
         self.status_first = False
         self.on_decide: Callable[[str], None] = lambda name: None
 
-    async def decide(self, obj: Object, now: datetime) -> Plan:
+    async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         self.calls.append(f"{namespace_of(obj)}/{name_of(obj)}")
         self.on_decide(name_of(obj))
         if is_deleting(obj):

@@ -9,6 +9,7 @@ from rm_api import names
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import accelerators_used, owners_of, resources_requested, scoped
+from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
@@ -18,6 +19,7 @@ from rm_operator.kube.resources import (
     NODES,
     PODS,
 )
+from rm_operator.kube.store import Store
 from rm_operator.plan import accelerator as planner
 from rm_operator.plan.in_use import Users, some
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, uid_of
@@ -33,70 +35,77 @@ class AcceleratorResourceController(PlanningController):
     def __init__(self, context: Context, settings: Settings) -> None:
         super().__init__(context)
         self._settings = settings
+        concerned = _Concerned(context.stores[ACCELERATOR_RESOURCES])
         self.watches = (
-            Watch(NODES, self._of_node),
-            Watch(PODS, self._of_pod),
+            Watch(NODES, concerned.by_node),
+            Watch(PODS, concerned.by_pod),
             Watch(DAEMONSETS, owners_of(self.kind)),
             Watch(CONFIGMAPS, owners_of(self.kind)),
-            Watch(MODEL_DEPLOYMENTS, self._of_deployment),
+            Watch(MODEL_DEPLOYMENTS, concerned.by_deployment),
         )
 
-    async def decide(self, obj: Object, now: datetime) -> Plan:
+    async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one AcceleratorResource."""
-        stores = self.context.stores
         resource = obj["spec"].get("resourceName")
-        requesting = stores[PODS].by_index("resource", resource) if resource else ()
+        requesting = known[PODS].by_index("resource", resource) if resource else ()
         plugin = scoped(self._settings.system_namespace, name_of(obj))
         snapshot = planner.AcceleratorSnapshot(
             accelerator=obj,
-            nodes=stores[NODES].list(),
+            nodes=known[NODES].list(),
             requested=sum(planner.requested(pod, resource) for pod in requesting),
             plugin_pods=[
                 pod
-                for pod in stores[PODS].by_index("accelerator", plugin)
+                for pod in known[PODS].by_index("accelerator", plugin)
                 if labels_of(pod).get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN
             ],
             children=[
-                *stores[DAEMONSETS].by_index("owner", uid_of(obj)),
-                *stores[CONFIGMAPS].by_index("owner", uid_of(obj)),
+                *known[DAEMONSETS].by_index("owner", uid_of(obj)),
+                *known[CONFIGMAPS].by_index("owner", uid_of(obj)),
             ],
             settings=self._settings,
-            users=self._users(obj),
+            users=self._users(obj, known),
         )
         return planner.plan(snapshot, now)
 
-    def _users(self, obj: Object) -> Users:
-        deployments, name = self.context.stores[MODEL_DEPLOYMENTS], name_of(obj)
+    def _users(self, obj: Object, known: Reading) -> Users:
+        deployments, name = known[MODEL_DEPLOYMENTS], name_of(obj)
         # Thousands may use it, and their names are told only while it is being deleted.
         named = deployments.keys_by_index("accelerator", name) if is_deleting(obj) else ()
         return some(itertools.starmap(scoped, named), deployments.count("accelerator", name))
 
-    def _of_node(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        # Kubelets write a node's status every few seconds; only what placement looks at matters here.
+
+class _Concerned:
+    """Which accelerators a change concerns."""
+
+    def __init__(self, accelerators: Store) -> None:
+        self._accelerators = accelerators
+        self._kind = accelerators.resource.kind
+
+    def by_node(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """All of them, if something changed that placement looks at: kubelets write a status every few seconds."""
         if old is not None and new is not None and _facts(old) == _facts(new):
             return
-        for each in self.context.stores[ACCELERATOR_RESOURCES].list():
-            yield Key(self.kind, "", name_of(each))
+        for _, name in self._accelerators.keys():  # noqa: SIM118 - a store is no mapping
+            yield Key(self._kind, "", name)
 
-    def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        # Who begins to use one protects it; who ends to may be the last.
+    def by_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """Those that it no longer uses: it may have been the last. Who begins to use one protects it."""
         released = set(accelerators_used(old)) if old is not None else set()
         if new is not None:
             released -= set(accelerators_used(new))
         for name in released:
-            yield Key(self.kind, "", name)
+            yield Key(self._kind, "", name)
 
-    def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+    def by_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """The one whose device plugin it runs, and those whose devices it requests."""
         obj = new or old
         assert obj is not None
         label = labels_of(obj)
         if label.get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN and (name := label.get(names.LABEL_ACCELERATOR)):
-            yield Key(self.kind, "", name)
-        requested = set(resources_requested(obj))
-        if requested:
-            for each in self.context.stores[ACCELERATOR_RESOURCES].list():
-                if each["spec"].get("resourceName") in requested:
-                    yield Key(self.kind, "", name_of(each))
+            yield Key(self._kind, "", name)
+        for resource in resources_requested(obj):
+            for _, each in self._accelerators.keys_by_index("resource", resource):
+                yield Key(self._kind, "", each)
 
 
 def _facts(node: Object) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from rm_api import names
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, owners_of, scoped
+from rm_operator.controllers.reading import Reading
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import BUILD_ARTIFACTS, JOBS, MODEL_DEPLOYMENTS, PODS
@@ -33,13 +34,13 @@ class BuildArtifactController(PlanningController):
             Watch(MODEL_DEPLOYMENTS, self._of_deployment),
         )
 
-    async def decide(self, obj: Object, now: datetime) -> Plan:
+    async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one BuildArtifact."""
-        stores, namespace, name = self.context.stores, namespace_of(obj), name_of(obj)
-        users = stores[MODEL_DEPLOYMENTS].by_index("artifact", scoped(namespace, name))
+        namespace, name = namespace_of(obj), name_of(obj)
+        users = known[MODEL_DEPLOYMENTS].by_index("artifact", scoped(namespace, name))
         attempts = [
-            observe(job, stores[PODS].by_index("job", scoped(namespace, name_of(job))))
-            for job in stores[JOBS].by_index("owner", uid_of(obj))
+            observe(job, known[PODS].by_index("job", scoped(namespace, name_of(job))))
+            for job in known[JOBS].by_index("owner", uid_of(obj))
             if not is_deleting(job)
         ]
         running = any(attempt.state is State.RUNNING for attempt in attempts)
@@ -49,7 +50,7 @@ class BuildArtifactController(PlanningController):
             artifact=obj,
             referrers=sum(not is_deleting(user) for user in users),
             attempts=attempts,
-            answer=await self._store.ask(planner.repository(obj)) if ask else None,
+            answer=await known.outside(self._store.ask(planner.repository(obj))) if ask else None,
             settings=self._settings,
             suspended=sum(_is_suspended(user) for user in users if not is_deleting(user)),
         )

@@ -6,6 +6,7 @@ from datetime import datetime
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import profiles_used, scoped
+from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS
 from rm_operator.plan import profile as planner
@@ -27,14 +28,14 @@ class BuildProfileController(PlanningController):
             Watch(MODEL_DEPLOYMENTS, self._of_deployment),
         )
 
-    async def decide(self, obj: Object, now: datetime) -> Plan:
+    async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one BuildProfile."""
-        built = self.context.stores[BUILD_ARTIFACTS].count("built", name_of(obj))
-        return planner.plan(planner.ProfileSnapshot(obj, built, self._users(obj)), now)
+        built = known[BUILD_ARTIFACTS].count("built", name_of(obj))
+        return planner.plan(planner.ProfileSnapshot(obj, built, self._users(obj, known)), now)
 
-    def _users(self, obj: Object) -> Users:
+    def _users(self, obj: Object, known: Reading) -> Users:
         name = name_of(obj)
-        deployments, artifacts = self.context.stores[MODEL_DEPLOYMENTS], self.context.stores[BUILD_ARTIFACTS]
+        deployments, artifacts = known[MODEL_DEPLOYMENTS], known[BUILD_ARTIFACTS]
         named: list[str] = []
         if is_deleting(obj):
             # Thousands may use it, and their names are told only then.

@@ -95,18 +95,21 @@ class _Use:
 class Ledger:
     """Counts what is spoken for. Knows no clock and no store: it is told of changes, and of the time.
 
-    ``freed(accelerators)`` is called with the names of what may have become free; ``node_labels`` gives the labels of
-    a node, and ``build_seconds`` the time limit of the build that a ModelDeployment waits for, or 0.
+    ``freed(accelerators)`` is called with the names of what may have become free, ``changed`` after anything changed
+    that an answer rests on; ``node_labels`` gives the labels of a node, and ``build_seconds`` the time limit of the
+    build that a ModelDeployment waits for, or 0.
     """
 
     def __init__(
         self,
         freed: Callable[[Iterable[str]], None],
+        changed: Callable[[], None],
         *,
         node_labels: Callable[[str], Mapping[str, str]],
         build_seconds: Callable[[Object], float],
     ) -> None:
         self._freed = freed
+        self._changed = changed
         self._node_labels = node_labels
         self._build_seconds = build_seconds
         self._accounts: dict[Owner, _Account] = {}
@@ -184,6 +187,7 @@ class Ledger:
         before, after = _use_of(old), _use_of(new)
         if before == after:
             return
+        self._changed()
         touched: set[tuple[Owner, str]] = set()
         freed: set[str] = set()
         for use, sign in ((before, -1), (after, 1)):
@@ -217,6 +221,7 @@ class Ledger:
 
     def nodes_changed(self) -> None:
         """Labels of nodes changed, and with them what pods stand in the way of whom."""
+        self._changed()
         self._foreign_known.clear()
 
     def expire(self, now: float) -> None:
@@ -263,6 +268,8 @@ class Ledger:
         affected = {each.accelerator for each in (*known, *claims) if each is not None}
         before = {name: account.demand(name) for name in affected}
         account.stored, account.assumed = claims
+        if known != claims:
+            self._changed()
         for name in affected:
             self._demand[name] += account.demand(name) - before[name]
         for last, claim in zip(known, claims, strict=True):

@@ -18,12 +18,15 @@ from rm_operator.kube.resources import (
     NODES,
     PODS,
 )
-from rm_operator.kube.store import Stores
+from rm_operator.kube.store import Place, Stores
 from rm_operator.plan.model import labels_of, name_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
 from rm_operator.plan.placement.observed import Observed, observe
 from rm_operator.plan.profile import problems
+
+_FLEET: Place = ("fleet",)
+"""Touched when what there is, or what is spoken for, changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,11 @@ class Fleet:
     def __init__(self, stores: Stores, wake: Callable[[Owner], None]) -> None:
         self._stores = stores
         self._wake = wake
+        self._ticks = stores.ticks
         self._waiting = Waiting()
-        self._ledger = Ledger(self._freed, node_labels=self._node_labels, build_seconds=self._build_seconds)
+        self._ledger = Ledger(
+            self._freed, self._touch, node_labels=self._node_labels, build_seconds=self._build_seconds
+        )
         self._kinds: dict[str, _Kind] = {}
         self._profiles: dict[str, ProfileView] = {}
         self._all_profiles: tuple[ProfileView, ...] = ()
@@ -65,11 +71,19 @@ class Fleet:
                 follow(None, obj)
             stores[resource].on_change(follow)
 
+    def places(self, deployment: Object) -> tuple[Place, ...]:
+        """Where ``Stores.ticks`` is told of changes of what is said here to ``deployment``."""
+        return _FLEET, _asked(owner_of(deployment))
+
+    def time_passed(self, now: datetime) -> None:
+        """Ends promises that are over."""
+        self._ledger.expire(now.timestamp())
+
     def accelerators(self, deployment: Object, now: datetime) -> list[AcceleratorView]:
         """All accelerators as ``deployment`` sees them."""
         owner, ledger = owner_of(deployment), self._ledger
         current = ((deployment.get("status") or {}).get("placement") or {}).get("chosen")
-        ledger.expire(now.timestamp())
+        self.time_passed(now)
         return [
             AcceleratorView(
                 name=name,
@@ -121,6 +135,7 @@ class Fleet:
         assert obj is not None
         name = name_of(obj)
         self._ledger.accelerator_changed(old, new)
+        self._touch()
         if new is None:
             self._kinds.pop(name, None)
             return
@@ -134,6 +149,7 @@ class Fleet:
         if new is not None:
             self._profiles[name_of(new)] = _profile_view(new)
         self._all_profiles = tuple(self._profiles.values())
+        self._touch()
 
     def _deployment_changed(self, old: Object | None, new: Object | None) -> None:
         self._ledger.deployment_changed(old, new)
@@ -147,6 +163,9 @@ class Fleet:
         if old is None or new is None or labels_of(old) != labels_of(new):
             self._ledger.nodes_changed()
 
+    def _touch(self) -> None:
+        self._ticks.touch([_FLEET])
+
     def _freed(self, accelerators: Iterable[str]) -> None:
         self._offer(accelerators)
 
@@ -156,6 +175,8 @@ class Fleet:
             kind = self._kinds.get(name)
             if kind is not None and kind.seen.ready:
                 for owner in self._waiting.wake(name, self._ledger.free(kind.supply)):
+                    # It has to answer, whether or not that is news to it: the next in line may be waiting for that.
+                    self._ticks.touch([_asked(owner)])
                     self._wake(owner)
 
     def _node_labels(self, node: str) -> Mapping[str, str]:
@@ -168,6 +189,10 @@ class Fleet:
         if artifact is None or (artifact.get("status") or {}).get("location"):
             return 0.0
         return float(artifact["spec"].get("timeoutSeconds", 0))
+
+
+def _asked(owner: Owner) -> Place:
+    return "asked", owner
 
 
 def _kind(obj: Object, before: _Kind | None) -> _Kind:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rm_api import names
-from rm_api.kinds.model_deployment import ModelSource
 
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
@@ -24,7 +23,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.plan.artifact import in_build, is_ready
 from rm_operator.plan.model import is_deleting
-from rm_operator.plan.resolve import source_hash
+from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
 
 Object = Mapping[str, Any]
@@ -71,8 +70,8 @@ def label(key: str) -> IndexFunction:
 
 
 def _source(obj: Object) -> list[str]:
-    model = ModelSource.model_validate(obj["spec"]["model"])
-    return [scoped(obj["metadata"]["namespace"], source_hash(model))]
+    # Whoever is being deleted shares nothing any more.
+    return [] if is_deleting(obj) else [scoped(obj["metadata"]["namespace"], written_source_hash(obj["spec"]["model"]))]
 
 
 def _artifact(obj: Object) -> list[str]:
@@ -106,6 +105,11 @@ def _leaving(obj: Object) -> list[str]:
     return ["true"] if is_deleting(obj) else []
 
 
+def _resource(accelerator: Object) -> list[str]:
+    name = accelerator["spec"].get("resourceName")
+    return [name] if name else []
+
+
 def resources_requested(obj: Object) -> list[str]:
     """Extended resources that a pod requests."""
     spec = obj.get("spec") or {}
@@ -128,7 +132,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "profile": profiles_used,
     },
     BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with},
-    ACCELERATOR_RESOURCES: {"leaving": _leaving},
+    ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource},
     BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},

@@ -16,6 +16,8 @@ from rm_operator.kube.covers import differences
 from rm_operator.kube.errors import Conflict, NotFound, Terminal
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.store import Stores, key_of
+from rm_operator.plan.memo import Memo
+from rm_operator.plan.model import SharedIntent
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ async def apply_children(
     Raises Terminal(NameTaken) where an object of that name exists that is not ours or that another controller owns, and
     ApiError.
     """
-    return [await _apply_one(client, stores, *_prepare(child, owner)) for child in desired]
+    return [await _apply_one(client, stores, *_prepared(child, owner)) for child in desired]
 
 
 async def write_status(
@@ -106,6 +108,13 @@ def _prepare(child: Object, owner: Object | None) -> tuple[dict[str, Any], str]:
     digest = desired_hash(prepared)
     metadata["annotations"] = {**(metadata.get("annotations") or {}), ANNOTATION_APPLIED_HASH: digest}
     return prepared, digest
+
+
+def _prepared(child: Object, owner: Object | None) -> tuple[dict[str, Any], str]:
+    return _prepare_shared(child) if owner is None and isinstance(child, SharedIntent) else _prepare(child, owner)
+
+
+_prepare_shared: Memo[[SharedIntent], tuple[dict[str, Any], str]] = Memo(lambda child: _prepare(child, None), most=64)
 
 
 async def _apply_one(client: KubeClient, stores: Stores, prepared: dict[str, Any], digest: str) -> Applied:

@@ -13,12 +13,15 @@ import orjson
 from rm_operator.kube.buckets import Buckets, IndexValue, ObjectKey
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import Resource, resource_of
+from rm_operator.kube.ticks import Ticks
 
 logger = logging.getLogger(__name__)
 
 IndexFunction = Callable[[Object], Iterable[str]]
 Transform = Callable[[dict[str, Any]], dict[str, Any] | None]
 Subscriber = Callable[[Object | None, Object | None], None]
+Place = tuple[object, ...]
+"""Something that can be read, as ``Ticks`` knows it."""
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _MAX_TOMBSTONES: Final = 4096
@@ -106,6 +109,9 @@ class Store:
         # Versions at which objects went: an answer to a write that arrives after the deletion must not revive them.
         self._tombstones: OrderedDict[ObjectKey, int] = OrderedDict()
         self._subscribers: list[Subscriber] = []
+        self._uids: dict[IndexValue, tuple[tuple[str, str], ...]] = {}
+        self.ticks: Ticks | None = None
+        """Where changes are told to, if anybody wants to know."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -168,6 +174,32 @@ class Store:
         kept = self._kept.get(key)
         if kept is not None and kept.version == version_of(obj):
             kept.as_applied = digest
+
+    def uids_by_index(self, index_name: str, value: str) -> tuple[tuple[str, str], ...]:
+        """(name, uid) of what ``by_index`` would give, the same tuple as long as it is so; nothing is decoded."""
+        which = self._declared(index_name, value)
+        uids = self._uids.get(which)
+        if uids is None:
+            uids = tuple((key[1], self._kept[key].uid) for key in self._buckets.ordered(which))
+            if uids:
+                self._uids[which] = uids
+        return uids
+
+    def place_of(self, key: ObjectKey) -> Place:
+        """Touched when this object changes, comes or goes."""
+        return self.resource.kind, key
+
+    def place_in(self, index_name: str, value: str) -> Place:
+        """Touched when an object changes that has the value, or gets or loses it."""
+        return self.resource.kind, index_name, value
+
+    def place_among(self, index_name: str, value: str) -> Place:
+        """Touched when an object gets the value or loses it, or is replaced by another of its name."""
+        return self.resource.kind, index_name, value, "keys"
+
+    def place_of_all(self) -> Place:
+        """Touched when any object changes, comes or goes."""
+        return (self.resource.kind,)
 
     def on_change(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""
@@ -239,6 +271,7 @@ class Store:
             self._buckets.add(key, kept.values)
         self._kept[key] = kept
         self._forget(key, (*before.values, *kept.values) if before is not None else kept.values)
+        self._tick(key, before, kept)
         self._notify(old, transformed)
         return transformed
 
@@ -249,7 +282,20 @@ class Store:
         del self._kept[key]
         self._forget(key, kept.values)
         self.accepted.pop(key, None)
+        self._tick(key, kept, None)
         self._notify(old, None)
+
+    def _tick(self, key: ObjectKey, before: _Kept | None, after: _Kept | None) -> None:
+        """Whoever has read the object, or what it is among, has read something else than there is now."""
+        old, new = before.values if before is not None else (), after.values if after is not None else ()
+        same = before is not None and after is not None and before.uid == after.uid
+        moved = set(old) ^ set(new) if same else {*old, *new}
+        for value in moved:
+            self._uids.pop(value, None)
+        if self.ticks is not None:
+            values = old if old == new else {*old, *new}
+            places = [self.place_of_all(), self.place_of(key), *(self.place_in(*value) for value in values)]
+            self.ticks.touch([*places, *(self.place_among(*value) for value in moved)])
 
     def _old(self, key: ObjectKey, kept: _Kept | None) -> Object | None:
         """What subscribers are told that the object was; where nobody listens, nothing is decoded."""
@@ -379,6 +425,9 @@ class Stores:
     def __init__(self, stores: Iterable[Store]) -> None:
         self._stores = {store.resource: store for store in stores}
         self._by_kind = {store.resource.kind: store for store in self._stores.values()}
+        self.ticks = Ticks()
+        for store in self._stores.values():
+            store.ticks = self.ticks
 
     def __getitem__(self, resource: Resource) -> Store:
         return self._stores[resource]

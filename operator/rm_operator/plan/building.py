@@ -3,14 +3,17 @@
 from rm_api import names
 from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
-from rm_api.kinds import BuildArtifactSpec, ModelDeploymentSpec
-from rm_api.kinds.build_artifact import BuildArtifactStatus, ModelInput
+from rm_api.dtypes import DType
+from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelDeploymentSpec
+from rm_api.kinds.build_artifact import ModelInput
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
 from rm_operator.plan import pods
+from rm_operator.plan.buckets import bucket
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
+from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
 from rm_operator.plan.placement import PlacementResult
 from rm_operator.plan.state import DeploymentSnapshot, State
@@ -21,7 +24,7 @@ def build(state: State) -> bool:
     assert state.placement is not None
     assert state.facts is not None
     snapshot = state.snapshot
-    desired = _artifact_spec(state.placement, state.facts, state.spec, snapshot)
+    desired = _wanted(state.placement, state.facts, state.spec, snapshot)
     name = artifact_name(desired.key)
     state.artifact = name
     existing = snapshot.artifacts.get(name)
@@ -44,7 +47,7 @@ def build(state: State) -> bool:
         return False
     state.artifact_object = existing
     if artifact_plan.is_ready(existing):
-        location = BuildArtifactStatus.model_validate(existing["status"]).location
+        location = existing["status"].get("location")
         state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, f"{location}")
         return True
     conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
@@ -60,29 +63,52 @@ def build(state: State) -> bool:
     return False
 
 
-def _artifact_spec(
+def _wanted(
     placement: PlacementResult, facts: ModelFacts, spec: ModelDeploymentSpec, snapshot: DeploymentSnapshot
 ) -> BuildArtifactSpec:
-    profile = next(view.spec for view in snapshot.profiles if view.name == placement.profile)
+    profile = next(view for view in snapshot.profiles if view.name == placement.profile)
     assert placement.dtype is not None
     assert placement.bucket is not None
-    inputs = KeyInputs.from_profile(profile, facts, placement.dtype, placement.bucket, snapshot.settings.host_isa)
+    return _artifact_spec(
+        profile.name,
+        profile.spec,
+        facts,
+        placement.dtype,
+        placement.bucket.max_sequence_length,
+        placement.bucket.max_batch_size,
+        spec.model.credentials_secret_ref,
+        snapshot.settings.host_isa,
+    )
+
+
+def _made(
+    profile_name: str,
+    profile: BuildProfileSpec,
+    facts: ModelFacts,
+    dtype: DType,
+    sequence: int | None,
+    batch: int | None,
+    credentials: str | None,
+    isa: str,
+) -> BuildArtifactSpec:
+    shape = bucket(sequence, batch)
+    inputs = KeyInputs.from_profile(profile, facts, dtype, shape, isa)
     return BuildArtifactSpec(
         key=artifact_key(inputs),
         key_schema=names.KEY_SCHEMA_VERSION,
         model=ModelInput(
             source=facts.source,
             revision=facts.revision,
-            credentials_secret=spec.model.credentials_secret_ref,
+            credentials_secret=credentials,
             config_digest=facts.config_digest,
             tensors_digest=facts.tensors_digest,
             weights_digest=facts.weights_digest,
             architecture=facts.architecture,
         ),
-        profile=str(placement.profile),
+        profile=profile_name,
         target=profile.target,
-        dtype=placement.dtype,
-        shape=placement.bucket,
+        dtype=dtype,
+        shape=shape,
         drivers=profile.compatibility.driver,
         format=profile.output.format,
         steps=[
@@ -95,9 +121,14 @@ def _artifact_spec(
     )
 
 
+# Deployments of one model on one kind of accelerator ask for the same.
+_artifact_spec = Memo(_made, most=64)
+spec_of = Specs(BuildArtifactSpec, most=64)
+
+
 def _recipe_was_mended(existing: Object, desired: BuildArtifactSpec) -> bool:
     """True if the profile changed in what does not count for the key: a time limit, memory, meanings of exit codes."""
-    made_from = BuildArtifactSpec.model_validate(existing["spec"])
+    made_from = spec_of(existing)
     return made_from.profile == desired.profile and made_from.model_copy(update={"model": desired.model}) != desired
 
 

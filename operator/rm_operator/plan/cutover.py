@@ -12,10 +12,9 @@ from typing import Any
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
-from rm_api.kinds import BuildArtifactSpec
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import rollout, serving
+from rm_operator.plan import building, rollout, serving
 from rm_operator.plan.model import (
     Object,
     deletion_of,
@@ -101,7 +100,7 @@ def _wanted_variant(state: State) -> serving.Variant:
         accelerator=accelerator.name,
         accelerator_spec=accelerator.spec,
         artifact=name_of(state.artifact_object),
-        artifact_spec=BuildArtifactSpec.model_validate(state.artifact_object["spec"]),
+        artifact_spec=building.spec_of(state.artifact_object),
         location=str((state.artifact_object["status"])["location"]),
     )
 

@@ -11,15 +11,19 @@ from typing import Any
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
-from rm_api.kinds.model_deployment import Placement, VariantStatus
+from rm_api.kinds.model_deployment import ModelFacts, Placement, VariantStatus
 
 from rm_operator.plan import autoscaler, building, cutover, in_use, resolve, routing, serving, suspension
 from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
 from rm_operator.plan.placement import PlacementRequest, place
 from rm_operator.plan.state import DeploymentSnapshot, State
 
 __all__ = ["DeploymentSnapshot", "plan"]
+
+_spec_of = Specs(ModelDeploymentSpec, most=64)
+_facts_status: Memo[[ModelFacts], dict[str, Any]] = Memo(ModelFacts.to_wire, most=64)
 
 
 def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
@@ -28,7 +32,7 @@ def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
         return Plan()
     state = State(
         snapshot,
-        ModelDeploymentSpec.model_validate(snapshot.deployment["spec"]),
+        _spec_of(snapshot.deployment),
         Conditions(snapshot.deployment, now),
         now,
     )
@@ -123,7 +127,7 @@ def _finish(state: State) -> Plan:
     status: dict[str, Any] = {
         "observedGeneration": snapshot.deployment["metadata"].get("generation", 0),
         "url": url if conditions.is_true(ConditionType.ROUTED) else None,
-        "model": state.facts.to_wire() if state.facts else None,
+        "model": _facts_status(state.facts) if state.facts else None,
         "placement": _placement_status(state) if state.placement else before.get("placement"),
         "artifact": state.artifact or before.get("artifact"),
         "variants": _variant_statuses(state),

@@ -15,6 +15,10 @@ Object = Mapping[str, Any]
 """An API object as the API server returned it. Never changed after it was read."""
 
 
+class SharedIntent(dict[str, Any]):
+    """The intent for a child, the same object in many plans: what is derived from it need not be derived anew."""
+
+
 @dataclass(frozen=True)
 class Deletion:
     """An object to delete, only if it is still the one that was looked at."""

@@ -5,7 +5,7 @@ Deployments of one namespace that name the same source share both, and own both,
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,14 +18,14 @@ from rm_api.kinds.model_deployment import ModelFacts, ModelSource
 from rm_operator.plan import pods
 from rm_operator.plan.attempt import Attempt, State
 from rm_operator.plan.conditions import Conditions
+from rm_operator.plan.memo import Memo
 from rm_operator.plan.model import (
     Deletion,
     Object,
     Settings,
+    SharedIntent,
     deletion_of,
-    owner_reference,
     to_timestamp,
-    uid_of,
 )
 
 DEADLINE_SECONDS = 900
@@ -49,8 +49,16 @@ class Resolution:
 
 def source_hash(model: ModelSource) -> str:
     """Identifies what is to be resolved: 16 hexadecimal digits over source, revision and credentials."""
-    parts = [model.source, model.revision or "", model.credentials_secret_ref or ""]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return _hash(model.source, model.revision, model.credentials_secret_ref)
+
+
+def written_source_hash(model: Mapping[str, Any]) -> str:
+    """The same of a ``spec.model`` as it is written."""
+    return _hash(model["source"], model.get("revision"), model.get("credentialsSecretRef"))
+
+
+def _hash(source: str, revision: str | None, credentials: str | None) -> str:
+    return hashlib.sha256(json.dumps([source, revision or "", credentials or ""]).encode()).hexdigest()[:16]
 
 
 def config_map_name(hash_: str) -> str:
@@ -62,7 +70,7 @@ def plan(
     model: ModelSource,
     *,
     namespace: str,
-    sharers: Sequence[Object],
+    sharers: tuple[tuple[str, str], ...],
     config_map: Object | None,
     attempts: Sequence[Attempt],
     conditions: Conditions,
@@ -71,27 +79,27 @@ def plan(
 ) -> Resolution:
     """Decides what is next for ``model`` and states ModelResolved.
 
-    ``sharers`` are the deployments of the namespace with this source, this one included; ``attempts`` their Jobs.
+    ``sharers`` are name and uid of the deployments of the namespace with this source, this one included; ``attempts``
+    their Jobs.
     """
     hash_ = source_hash(model)
-    owners = [owner_reference(each, controller=False) for each in sorted(sharers, key=uid_of)]
     finished = tuple(deletion_of(attempt.job) for attempt in attempts if attempt.state is not State.RUNNING)
 
     if config_map is not None:
         try:
-            facts = ModelFacts.model_validate_json((config_map.get("data") or {}).get(FACTS_KEY, ""))
+            facts = _facts((config_map.get("data") or {}).get(FACTS_KEY, ""))
         except ValidationError:
             # Kept by a version that knew other facts, or replaced by somebody: the model tells once more.
             message = f"what was known of {model.source} cannot be read; it is read again"
             conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, message)
             return Resolution(delete=(deletion_of(config_map),))
         conditions.set(ConditionType.MODEL_RESOLVED, True, Reason.RESOLVED, f"pinned to {facts.revision}")
-        return Resolution(facts, (_config_map(hash_, namespace, owners, facts),), finished)
+        return Resolution(facts, (_config_map(hash_, namespace, sharers, facts),), finished)
 
     last = max(attempts, key=lambda attempt: attempt.number, default=None)
     if last is None:
         conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, f"reading {model.source}")
-        return Resolution(apply=(_job(model, hash_, 1, namespace, owners, settings),))
+        return Resolution(apply=(_job(model, hash_, 1, namespace, sharers, settings),))
     if last.state is State.RUNNING:
         message = last.message or f"reading {model.source}"
         conditions.set(ConditionType.MODEL_RESOLVED, False, last.reason or Reason.RESOLVING, message)
@@ -107,14 +115,14 @@ def plan(
             return _wait(
                 model, hash_, last, RECHECK_SECONDS, Reason.RESOLVE_FAILED,
                 f"the report lacks facts: {'; '.join(problems[:3])}",
-                namespace, owners, conditions, settings, now, stalled=True,
+                namespace, sharers, conditions, settings, now, stalled=True,
             )  # fmt: skip
         conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, f"pinned to {facts.revision}")
-        return Resolution(apply=(_config_map(hash_, namespace, owners, facts),))
+        return Resolution(apply=(_config_map(hash_, namespace, sharers, facts),))
     pause = RETRY_SECONDS[min(last.number, len(RETRY_SECONDS)) - 1] if last.retryable else RECHECK_SECONDS
     return _wait(
         model, hash_, last, pause, last.reason or Reason.RESOLVE_FAILED, last.message,
-        namespace, owners, conditions, settings, now, stalled=not last.retryable,
+        namespace, sharers, conditions, settings, now, stalled=not last.retryable,
     )  # fmt: skip
 
 
@@ -125,7 +133,7 @@ def _is_too_large(value: object) -> bool:
 
 def _wait(
     model: ModelSource, hash_: str, last: Attempt, pause: float, reason: Reason, message: str, namespace: str,
-    owners: list[dict[str, Any]], conditions: Conditions, settings: Settings, now: datetime, *, stalled: bool,
+    sharers: tuple[tuple[str, str], ...], conditions: Conditions, settings: Settings, now: datetime, *, stalled: bool,
 ) -> Resolution:  # fmt: skip
     due = (last.ended or now) + timedelta(seconds=pause)
     text = f"{message}; attempt {last.number} failed, the next one is due at {to_timestamp(due)}"
@@ -133,29 +141,50 @@ def _wait(
     if now < due:
         return Resolution(requeue_after=(due - now).total_seconds(), stalled=stalled)
     return Resolution(
-        apply=(_job(model, hash_, last.number + 1, namespace, owners, settings),),
+        apply=(_job(model, hash_, last.number + 1, namespace, sharers, settings),),
         delete=(deletion_of(last.job),),
         stalled=stalled,
     )
 
 
-def _config_map(hash_: str, namespace: str, owners: list[dict[str, Any]], facts: ModelFacts) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "name": config_map_name(hash_),
-            "namespace": namespace,
-            "labels": pods.labels(names.ROLE_RESOLVE, **{names.LABEL_MODEL: hash_}),
-            "ownerReferences": owners,
-        },
-        "immutable": True,
-        "data": {FACTS_KEY: json.dumps(facts.to_wire(), sort_keys=True, separators=(",", ":"))},
-    }
+def _owners(sharers: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+    kind = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment"}
+    return [{**kind, "name": name, "uid": uid} for name, uid in sorted(sharers, key=lambda each: each[1])]
+
+
+def _read_facts(text: str) -> ModelFacts:
+    return ModelFacts.model_validate_json(text)
+
+
+def _rendered(hash_: str, namespace: str, sharers: tuple[tuple[str, str], ...], facts: ModelFacts) -> SharedIntent:
+    return SharedIntent(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": config_map_name(hash_),
+                "namespace": namespace,
+                "labels": pods.labels(names.ROLE_RESOLVE, **{names.LABEL_MODEL: hash_}),
+                "ownerReferences": _owners(sharers),
+            },
+            "immutable": True,
+            "data": {FACTS_KEY: json.dumps(facts.to_wire(), sort_keys=True, separators=(",", ":"))},
+        }
+    )
+
+
+# A model's facts, and the object that keeps them, are the same for all who share the model.
+_facts = Memo(_read_facts, most=64)
+_config_map = Memo(_rendered, most=64)
 
 
 def _job(
-    model: ModelSource, hash_: str, number: int, namespace: str, owners: list[dict[str, Any]], settings: Settings
+    model: ModelSource,
+    hash_: str,
+    number: int,
+    namespace: str,
+    sharers: tuple[tuple[str, str], ...],
+    settings: Settings,
 ) -> dict[str, Any]:
     command = ["rm-abstract", "resolve", f"--source={pods.literal(model.source)}"]
     if model.revision:
@@ -164,7 +193,7 @@ def _job(
     return pods.job(
         name=f"r-{hash_}-{number}",
         namespace=namespace,
-        owners=owners,
+        owners=_owners(sharers),
         label=pods.labels(names.ROLE_RESOLVE, **{names.LABEL_MODEL: hash_, names.LABEL_ATTEMPT: str(number)}),
         deadline=DEADLINE_SECONDS,
         template=pods.pod_spec(

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rm_api import names
@@ -15,10 +16,12 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploy
 
 from rm_operator.plan import pods
 from rm_operator.plan.key import build_variables
+from rm_operator.plan.memo import Memo
 from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
 
 _SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
 _GRACE_SECONDS = 60
+_wire: Memo[[AcceleratorResourceSpec], dict[str, Any]] = Memo(AcceleratorResourceSpec.to_wire, most=64)
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Variant:
         """The model's name in the OpenAI API."""
         return self.spec.model.served_name or name_of(self.deployment)
 
-    @property
+    @cached_property
     def inputs_hash(self) -> str:
         """Hash of everything that asks for other pods when it changes; replicas and selectors of placement do not."""
-        accelerator = self.accelerator_spec.to_wire()
+        accelerator = _wire(self.accelerator_spec)
         inputs = {
             "accelerator": self.accelerator,
             "runtime": accelerator["runtime"],

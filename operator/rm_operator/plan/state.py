@@ -22,8 +22,8 @@ class DeploymentSnapshot:
     """Everything that a decision about one ModelDeployment rests on."""
 
     deployment: Object
-    sharers: Sequence[Object]
-    """Deployments of the namespace with the same source, this one included."""
+    sharers: tuple[tuple[str, str], ...]
+    """Name and uid of the deployments of the namespace with the same source, this one included."""
     config_map: Object | None
     """The resolved facts of the source."""
     resolve_attempts: Sequence[Attempt]

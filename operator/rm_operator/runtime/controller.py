@@ -246,7 +246,7 @@ class Workers:
         if after is not None:
             self._queue.add_after(key, after)
             return "requeue_after"
-        if self._stores.of_kind(key.kind).get(key.namespace, key.name) is not None:
+        if (key.namespace, key.name) in self._stores.of_kind(key.kind):
             # Should some change ever go unnoticed, it is noticed here.
             self._queue.add_after(key, _jittered(RESYNC_SECONDS))
         return "success"

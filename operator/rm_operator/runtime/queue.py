@@ -26,6 +26,7 @@ class Key(NamedTuple):
 FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 300.0
 _MAX_DOUBLINGS: Final = 20
+_SPARE_DELAYED: Final = 1000
 
 
 class QueueClosed(Exception):
@@ -85,6 +86,10 @@ class Queue:
             return
         self._due[key] = due
         heapq.heappush(self._delayed, (due, next(self._order), key))
+        if len(self._delayed) > 2 * len(self._due) + _SPARE_DELAYED:
+            # Most were superseded long before their time, which may be hours away.
+            self._delayed = [each for each in self._delayed if self._due.get(each[2]) == each[0]]
+            heapq.heapify(self._delayed)
         self._set_timer(loop)
 
     def retry(self, key: Key) -> float:

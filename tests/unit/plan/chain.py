@@ -413,11 +413,11 @@ class World:
         config_maps = [each for each in self.of("ConfigMap") if each["metadata"]["labels"][names.LABEL_MODEL] == hash_]
         return deployment.DeploymentSnapshot(
             deployment=obj,
-            sharers=[
-                each
+            sharers=tuple(
+                (each["metadata"]["name"], each["metadata"]["uid"])
                 for each in self.of("ModelDeployment")
                 if resolve.source_hash(ModelSource.model_validate(each["spec"]["model"])) == hash_
-            ],
+            ),
             config_map=config_maps[0] if config_maps else None,
             resolve_attempts=self._attempts(model=hash_),
             leftovers=[

@@ -540,6 +540,10 @@ class Replica:
         _run(self._work(2000))
         assert not self._awake.keys, f"it never comes to rest; it is still at {sorted(map(str, self._awake.keys))}"
 
+    def wake(self, key: Key) -> None:
+        """Put ``key`` on the queue, though nothing happened."""
+        self._awake.add(key)
+
     def step(self) -> None:
         """Take in what happened, and one reconcile."""
         _run(self._work(1))

@@ -7,7 +7,7 @@ from enum import StrEnum
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, AcceleratorType
 
-from rm_operator.plan.placement.memo import Memo
+from rm_operator.plan.memo import Memo
 
 GIB = 1024.0**3
 
@@ -101,5 +101,5 @@ def _machine_of(spec: AcceleratorResourceSpec) -> Machine:
     )
 
 
-machine_of: Memo[AcceleratorResourceSpec, Machine] = Memo(_machine_of, most=4096)
+machine_of: Memo[[AcceleratorResourceSpec], Machine] = Memo(_machine_of, most=4096)
 """The declarations of an accelerator as plain numbers."""

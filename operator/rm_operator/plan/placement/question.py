@@ -7,8 +7,8 @@ from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 
 from rm_operator.plan.buckets import required_shape
+from rm_operator.plan.memo import Memo
 from rm_operator.plan.placement.estimate import Work, work_of
-from rm_operator.plan.placement.memo import Memo
 from rm_operator.plan.placement.request import PlacementRequest, ProfileView
 
 
@@ -43,7 +43,9 @@ def _by_target(profiles: tuple[ProfileView, ...]) -> Mapping[Target, tuple[Profi
     return {target: tuple(views) for target, views in found.items()}
 
 
-_profiles_by_target: Memo[tuple[ProfileView, ...], Mapping[Target, tuple[ProfileView, ...]]] = Memo(_by_target, most=8)
+_profiles_by_target: Memo[[tuple[ProfileView, ...]], Mapping[Target, tuple[ProfileView, ...]]] = Memo(
+    _by_target, most=8
+)
 
 
 class Question:

@@ -116,3 +116,14 @@ def test_where_devices_are_not_counted_everybody_may_come() -> None:
     cluster.accelerator("cpu", healthy=1, **cpu)
     assert sorted(cluster.drain()) == ["a", "b"]
     assert [cluster.place("a"), cluster.place("b")] == ["cpu", "cpu"]
+
+
+def test_who_is_woken_answers_though_nothing_else_has_changed(full: Cluster) -> None:
+    """One that passes a device on tells the next, to whom there is no other news."""
+    full.pod("x", "npu", devices=1)
+    assert full.drain() == ["d0"]
+    ticks = full.stores.ticks
+    before, slots = ticks.now, [ticks.slot(place) for place in full.fleet.places(full.deployment("d1"))]
+    full.fleet.settle(full.deployment("d0"), None, full.now)
+    assert full.drain() == ["d1"]
+    assert ticks.last(slots) > before

@@ -235,3 +235,19 @@ async def test_metrics_tell_depth_waits_and_retries() -> None:
     assert value("workqueue_unfinished_work_seconds") is None
     queue.retry(A)
     assert value("workqueue_retries_total") == 1
+
+
+async def test_what_is_looked_at_often_leaves_nothing_of_its_delays(queue: Queue) -> None:
+    """Each look ends with a delay of hours, and the next one comes long before."""
+    for number in range(10_000):
+        queue.add(A)
+        await queue.get()
+        queue.done(A)
+        queue.add_after(A, 36_000 + number)
+    queue.add_after(B, 50_000)
+    assert len(queue._delayed) < 1100
+    start = now()
+    assert await queue.get() == A
+    assert now() - start == 36_000 + 9999
+    assert await queue.get() == B
+    assert now() - start == 50_000

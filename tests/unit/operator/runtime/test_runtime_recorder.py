@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from rm_operator.kube.errors import ApiError, ServerError
 from rm_operator.kube.resources import EVENTS, Resource
 from rm_operator.runtime.metrics import Metrics
-from rm_operator.runtime.recorder import EventRecorder
+from rm_operator.runtime.recorder import MAX_PENDING, POSTED_AT_ONCE, POSTED_PER_SECOND, EventRecorder
 
 pytestmark = pytest.mark.looptime
 
@@ -121,10 +122,50 @@ async def test_a_slow_server_never_blocks_and_the_backlog_is_bounded() -> None:
     async with recording() as found:
         found.sink.latency = 1000
         start = asyncio.get_running_loop().time()
-        said = [found.recorder.emit(obj(f"o{number}"), "Normal", "A", "m") for number in range(3000)]
+        for kind, most in MAX_PENDING.items():
+            said = [found.recorder.emit(obj(f"{kind}{number}"), kind, "A", "m") for number in range(most + 1000)]
+            assert said.count(True) == most
         assert asyncio.get_running_loop().time() == start
-        assert 1000 <= said.count(True) <= 1001
-        assert found.count("dropped") == 3000 - said.count(True)
+        assert found.count("dropped") == 2000
+
+
+async def test_few_are_posted_at_once_and_many_at_a_bounded_rate() -> None:
+    async with recording() as found:
+        found.sink.latency = 0
+        for number in range(POSTED_AT_ONCE):
+            found.recorder.emit(obj(f"o{number}"), "Normal", "A", "m")
+        await asyncio.sleep(0.01)
+        assert len(found.sink.posted) == POSTED_AT_ONCE
+        for number in range(1000):
+            found.recorder.emit(obj(f"p{number}"), "Normal", "A", "m")
+        await asyncio.sleep(10)
+        assert len(found.sink.posted) - POSTED_AT_ONCE == pytest.approx(10 * POSTED_PER_SECOND, abs=2)
+        await asyncio.sleep(50)
+        assert len(found.sink.posted) == POSTED_AT_ONCE + 1000, "nothing is lost"
+        assert [event["regarding"]["name"] for event in found.sink.posted[-2:]] == ["p998", "p999"]
+
+
+async def test_warnings_go_first() -> None:
+    async with recording() as found:
+        for number in range(1000):
+            found.recorder.emit(obj(f"o{number}"), "Normal", "A", "m")
+        await asyncio.sleep(5)
+        assert found.recorder.emit(obj("w"), "Warning", "B", "look")
+        await asyncio.sleep(0.2)
+        assert "Warning" in [event["type"] for event in found.sink.posted[-3:]]
+        assert len(found.sink.posted) < 500
+
+
+async def test_an_event_tells_when_it_happened_not_when_it_was_posted() -> None:
+    async with recording() as found:
+        before = datetime.now(UTC)
+        for number in range(1000):
+            found.recorder.emit(obj(f"o{number}"), "Normal", "A", "m")
+        after = datetime.now(UTC)
+        await asyncio.sleep(60)
+        times = [datetime.fromisoformat(event["eventTime"]) for event in found.sink.posted]
+        assert len(times) == 1000
+        assert all(before <= each <= after for each in times)
 
 
 async def test_the_rest_is_posted_at_the_end_within_its_time() -> None:

@@ -11,6 +11,7 @@ from rm_api.conditions import Reason
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
+from rm_operator.controllers.reading import Reading
 from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.errors import (
     ApiError,
@@ -109,7 +110,7 @@ class Childish(PlanningController):
     resource = BUILD_PROFILES
     status_first = False
 
-    async def decide(self, obj: Object, now: datetime) -> Plan:
+    async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         child = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "ns", "name": "child"}}
         ready = {"type": "Ready", "status": "False", "reason": "Building", "message": "", "lastTransitionTime": "t"}
         return Plan((child,), status={"conditions": [ready]}, status_first=self.status_first)

@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 """What is known of one file, empty if it offers nothing.
 
 ``plugins``: list of [type, name, attribute, version, attributes]; ``dynamic``: true where only an import can tell;
-``classes``: bases by class, in full; ``functions``: names.
+``classes``: bases by class, in full; ``functions``: names; ``imports``: full names of classes that are imported.
 """
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -53,7 +53,9 @@ def read_classes(source: bytes, module: str, *, package: bool = False) -> Facts:
             classes[statement.name] = [name for base in statement.bases if (name := names.full(base))]
         elif isinstance(statement, ast.FunctionDef):
             functions.append(statement.name)
-    found = {"classes": classes, "functions": functions}
+    # A class may be imported from where it is imported itself. By custom the names of classes begin with a capital.
+    imports = {name: full for name, full in names.known.items() if name[:1].isupper() and name not in classes}
+    found = {"classes": classes, "functions": functions, "imports": imports}
     return {key: value for key, value in found.items() if value}
 
 
@@ -62,14 +64,17 @@ def check_facts(value: Any) -> Facts:
     match value:
         case {"dynamic": True} if len(value) == 1:
             return {"dynamic": True}
-        case dict() as facts if facts.keys() <= {"plugins", "classes", "functions"}:
+        case dict() as facts if facts.keys() <= {"plugins", "classes", "functions", "imports"}:
             plugins, classes, functions = facts.get("plugins", []), facts.get("classes", {}), facts.get("functions", [])
+            imports = facts.get("imports", {})
             if (
                 isinstance(plugins, list)
                 and all(map(_is_plugin, plugins))
                 and isinstance(classes, dict)
                 and all(_is_name(name) and _are_names(bases) for name, bases in classes.items())
                 and _are_names(functions)
+                and isinstance(imports, dict)
+                and all(_is_name(name) and _is_name(full) for name, full in imports.items())
             ):
                 return dict(facts)
     raise ValueError("this does not describe a source file")
@@ -120,7 +125,8 @@ class _Names:
             above = self._package[: len(self._package) - statement.level + 1] if statement.level else []
             origin = ".".join([*above, *([statement.module] if statement.module else [])])
             for alias in statement.names:
-                self.known[alias.asname or alias.name] = f"{origin}.{alias.name}"
+                if alias.name != "*":
+                    self.known[alias.asname or alias.name] = f"{origin}.{alias.name}"
 
     def full(self, expression: ast.expr) -> str:
         """The full name that a dotted expression stands for, or an empty text."""

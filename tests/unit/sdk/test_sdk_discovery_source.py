@@ -186,9 +186,11 @@ def test_bases_are_full_names() -> None:
     assert read_classes(source.encode(), "pkg.sub.mod") == {
         "classes": {"One": ["a.b.C", "pkg.sub.base.Base"], "Two": ["pkg.sub.mod.One", "pkg.top.Top"]},
         "functions": ["step_one"],
+        "imports": {"Other": "pkg.sub.base.Base", "Top": "pkg.top.Top"},
     }
     relative = read_classes(b"from .base import Base\nclass A(Base): ...", "pkg.sub", package=True)
-    assert relative == {"classes": {"A": ["pkg.sub.base.Base"]}}
+    assert relative == {"classes": {"A": ["pkg.sub.base.Base"]}, "imports": {"Base": "pkg.sub.base.Base"}}
+    assert check_facts(relative) == relative
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,8 @@ def test_bases_are_full_names() -> None:
         {"plugins": [["transform", "A", "A", ""]]}, {"plugins": [["transform", "", "A", "", {}]]},
         {"plugins": [["transform", "A", "os;system", "", {}]]}, {"plugins": [["transform", "A", "A", 1, {}]]},
         {"plugins": [["transform", "A", "A", "", []]]}, {"classes": {"A": "x"}}, {"classes": {"A b": []}},
-        {"functions": [1]}, {"error": "x"},
+        {"functions": [1]}, {"imports": {"A": "os;system"}},
+        {"imports": []}, {"error": "x"},
     ],
 )  # fmt: skip
 def test_facts_of_another_form_are_refused(value: object) -> None:

@@ -57,15 +57,25 @@ class Classes:
     def __init__(self, readings: Iterable[Reading]) -> None:
         self.files: dict[str, str] = {}
         self._bases: dict[str, list[str]] = {}
+        self._imports: dict[str, str] = {}
         for reading in readings:
+            for name, full in reading.facts.get("imports", {}).items():
+                self._imports[f"{reading.file.module}.{name}"] = full
             for name, bases in reading.facts.get("classes", {}).items():
                 full = f"{reading.file.module}.{name}"
                 self._bases[full] = bases
                 self.files[full] = reading.file.path
 
     def bases(self, full: str) -> list[str]:
-        """What a class derives from directly, by full name."""
-        return self._bases.get(full, [])
+        """What a class derives from directly, by the full names of where those are defined."""
+        return list(map(self._defined, self._bases.get(full, ())))
+
+    def _defined(self, full: str) -> str:
+        for _ in range(len(self._imports)):
+            if full in self._bases or full not in self._imports:
+                break
+            full = self._imports[full]
+        return full
 
     def derived(self, *roots: str) -> list[str]:
         """The classes that derive from one of ``roots``, directly or not, without these; sorted."""

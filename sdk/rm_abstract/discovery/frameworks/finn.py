@@ -5,7 +5,7 @@ The layout is the one that FINN documents: transformations below ``finn.transfor
 from ``HLSBackend`` or ``RTLBackend``; functions ``step_NAME`` in ``finn.builder.build_dataflow_steps``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from rm_abstract.core.registry import Origin, PluginEntry, PluginType
@@ -37,7 +37,7 @@ class FINNAdapter(PackageAdapter):
             yield self._entry(PluginType.KERNEL, full, classes.files[full])
         for kind, found in backends.items():
             for full in sorted(found):
-                kernel = next((base for base in classes.bases(full) if base in kernels), "")
+                kernel = _nearest(full, kernels, classes)
                 if kernel:
                     attributes = {"kernel": f"{self.name}.{_last(kernel)}", "backend_type": kind}
                     yield self._entry(PluginType.BACKEND, full, classes.files[full], attributes)
@@ -61,6 +61,19 @@ class FINNAdapter(PackageAdapter):
             file=file,
             attributes=attributes or {},
         )
+
+
+def _nearest(full: str, wanted: Collection[str], classes: Classes) -> str:
+    """The first class above ``full`` that is one of ``wanted``; empty if there is none."""
+    level = classes.bases(full)
+    for _ in range(100):  # deeper than any class is
+        for base in level:
+            if base in wanted:
+                return base
+        level = [above for base in level for above in classes.bases(base)]
+        if not level:
+            break
+    return ""
 
 
 def _last(full: str) -> str:

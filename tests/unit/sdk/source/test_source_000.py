@@ -15,6 +15,7 @@ import rm_abstract
 from plugin_support import WordPlugin, word_plugin
 from rm_abstract.backends.plugin_adapter import BackendPluginAdapter, create_backend_plugin
 from rm_abstract.core.backend import Backend
+from rm_abstract.core.errors import WorkloadError
 from rm_abstract.core.plugin import Plugin, PluginMetadata, PluginPriority, PluginRegistry, get_registry
 from rm_abstract.core.resource_manager import ResourceManager
 
@@ -162,7 +163,7 @@ def test_a_custom_plugin_is_registered_and_used_like_this(
 
 def test_without_its_hardware_a_custom_plugin_is_refused(registry: PluginRegistry) -> None:
     registry.register(TPUPlugin)
-    with pytest.raises(rm_abstract.core.errors.WorkloadError, match="plugin tpu is not available here; it needs jax"):
+    with pytest.raises(WorkloadError, match="plugin tpu is not available here; it needs jax"):
         rm_abstract.init(device="tpu:0", use_plugin_system=True)
 
 
@@ -199,6 +200,16 @@ def test_auto_takes_the_best_that_is_available(registry: PluginRegistry) -> None
     registry.register(word_plugin("aaa-best", base=Surely, priority=PluginPriority.HIGHEST))
     rm_abstract.init(device="auto", use_plugin_system=True)
     assert rm_abstract.get_resource_manager().active_name == "aaa-best"
+
+
+def test_without_the_plugin_system_the_device_is_a_backend(registry: PluginRegistry) -> None:
+    registry.register(word_plugin("gpu", devices=2))
+    controller = rm_abstract.init(device="gpu:1")
+    assert isinstance(controller.backend, Backend)
+    model = controller.backend.prepare_model({"a": "model"})
+    assert controller.backend.execute(model, "x") == "gpu {'a': 'model'} x"
+    with pytest.raises(WorkloadError, match="use_plugin_system=True"):
+        rm_abstract.get_resource_manager()
 
 
 class VLLMBackend(Backend):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from rm_abstract.discovery.entry_points import RACE_NS
-from rm_abstract.discovery.places import File, Root
+from rm_abstract.discovery.places import SYNTHETIC, File, Root
 from rm_abstract.discovery.source import Facts
 from rm_abstract.discovery.store import Store
 
@@ -152,8 +152,10 @@ class Index:
         return result
 
     def _shared_key(self, file: File, digest: str) -> str:
-        """The same on all machines: by content and name, for names of decorators may be relative to the module."""
-        return f"{self._read.__name__}:{file.module}:{int(file.is_package)}:{digest}"
+        """The same on all machines: by content and name, for imports may be relative to the module."""
+        package, _, rest = file.module.partition(".")
+        name = rest if package.startswith(SYNTHETIC) else file.module
+        return f"{self._read.__name__}:{name}:{int(file.is_package)}:{digest}"
 
 
 Entry = tuple[list[int], str, Facts]

@@ -5,7 +5,7 @@ registry's lock, so that a module may register plugins while it is imported, on 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -135,9 +135,14 @@ class PluginRegistry:
     ) -> Any:
         """Add a class, function or object, and return it, so that it serves as a decorator.
 
-        A runtime's name and version are those of its metadata. Raises ValueError where another one has its name,
-        unless ``replace``, and BadInput for a runtime that is not for this version of RM Abstract.
+        A runtime's name and version are those of its metadata. A CustomPlugin is initialized, and comes with the
+        operations and layers that it brings, or raises PluginError and leaves nothing. Raises ValueError where another
+        one has its name, unless ``replace``, and BadInput for what is not for this version of RM Abstract.
         """
+        if not isinstance(plugin, type) and getattr(plugin, "plugin_type", "") == PluginType.EXTENSION:
+            from rm_abstract.plugins.extensions import install  # noqa: PLC0415 (which imports this module)
+
+            return install(self, plugin, replace_others=replace)
         version = ""
         if plugin_type == PluginType.RUNTIME:
             from rm_abstract.core.selection import check_host  # noqa: PLC0415 (which imports this module)
@@ -213,20 +218,43 @@ class PluginRegistry:
     def unregister(self, name: str, *, plugin_type: str = PluginType.RUNTIME, force: bool = False) -> None:
         """Forget a plugin: nobody gets it any more, and who uses it does so to the end.
 
+        Where there is no runtime of that name, an extension of that name is cleaned up and goes with what it brought.
         Raises BadInput where there is none of that name, or where another plugin needs it, unless ``force``.
         """
-        entry = self.entry(plugin_type, name)
+        entry = self.entry(self._kind_of(name, plugin_type), name)
         if not force:
             from rm_abstract.core.dependencies import dependents  # noqa: PLC0415 (which imports this module)
 
             users = dependents(self, entry)
             if users:
                 raise BadInput(f"plugin {name} is needed by {', '.join(users)}; unregister those first, or force it")
-        self.exchange([entry], [])
+        if entry.type == PluginType.EXTENSION:
+            from rm_abstract.plugins.extensions import remove  # noqa: PLC0415 (which imports this module)
 
-    def exchange(self, old: Iterable[PluginEntry], new: Iterable[tuple[PluginEntry, object]]) -> None:
-        """Take ``old`` out and put ``new`` in, at once: nobody sees a part of it."""
+            remove(self, entry)
+        else:
+            self.exchange([entry], [])
+
+    def _kind_of(self, name: str, plugin_type: str) -> str:
+        """The type that is meant where none was said: a runtime's, or an extension's that has the name alone."""
+        kinds = (PluginType.RUNTIME, PluginType.EXTENSION) if plugin_type == PluginType.RUNTIME else ()
+        return next((kind for kind in kinds if self.is_registered(name, kind)), plugin_type)
+
+    def exchange(
+        self, old: Iterable[PluginEntry], new: Sequence[tuple[PluginEntry, object]], *, replace: bool = True
+    ) -> None:
+        """Take ``old`` out and put ``new`` in, at once: nobody sees a part of it.
+
+        Without ``replace``, ValueError and no change where a name of ``new`` is another one's.
+        """
         with self._lock:
+            taken = [
+                entry
+                for entry, target in new
+                if entry.key in self._entries and self._targets.get(entry.key) is not target
+            ]
+            if taken and not replace:
+                raise ValueError(f"there already is a {taken[0].type} plugin named {taken[0].qualified_name}")
             for entry in old:
                 self._entries.pop(entry.key, None)
                 self._targets.pop(entry.key, None)
@@ -249,11 +277,12 @@ class PluginRegistry:
     def staging(self) -> Iterator[list[tuple[PluginEntry, object]]]:
         """What this thread registers inside is collected in the list that this gives, and is not registered."""
         staged: list[tuple[PluginEntry, object]] = []
+        before = getattr(self._staging, "entries", None)
         self._staging.entries = staged
         try:
             yield staged
         finally:
-            del self._staging.entries
+            self._staging.entries = before
 
     def discover_plugins(self, package: str | ModuleType) -> list[str]:
         """Register every runtime plugin of a package, its modules below included, and return their names, sorted.
@@ -369,8 +398,12 @@ class PluginRegistry:
     def get_plugin(self, name: str, **kwargs: Any) -> "Plugin":
         """The instance of the runtime plugin ``name`` that somebody holds, or a new one.
 
-        ``kwargs`` are its constructor's; others make another instance. Raises as ``new_plugin``.
+        ``kwargs`` are its constructor's; others make another instance. Raises as ``new_plugin``. Where there is no
+        runtime of that name, the extension of that name.
         """
+        if self._kind_of(name, PluginType.RUNTIME) == PluginType.EXTENSION:
+            extension: Plugin = self.get(PluginType.EXTENSION, name)
+            return extension
         entry = self.entry(PluginType.RUNTIME, name)
         key = entry.key, frozenset((word, repr(value)) for word, value in kwargs.items())
         target = self.get(PluginType.RUNTIME, name)

@@ -63,9 +63,11 @@ class NativeLibrary:
     def info(self) -> PluginInfo:
         """What the library says of itself; members beyond those of PluginInfo are in ``extra``.
 
-        PluginError where that is not valid, or not what it said before.
+        It is asked once, and again whenever it is loaded anew: PluginError where that is not valid, or where it then
+        says that it is another one.
         """
-        self._loaded()
+        if self._info is None:
+            self._loaded()
         with self._lock:
             assert self._info is not None
             return self._info

@@ -175,7 +175,7 @@ def test_a_library_that_becomes_another_one(build: Build) -> None:
     first = library.info()
     library.close()
     with pytest.raises(PluginError, match=rf"says that it is .*, and said {first} before"):
-        library.info()
+        library.probe()
 
 
 @pytest.mark.parametrize(

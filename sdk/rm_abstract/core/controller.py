@@ -139,8 +139,9 @@ class DeviceFlowController:
 
     @property
     def name(self) -> str:
-        """The plugin's name and the device, for messages."""
-        return f"{self.manager.active_name or 'no plugin'} ({self.device})"
+        """The plugin's name and the device that was asked for, for messages."""
+        plugin = self.manager.active_name or "no plugin"
+        return str(self.device) if plugin == self.device.kind else f"{plugin} ({self.device})"
 
     @property
     def running(self) -> bool:

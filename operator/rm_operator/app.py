@@ -1,17 +1,17 @@
-"""The process: kopf brings the lifecycle and the events of our four kinds, everything else is started from here.
+"""The process: kopf brings its lifecycle, signals, settings and login; everything else is started from here.
 
-kopf's handlers do one thing, keeping the store of their kind; changes of stores put keys on the queue. Every replica
-keeps all stores warm; only the one that holds the Lease works on the queue.
+Reflectors keep a store of each kind, and changes of stores put keys on the queue. Every replica keeps all stores warm;
+only the one that holds the Lease works on the queue.
 """
 
 import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,9 +23,11 @@ from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.kube.auth import Connection
 from rm_operator.kube.client import KubeClient
+from rm_operator.kube.contents import Transform
 from rm_operator.kube.errors import ApiError
-from rm_operator.kube.http import HttpClient, Observer, TokenBucket
+from rm_operator.kube.http import HttpClient, Observer
 from rm_operator.kube.lease import LeaderElector
+from rm_operator.kube.listing import Changes
 from rm_operator.kube.reflector import Reflector
 from rm_operator.kube.resources import (
     CONFIGMAPS,
@@ -41,10 +43,10 @@ from rm_operator.kube.resources import (
     SERVICES,
     Resource,
 )
-from rm_operator.kube.store import Changes, Store, Stores, Transform
-from rm_operator.kube.sweep import SWEEP_SECONDS, Sweeper
+from rm_operator.kube.store import Store, Stores
+from rm_operator.kube.throttle import TokenBucket
 from rm_operator.kube.trim import trim_node, trim_pod
-from rm_operator.runtime.census import observe_objects
+from rm_operator.runtime import census
 from rm_operator.runtime.controller import MAX_ASIDE, Controller, Workers, connect
 from rm_operator.runtime.health import HealthServer, LoopWatch, Vital
 from rm_operator.runtime.metrics import Metrics
@@ -66,7 +68,7 @@ MANAGED: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 @dataclass(frozen=True)
 class Reflected:
-    """How a kind that is not ours is kept."""
+    """How a kind is kept."""
 
     resource: Resource
     label_selector: str | None = MANAGED
@@ -74,6 +76,7 @@ class Reflected:
 
 
 REFLECTED: Final = (
+    *(Reflected(resource, None) for resource in CUSTOM),
     Reflected(DEPLOYMENTS),
     Reflected(DAEMONSETS),
     Reflected(JOBS),
@@ -97,11 +100,10 @@ class Operator:
         *,
         build: Callable[[Context], Sequence[Controller]] = controllers.build,
         die: Callable[[int], None] | None = None,
-        sweep_seconds: float = SWEEP_SECONDS,
     ) -> None:
         self.config = config
         self.metrics = Metrics(host=urlsplit(connection.server).netloc).with_process_metrics()
-        self.stores = _stores()
+        self.stores = make_stores()
         self.queue = Queue(self.metrics)
         self.identity = f"{config.pod_name}_{uuid4().hex[:8]}"
         self.port = 0
@@ -109,7 +111,6 @@ class Operator:
         self._connection = connection
         self._build = build
         self._die = die or _exit
-        self._sweep_seconds = sweep_seconds
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -141,9 +142,6 @@ class Operator:
         async def cleanup(**_: Any) -> None:
             await self._stack.aclose()
 
-        for resource in CUSTOM:
-            keep = _keeper(self.stores[resource])
-            kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)(keep)
         return registry
 
     async def _start(self) -> None:
@@ -193,7 +191,6 @@ class Operator:
         loop_watch = LoopWatch(metrics)
         self._vitals["event loop"] = loop_watch
         self._spawn("event loop watch", loop_watch.run())
-        # kopf looks for the kinds that it serves right after this, once.
         await self._wait_for_kinds(client)
         self._keep_stores(client)
         self._spawn("event recorder", recorder.run())
@@ -208,12 +205,6 @@ class Operator:
             reflector = Reflector(client, store, label_selector=kept.label_selector, observer=observer)
             self._vitals[name] = reflector
             self._spawn(name, reflector.run())
-        for resource in CUSTOM:
-            name = f"watch of {resource.name}"
-            swept = self.metrics.swept.labels(resource.name).inc
-            sweeper = Sweeper(client, self.stores[resource], interval=self._sweep_seconds, swept=swept)
-            self._vitals[name] = sweeper
-            self._spawn(name, sweeper.run())
 
     async def _lead(self, elector: LeaderElector, workers: Workers) -> None:
         """Once everything is known and the Lease is held: work, until cancelled."""
@@ -276,7 +267,7 @@ class Operator:
         self.queue.observe_work()
         for store in self.stores:
             self.metrics.store_objects.labels(store.resource.name).set(len(store))
-        observe_objects(self.metrics, self.stores)
+        census.observe_objects(self.metrics, self.stores)
 
 
 class _ReflectorMetrics:
@@ -293,27 +284,12 @@ class _ReflectorMetrics:
 
 
 class _Backoffs:
-    """kopf's waits between tries of one request: without end, since a watch of its that gives up never comes back."""
+    """kopf's waits between tries of a request: without end, since it asks for the served kinds once, and would end."""
 
     def __iter__(self) -> Iterator[float]:
         yield from (0.5, 1, 2, 4, 8, 15)
         while True:
             yield 30
-
-
-class _NoDiffBase(kopf.DiffBaseStorage):
-    """No memory of what objects were: kopf would copy each several times for handlers that do not exist here."""
-
-    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
-        """Nothing."""
-        return cast("kopf.BodyEssence", {})
-
-    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
-        """Nothing."""
-        return None
-
-    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
-        """Nothing is stored."""
 
 
 def _settings() -> kopf.OperatorSettings:
@@ -324,40 +300,20 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = _Backoffs()
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 10
-    settings.watching.connect_timeout = 10
-    # Without it a list comes, and is decoded, as a whole.
-    settings.watching.chunk_size = 100
-    settings.persistence.diffbase_storage = _NoDiffBase()
-    # A task per object lives this long after its last event; the default of 5 s would keep ten thousand at a start.
-    settings.queueing.idle_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 3 * STOP_SECONDS
     return settings
 
 
-def _stores() -> Stores:
-    kinds = [(resource, None) for resource in CUSTOM] + [(kept.resource, kept.transform) for kept in REFLECTED]
+def make_stores() -> Stores:
+    """An empty store for each kind, with all indexes."""
     return Stores(
-        Store(resource, indexes=controllers.INDEXES.get(resource), transform=transform) for resource, transform in kinds
+        Store(
+            kept.resource,
+            indexes={**controllers.INDEXES.get(kept.resource, {}), **census.INDEXES.get(kept.resource, {})},
+            transform=kept.transform,
+        )
+        for kept in REFLECTED
     )
-
-
-def _keeper(store: Store) -> Callable[..., Coroutine[Any, Any, None]]:
-    """The handler of a kind's events. The queue hears of it from the store, as of every other change."""
-
-    async def keep(event: kopf.RawEvent, **_: Any) -> None:
-        obj = cast("dict[str, Any]", event["object"])
-        if event["type"] == "DELETED":
-            metadata = obj["metadata"]
-            store.remove(
-                metadata.get("namespace"),
-                metadata["name"],
-                uid=metadata["uid"],
-                resource_version=metadata["resourceVersion"],
-            )
-        else:
-            store.upsert(obj)
-
-    return keep
 
 
 def _both(first: Observer, second: Observer) -> Observer:

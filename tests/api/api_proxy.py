@@ -132,8 +132,13 @@ class ApiProxy:
             if "watch" in request.query:
                 response = web.StreamResponse(status=answer.status, headers=kept)
                 await response.prepare(request)
-                async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
+                try:
+                    async for chunk in answer.content.iter_any():
+                        await response.write(chunk)
+                finally:
+                    # One that is broken off would be closed with a farewell over TLS, which may outlast the loop.
+                    if answer.connection is not None and answer.connection.transport is not None:
+                        answer.connection.transport.abort()
                 await response.write_eof()
                 return response
             content = await answer.read()

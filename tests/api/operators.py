@@ -91,7 +91,6 @@ class InProcess:
         namespace: str,
         *,
         proxy: ApiProxy | None = None,
-        sweep_seconds: float = 60.0,
         **config: Any,
     ) -> None:
         self.died: list[int] = []
@@ -105,7 +104,6 @@ class InProcess:
             proxy.connection if proxy is not None else server.connection(),
             build=self._build,
             die=self.died.append,
-            sweep_seconds=sweep_seconds,
         )
 
     def _build(self, context: Context) -> list[Controller]:

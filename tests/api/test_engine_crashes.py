@@ -180,9 +180,7 @@ class Life:
     async def lived(self) -> AsyncIterator["Life"]:
         async with self.proxy:
             self.proxy.before, self.proxy.after = self._before, self._after
-            self.operator = Operator(
-                self._config, self.proxy.connection, build=controllers.build, die=self.died.append, sweep_seconds=5
-            )
+            self.operator = Operator(self._config, self.proxy.connection, build=controllers.build, die=self.died.append)
             task = asyncio.create_task(self.operator.run(self._stop))
             try:
                 yield self

@@ -49,13 +49,10 @@ class TestHangingRequests:
                 # A second round, now that it is known which are slow.
                 waits = []
                 for number in range(10):
-                    changed, said = model(api_namespace, f"well{number}", replicas=2), f"{api_namespace}/well{number}"
-                    calls = found.controller.calls.count(said)
-                    began = time.monotonic()
+                    name, began = f"well{number}", time.monotonic()
+                    changed = model(api_namespace, name, replicas=2)
                     await client.apply(MODEL_DEPLOYMENTS, changed, field_manager="tests")
-                    await eventually(
-                        lambda calls=calls, said=said: found.controller.calls.count(said) > calls, "it is looked at"
-                    )
+                    await eventually(partial(child_says, client, api_namespace, name, 2), "it is served again")
                     waits.append(time.monotonic() - began)
                 assert max(waits) < 30, "they waited for what hangs"
                 assert not any(each.answered for each in proxy.writes if "/configmaps/hangs" in each.path)
@@ -72,7 +69,7 @@ class TestMissedEvents:
         ns = api_namespace
         async with (
             ApiProxy(api_server) as proxy,
-            running(api_server, ns, proxy=proxy, sweep_seconds=2, leader_elect=False) as found,
+            running(api_server, ns, proxy=proxy, leader_elect=False) as found,
         ):
             for name in ("stays", "changes", "goes"):
                 await client.create(MODEL_DEPLOYMENTS, model(ns, name), field_manager="tests")
@@ -97,7 +94,6 @@ class TestMissedEvents:
             await eventually(partial(child_says, client, ns, "comes", 1), "what is new is seen", 120)
             await eventually(partial(child_says, client, ns, "stays", 1), "the child is made again", 120)
             await eventually(lambda: stores[MODEL_DEPLOYMENTS].get(ns, "goes") is None, "the ghost is gone", 120)
-            assert stores[CONFIGMAPS].get(ns, "goes-child") is None
             for resource, selector in ((MODEL_DEPLOYMENTS, None), (CONFIGMAPS, f"{LABEL_MANAGED_BY}={MANAGED_BY}")):
                 await eventually(
                     partial(_store_is_as_listed, client, found, resource, selector), "stores equal lists", 120
@@ -142,28 +138,8 @@ async def _store_is_as_listed(client: HttpClient, found: Any, resource: Resource
 
 
 class TestLiveness:
-    async def test_a_dead_watch_of_kopf_is_caught(
-        self, api_server: ApiServer, client: HttpClient, api_namespace: str
-    ) -> None:
-        async with running(api_server, api_namespace, sweep_seconds=0.5) as found:
-            assert await found.get("/healthz") == (200, "ok\n")
-            (watcher,) = [
-                task
-                for task in asyncio.all_tasks()
-                if task.get_name().startswith("watcher for modeldeployments.") and not task.done()
-            ]
-            watcher.cancel()
-            await asyncio.wait([watcher])
-            await client.create(MODEL_DEPLOYMENTS, model(api_namespace, "unseen"), field_manager="tests")
-
-            async def told() -> bool:
-                code, text = await found.get("/healthz")
-                return code == 500 and "watch of modeldeployments" in text
-
-            await eventually(told, "the probe fails and says why", 120)
-
     @pytest.mark.parametrize(
-        "part", ["reflector of pods", "watch of modeldeployments.rm-abstract.io", "elector", "leader"]
+        "part", ["reflector of pods", "reflector of modeldeployments.rm-abstract.io", "elector", "leader"]
     )
     async def test_a_part_that_ends_ends_the_process(
         self, api_server: ApiServer, api_namespace: str, part: str

@@ -44,7 +44,7 @@ class WholeOperator(logging.Handler):
         self.operator = Operator(config, server.connection(), die=self.died.append)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps what a person would be woken up for. kopf calls it an error when a watch has to be opened again."""
+        """Keeps what a person would be woken up for."""
         if record.name.startswith("rm_operator") or record.exc_info:
             self.errors.append(self.format(record))
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from rm_api.names import ANNOTATION_APPLIED_HASH, FIELD_MANAGER
 from rm_operator import controllers
-from rm_operator.app import REFLECTED
+from rm_operator.app import make_stores
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.kube.apply import desired_hash
@@ -31,7 +31,6 @@ from rm_operator.kube.resources import (
     Resource,
     resource_of,
 )
-from rm_operator.kube.store import Store, Stores
 from rm_operator.runtime.controller import Workers, connect
 from rm_operator.runtime.metrics import Metrics
 from rm_operator.runtime.queue import Queue
@@ -145,11 +144,7 @@ class Engine:
     """The operator's stores, queue, controllers and workers over an API in memory."""
 
     def __init__(self, workers: int = 16) -> None:
-        kinds = [(resource, None) for resource in CUSTOM] + [(kept.resource, kept.transform) for kept in REFLECTED]
-        self.stores = Stores(
-            Store(resource, indexes=controllers.INDEXES.get(resource), transform=transform)
-            for resource, transform in kinds
-        )
+        self.stores = make_stores()
         self.api = MemoryApi()
         self.metrics = Metrics()
         self.queue = Queue(self.metrics)
@@ -203,7 +198,7 @@ class Settled:
     def entries(self, spaces: Sequence[str]) -> Iterator[Entry]:
         """Everything as it is kept in etcd, with a copy of the namespace for each of ``spaces``."""
         for resource, obj in self.fleet:
-            yield objects.entry(resource, obj)
+            yield objects.entry(resource, _counted(resource, obj, len(spaces)))
         for number, space in enumerate(spaces):
             for resource, obj in self.copies(space, f"{number:08x}"):
                 yield objects.entry(resource, obj)
@@ -259,6 +254,13 @@ async def settled(deployments: int, *, prefix: str = "model", **spec: Any) -> Se
     await _verify(found, deployments)
     await engine.close()
     return found
+
+
+def _counted(resource: Resource, obj: Object, spaces: int) -> Object:
+    """A cluster-scoped object whose status counts what is in each of so many namespaces."""
+    if resource is not BUILD_PROFILES:
+        return obj
+    return {**obj, "status": {**obj["status"], "artifacts": obj["status"]["artifacts"] * spaces}}
 
 
 def _without_hash(intent: Object | None) -> bytes | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-import orjson
 from rm_api.conditions import Reason
 from rm_api.names import ANNOTATION_APPLIED_HASH, FIELD_MANAGER, LABEL_MANAGED_BY, MANAGED_BY
 
 from rm_operator.kube.client import KubeClient, Object
 from rm_operator.kube.covers import differences
+from rm_operator.kube.documents import encode_sorted
 from rm_operator.kube.errors import Conflict, NotFound, Terminal
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.store import Stores, key_of
@@ -74,7 +74,7 @@ async def write_status(
 
 def desired_hash(obj: Mapping[str, Any]) -> str:
     """Hash of an intent; equal for equal JSON, whatever the order of its members."""
-    return hashlib.sha256(orjson.dumps(obj, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    return hashlib.sha256(encode_sorted(obj)).hexdigest()[:32]
 
 
 def controller_of(obj: Object) -> Mapping[str, Any] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import aiohttp
-import orjson
+import msgspec
 import yaml
 
 SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -106,7 +106,7 @@ class ExecToken:
 
     async def _run(self) -> None:
         info = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
-        env = {**os.environ, **self.env, "KUBERNETES_EXEC_INFO": orjson.dumps(info).decode()}
+        env = {**os.environ, **self.env, "KUBERNETES_EXEC_INFO": msgspec.json.encode(info).decode()}
         try:
             process = await asyncio.create_subprocess_exec(
                 *self.command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -124,7 +124,7 @@ class ExecToken:
             text = err.decode(errors="replace").strip()[-500:]
             raise ConfigError(f"the credential plugin {self.command[0]!r} failed ({process.returncode}): {text}")
         try:
-            status = orjson.loads(out)["status"]
+            status = msgspec.json.decode(out)["status"]
             self._value = status["token"]
             expires = status.get("expirationTimestamp")
             self._expires = datetime.fromisoformat(expires) if expires else None
@@ -155,7 +155,7 @@ class Connection:
             proxy=self.proxy,
             # The server would compress every large list: many times the work of sending it as it is, for both sides.
             headers={"User-Agent": "rm-abstract-operator", "Accept-Encoding": "identity"},
-            json_serialize=lambda value: orjson.dumps(value).decode(),
+            json_serialize=lambda value: msgspec.json.encode(value).decode(),
             # A redirect would carry the token to another place, and cookies have no business here.
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -4,10 +4,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from rm_operator.kube.resources import Resource
 
 Object = Mapping[str, Any]
 """An API object as decoded JSON. It is shared and must never be changed: copy what is to differ."""
+Json = bytes | bytearray | msgspec.Raw
+"""One JSON value. A ``Raw`` is a part of what it was read from, and keeps all of that in memory."""
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
@@ -17,7 +21,15 @@ class WatchEvent:
     """One change. ``type`` is ADDED, MODIFIED, DELETED or BOOKMARK; a bookmark's object has a resourceVersion only."""
 
     type: str
-    object: dict[str, Any]
+    object: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a collection's objects; all pages of a list are at one ``resource_version``."""
+
+    items: Sequence[Json]
+    resource_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +73,8 @@ class KubeClient(Protocol):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        metadata_only: bool = False,
         limit: int = 100,
-    ) -> AsyncGenerator[ObjectList, None]:
+    ) -> AsyncGenerator[Page, None]:
         """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
 
         The next page is on its way while one is worked on. Raises Gone if the state is forgotten before the last page.

@@ -1,17 +1,17 @@
-"""The client over aiohttp and orjson: deadlines on everything, retries where repeating does no harm."""
+"""The client over aiohttp: deadlines on everything, retries where repeating does no harm."""
 
 import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
-import orjson
 from rm_api.names import FIELD_MANAGER_STATUS
 
 from rm_operator.kube.auth import ConfigError, Connection
-from rm_operator.kube.client import Object, ObjectList, Propagation, WatchEvent
+from rm_operator.kube.client import Object, ObjectList, Page, Propagation, WatchEvent
+from rm_operator.kube.documents import Listed, decode, encode
 from rm_operator.kube.errors import (
     ApiError,
     Gone,
@@ -21,9 +21,12 @@ from rm_operator.kube.errors import (
     Silent,
     TooManyRequests,
     Unreachable,
-    error_from_status,
 )
 from rm_operator.kube.resources import Resource
+from rm_operator.kube.throttle import TokenBucket
+from rm_operator.kube.wire import APPLY, JSON, METADATA, METADATA_LIST, decoded_list, decoded_object, error_of, events
+
+T = TypeVar("T")
 
 Observer = Callable[[str, Resource, int, float], None]
 """Told of each attempt: verb, resource, HTTP status (0: no answer), seconds."""
@@ -36,31 +39,6 @@ WATCH_SECONDS: Final = (240, 480)
 """Between these the server is asked to end a watch, so that watches move to other servers and do not end together."""
 
 _random = random.Random()  # noqa: S311 - jitter
-
-_APPLY: Final = "application/apply-patch+yaml"
-_JSON: Final = "application/json"
-_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-_METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-
-
-class TokenBucket:
-    """At most ``rate`` requests a second on average and ``burst`` at once; callers are served in order."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = float(burst)
-        self._at: float | None = None
-
-    async def take(self) -> None:
-        """Wait until a request may be sent."""
-        now = asyncio.get_running_loop().time()
-        if self._at is not None:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        self._tokens -= 1
-        if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / self._rate)
 
 
 class _PageExpired(Exception):
@@ -109,7 +87,7 @@ class HttpClient:
     ) -> dict[str, Any]:
         """See KubeClient."""
         path = resource.path(namespace, name)
-        return await self._request("GET", resource, path, accept=_METADATA if metadata_only else _JSON)
+        return await self._request("GET", resource, path, accept=METADATA if metadata_only else JSON)
 
     async def serves(self, resource: Resource) -> bool:
         """True if the server knows the kind: its CustomResourceDefinition is established."""
@@ -137,7 +115,7 @@ class HttpClient:
             params["limit"] = str(limit)
         if resource_version is not None:
             params["resourceVersion"] = resource_version
-        accept = _METADATA_LIST if metadata_only else _JSON
+        accept = METADATA_LIST if metadata_only else JSON
         for _ in range(LIST_RESTARTS):
             items: list[dict[str, Any]] = []
             try:
@@ -145,7 +123,7 @@ class HttpClient:
                     self._pages(resource, resource.path(namespace), params, accept)
                 ) as pages:
                     async for page in pages:
-                        items += page.items
+                        items += map(decode, page.items)
             except _PageExpired:
                 continue
             return ObjectList(items, page.resource_version)
@@ -158,14 +136,12 @@ class HttpClient:
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        metadata_only: bool = False,
         limit: int = 100,
-    ) -> AsyncGenerator[ObjectList, None]:
+    ) -> AsyncGenerator[Page, None]:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector) | {"limit": str(limit)}
         try:
-            accept = _METADATA_LIST if metadata_only else _JSON
-            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, accept)) as pages:
+            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, JSON)) as pages:
                 async for page in pages:
                     yield page
         except _PageExpired:
@@ -191,34 +167,21 @@ class HttpClient:
         }
         started, status = loop.time(), 0
         response: aiohttp.ClientResponse | None = None
-        # The timeout is around reads only: one around a yield would strike the consumer.
         try:
             async with asyncio.timeout(inactivity_seconds):
                 response = await self._session.get(
                     self._server + resource.path(namespace),
                     params=params,
-                    headers={"Accept": _JSON},
+                    headers={"Accept": JSON},
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
                     allow_redirects=False,
                 )
                 status = response.status
                 if status != 200:
-                    raise _error(response, await response.read())
-            buffer, scanned = bytearray(), 0
-            while True:
-                async with asyncio.timeout(inactivity_seconds):
-                    chunk = await response.content.readany()
-                if not chunk:
-                    break
-                buffer += chunk
-                begin = 0
-                while (end := buffer.find(b"\n", max(begin, scanned))) >= 0:
-                    yield _event(buffer[begin:end])
-                    begin = end + 1
-                del buffer[:begin]
-                scanned = len(buffer)
-            if buffer:
-                raise Unreachable(f"the watch of {resource.name} was cut off in the middle of an event")
+                    raise error_of(response, await response.read())
+            async with contextlib.aclosing(events(response, inactivity_seconds=inactivity_seconds)) as stream:
+                async for event in stream:
+                    yield event
         except TimeoutError:
             raise Silent(f"the watch of {resource.name} was silent for {inactivity_seconds:.0f} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -249,7 +212,7 @@ class HttpClient:
         if force:
             params["force"] = "true"
         path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
-        return await self._request("PATCH", resource, path, params=params, body=orjson.dumps(obj), content_type=_APPLY)
+        return await self._request("PATCH", resource, path, params=params, body=encode(obj), content_type=APPLY)
 
     async def apply_status(self, resource: Resource, obj: Object, status: Object) -> dict[str, Any]:
         """See KubeClient."""
@@ -266,8 +229,8 @@ class HttpClient:
             resource,
             resource.path(obj["metadata"].get("namespace")),
             params={"fieldManager": field_manager, "fieldValidation": "Strict"},
-            body=orjson.dumps(obj),
-            content_type=_JSON,
+            body=encode(obj),
+            content_type=JSON,
         )
 
     async def delete(
@@ -289,14 +252,14 @@ class HttpClient:
             options["preconditions"] = preconditions
         path = resource.path(namespace, name)
         try:
-            await self._request("DELETE", resource, path, body=orjson.dumps(options), content_type=_JSON)
+            await self._request("DELETE", resource, path, body=encode(options), content_type=JSON)
         except NotFound:
             return False
         return True
 
     async def _pages(
         self, resource: Resource, path: str, params: dict[str, str], accept: str
-    ) -> AsyncGenerator[ObjectList, None]:
+    ) -> AsyncGenerator[Page, None]:
         """Page by page; the next one is asked for before the consumer works on one. Raises _PageExpired."""
         first, page = True, asyncio.create_task(self._page(resource, path, params, accept))
         try:
@@ -307,12 +270,11 @@ class HttpClient:
                     if first:
                         raise
                     raise _PageExpired from error
-                metadata = content["metadata"]
-                if token := metadata.get("continue"):
+                if token := content.metadata.more:
                     params = {key: value for key, value in params.items() if key != "resourceVersion"}
                     page = asyncio.create_task(self._page(resource, path, {**params, "continue": token}, accept))
                     await asyncio.sleep(0)  # it is sent now: the server works on it while we do on this one
-                yield ObjectList(content.get("items") or (), metadata["resourceVersion"])
+                yield Page(content.items or (), content.metadata.resource_version)
                 if not token:
                     return
                 first = False
@@ -321,11 +283,15 @@ class HttpClient:
             page.cancel()
             await asyncio.gather(page, return_exceptions=True)
 
-    async def _page(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> dict[str, Any]:
-        return await self._request("GET", resource, path, params=params, accept=accept, verb="LIST")
+    async def _page(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> Listed:
+        return await self._ask(decoded_list, "GET", resource, path, params=params, accept=accept, verb="LIST")
 
-    async def _request(
+    async def _request(self, method: str, resource: Resource, path: str, **options: Any) -> dict[str, Any]:
+        return await self._ask(decoded_object, method, resource, path, **options)
+
+    async def _ask(
         self,
+        read: Callable[[bytes], T],
         method: str,
         resource: Resource,
         path: str,
@@ -333,10 +299,10 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
         content_type: str | None = None,
-        accept: str = _JSON,
+        accept: str = JSON,
         verb: str | None = None,
-    ) -> dict[str, Any]:
-        """One request with its retries; the decoded body of the answer."""
+    ) -> T:
+        """One request with its retries; the body of the answer, as ``read`` gives it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline_seconds
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
@@ -359,8 +325,8 @@ class HttpClient:
                     status = response.status
                     content = await response.read()
                     if 200 <= status < 300:
-                        return _decoded(content)
-                    error = _error(response, content)
+                        return read(content)
+                    error = error_of(response, content)
                     again = isinstance(error, TooManyRequests) or (repeatable and isinstance(error, ServerError))
             except aiohttp.ClientConnectorError as failure:
                 error, again = Unreachable(f"{self._server} cannot be reached: {failure}"), True
@@ -387,42 +353,3 @@ class HttpClient:
 def _selectors(label_selector: str | None, field_selector: str | None) -> dict[str, str]:
     pairs = (("labelSelector", label_selector), ("fieldSelector", field_selector))
     return {name: value for name, value in pairs if value}
-
-
-def _decoded(content: bytes) -> dict[str, Any]:
-    try:
-        decoded = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        decoded = None
-    if not isinstance(decoded, dict):
-        raise aiohttp.ClientPayloadError("the answer is not a JSON object")
-    return decoded
-
-
-def _error(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
-    try:
-        status = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        status = None
-    retry_after = None
-    header = response.headers.get("Retry-After", "")
-    if header.isdigit():
-        retry_after = float(header)
-    return error_from_status(
-        response.status,
-        status if isinstance(status, dict) else None,
-        fallback=content[:500].decode(errors="replace"),
-        retry_after=retry_after,
-    )
-
-
-def _event(line: bytearray) -> WatchEvent:
-    """One line of a watch. Raises the ApiError that the server reports in it, Unreachable if it is garbled."""
-    try:
-        event = orjson.loads(line)
-        kind, obj = event["type"], event["object"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise Unreachable("the watch sent something that is no event") from None
-    if kind == "ERROR":
-        raise error_from_status(int(obj.get("code") or 500), obj)
-    return WatchEvent(kind, obj)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 from rm_api.names import FIELD_MANAGER
@@ -14,6 +15,8 @@ from rm_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from rm_operator.kube.resources import LEASES
 
 logger = logging.getLogger(__name__)
+
+_jitter = Random().random  # noqa: S311 - jitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class LeaderElector:
     async def run(self) -> None:
         """Wait for leadership, then keep it; returns after it was lost and ``on_lost`` was called."""
         while not await self._attempt():  # noqa: ASYNC110 - what we wait for is in the API server
-            await asyncio.sleep(self._times.retry_period)
+            await asyncio.sleep(self._until_next_look())
         logger.info("%s leads", self._identity)
         self.leading.set()
         pause = self._times.retry_period
@@ -116,6 +119,22 @@ class LeaderElector:
             logger.warning("an attempt at the Lease failed: %s", error)
         return False
 
+    def _until_next_look(self) -> float:
+        """Seconds until a candidate asks again: less than a period, not past the moment at which the Lease runs out."""
+        period = self._times.retry_period
+        if self._held_by_another():
+            left = self._runs_out_at() - asyncio.get_running_loop().time()
+            if 0 < left <= period:
+                # Then, and not before, or the look would tell nothing; a little later for each, since only one can win.
+                return left + _jitter() * period / 20
+        # More often than the holder renews: a renewal, or that it was given back, is seen soon.
+        return period * (0.5 + _jitter() / 4)
+
+    def _runs_out_at(self) -> float:
+        """When the Lease that was seen last may be taken from whoever holds it, on the loop's clock."""
+        spec = (self._lease or {}).get("spec") or {}
+        return self._observed_at + float(spec.get("leaseDurationSeconds") or self._times.duration)
+
     async def _take_or_renew(self) -> bool:
         loop = asyncio.get_running_loop()
         if self.leading.is_set():
@@ -129,11 +148,8 @@ class LeaderElector:
         except NotFound:
             self._lease = None
             return await self._create()
-        if self._held_by_another():
-            spec = (self._lease or {}).get("spec") or {}
-            duration = float(spec.get("leaseDurationSeconds") or self._times.duration)
-            if self.leading.is_set() or loop.time() < self._observed_at + duration:
-                return False
+        if self._held_by_another() and (self.leading.is_set() or loop.time() < self._runs_out_at()):
+            return False
         try:
             return await self._write_timed(self._identity)
         except Conflict:

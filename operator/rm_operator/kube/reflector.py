@@ -7,9 +7,11 @@ from random import Random
 from typing import Final, Protocol
 
 from rm_operator.kube.client import KubeClient
+from rm_operator.kube.documents import Document
 from rm_operator.kube.errors import ApiError, Gone, ServerError, Silent, TooManyRequests, Unreachable
+from rm_operator.kube.listing import Changes, Listing
 from rm_operator.kube.resources import Resource
-from rm_operator.kube.store import Changes, Listing, Store
+from rm_operator.kube.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -146,20 +148,16 @@ class Reflector:
                 self._active()
                 heard = True
                 self._failures = 0
-                metadata = event.object["metadata"]
+                document = Document(event.object)
                 if event.type in ("ADDED", "MODIFIED"):
-                    self.store.upsert(event.object)
+                    self.store.take(document)
                 elif event.type == "DELETED":
-                    self.store.remove(
-                        metadata.get("namespace"),
-                        metadata["name"],
-                        uid=metadata["uid"],
-                        resource_version=metadata["resourceVersion"],
-                    )
+                    version = document.resource_version
+                    self.store.remove(*document.key, uid=document.uid, resource_version=version)
                 elif event.type != "BOOKMARK":
                     logger.warning("%s: unknown event %r", self.store.resource.name, event.type)
                     continue
-                self.store.resource_version = metadata["resourceVersion"]
+                self.store.resource_version = document.resource_version
         if not heard and asyncio.get_running_loop().time() - started < _SHORT_WATCH_SECONDS:
             raise Unreachable("the watch ended at once")
 

@@ -5,85 +5,39 @@ import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
-
-import orjson
 
 from rm_operator.kube.buckets import Buckets, IndexValue, ObjectKey
 from rm_operator.kube.client import Object
+from rm_operator.kube.contents import Decoded, Fate, Kept, Transform
+from rm_operator.kube.documents import Document, Glance, encode, key_of, version_of
+from rm_operator.kube.listing import Changes, Listing
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.ticks import Ticks
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["Changes", "IndexFunction", "Place", "Store", "Stores", "Subscriber", "key_of", "version_of"]
+
 IndexFunction = Callable[[Object], Iterable[str]]
-Transform = Callable[[dict[str, Any]], dict[str, Any] | None]
 Subscriber = Callable[[Object | None, Object | None], None]
 Place = tuple[object, ...]
 """Something that can be read, as ``Ticks`` knows it."""
 
-_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _MAX_TOMBSTONES: Final = 4096
-MAX_DECODED: Final = 128
-"""Objects of one kind that are remembered decoded: more than workers look at at a time, little against the memory."""
-
-
-def trim(obj: dict[str, Any]) -> dict[str, Any]:
-    """``obj`` without what is bulky and of no use to a reconciler: managedFields and kubectl's copy of the object."""
-    metadata = obj.get("metadata", {})
-    annotations = metadata.get("annotations")
-    if annotations and _LAST_APPLIED in annotations:
-        annotations = {key: value for key, value in annotations.items() if key != _LAST_APPLIED}
-        obj = {**obj, "metadata": {**metadata, "annotations": annotations}}
-        metadata = obj["metadata"]
-    if "managedFields" in metadata:
-        obj = {**obj, "metadata": {key: value for key, value in metadata.items() if key != "managedFields"}}
-    return obj
-
-
-def key_of(obj: Object) -> ObjectKey:
-    """(namespace, name); the namespace of a cluster-scoped object is empty."""
-    metadata = obj["metadata"]
-    return metadata.get("namespace", ""), metadata["name"]
-
-
-def version_of(obj: Object) -> int:
-    """The resourceVersion as the number that it is; objects of one kind compare by it."""
-    return int(obj["metadata"]["resourceVersion"])
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """The keys of what a fresh list changed."""
-
-    added: tuple[ObjectKey, ...] = ()
-    changed: tuple[ObjectKey, ...] = ()
-    removed: tuple[ObjectKey, ...] = ()
-
-
-class _Kept:
-    """One object as a store keeps it."""
-
-    __slots__ = ("as_applied", "content", "uid", "values", "version")
-
-    def __init__(self, content: bytes | Object, uid: str, version: int, values: tuple[IndexValue, ...]) -> None:
-        self.as_applied: str | None = None
-        self.content = content
-        self.uid = uid
-        self.version = version
-        self.values = values
 
 
 class Store:
     """Objects of one kind.
 
     ``indexes`` maps a name to the function that gives an object's values in it. ``transform`` replaces an object before
-    it is kept, or drops it (None). Every object passes ``trim`` and gets its apiVersion and kind, which the API server
-    leaves out in lists. All methods are for the event loop's thread; readers get tuples sorted by namespace and name.
+    it is kept, or drops it. All methods are for the event loop's thread; readers get tuples sorted by namespace and
+    name.
 
-    Decoded, an object takes some eight times the memory of its JSON. So objects are kept as JSON, and decoded when they
-    are read; those that were read or written last are remembered. What a transform has made small is kept as it is.
+    Objects come as JSON and are kept as JSON, without what is of no use to a reconciler. Functions of indexes and
+    subscribers get them with nothing but the metadata decoded, until they look at more; readers get them decoded, and
+    those that were read last are remembered. What a transform has made small is kept decoded, and a change of which it
+    leaves nothing is none.
     """
 
     def __init__(
@@ -100,8 +54,8 @@ class Store:
         self.accepted: dict[ObjectKey, tuple[str, object]] = {}
         """Per object: hash of what was applied last, and in which ways the server's answer differed from it."""
         self._transform = transform
-        self._kept: dict[ObjectKey, _Kept] = {}
-        self._decoded: OrderedDict[ObjectKey, Object] = OrderedDict()
+        self._kept: dict[ObjectKey, Kept] = {}
+        self._decoded = Decoded()
         self._functions: dict[str, IndexFunction] = dict(indexes or {})
         self._buckets = Buckets()
         self._order: tuple[ObjectKey, ...] | None = None
@@ -121,7 +75,7 @@ class Store:
         for key in self.keys():
             kept = self._kept.get(key)
             if kept is not None:
-                yield self._decoded.get(key) or _object(kept)
+                yield self._decoded.peek(key, kept)
 
     def __contains__(self, key: ObjectKey) -> bool:
         return key in self._kept
@@ -130,7 +84,7 @@ class Store:
         """The object, or None."""
         key = (namespace or "", name)
         kept = self._kept.get(key)
-        return None if kept is None else self._read(key, kept)
+        return None if kept is None else self._decoded.read(key, kept)
 
     def version(self, key: ObjectKey) -> int:
         """The object's resourceVersion; -1 if it is not known."""
@@ -205,15 +159,21 @@ class Store:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""
         self._subscribers.append(subscriber)
 
-    def upsert(self, obj: dict[str, Any]) -> bool:
-        """Take ``obj`` from a watch or from the answer to a write; False if what is known is as new, or it is gone."""
-        key, version = key_of(obj), version_of(obj)
-        if self.version(key) >= version or self._tombstones.get(key, -1) >= version:
+    def upsert(self, obj: Object) -> bool:
+        """Take the answer to a write; False if what is known is as new, or the object is gone."""
+        return self.take(Document(encode(obj)))
+
+    def take(self, document: Document) -> bool:
+        """Take what a watch or a write told; False if what is known is as new, or the object is gone."""
+        if not self.is_news(document):
             return False
-        new = self._put(key, obj)
-        if new is not None and isinstance(self._kept[key].content, bytes):
-            self._remember(key, new)
+        self.put(document)
         return True
+
+    def is_news(self, document: Document) -> bool:
+        """True if the object is newer than what is known of it, its deletion included."""
+        key, version = document.key, document.version
+        return self.version(key) < version and self._tombstones.get(key, -1) < version
 
     def remove(
         self, namespace: str | None, name: str, *, uid: str | None = None, resource_version: str | None = None
@@ -235,34 +195,43 @@ class Store:
         self._drop(key, old)
         return True
 
-    def replace(self, items: Iterable[dict[str, Any]], resource_version: str) -> Changes:
+    def replace(self, items: Iterable[Object], resource_version: str) -> Changes:
         """Become the collection as listed at ``resource_version``; returns what that changed."""
         listing = self.listing(resource_version)
-        listing.take(items)
+        listing.take(map(encode, items))
         return listing.finish()
 
-    def listing(self, resource_version: str) -> "Listing":
+    def listing(self, resource_version: str) -> Listing:
         """Begin to become the collection as listed at ``resource_version``, page by page."""
         return Listing(self, resource_version)
 
-    def _put(self, key: ObjectKey, obj: dict[str, Any]) -> Object | None:
-        """Keep ``obj`` as transformed; None if the transform dropped it."""
+    def forget_history(self) -> None:
+        """What was is no more: of deletions and of what was applied nothing holds any longer."""
+        self._tombstones.clear()
+        self.accepted.clear()
+
+    def put(self, document: Document) -> bool:
+        """Keep an object as transformed, whether it is news or not; False if the transform dropped it."""
+        key = document.key
         before = self._kept.get(key)
-        if "kind" not in obj:
-            obj = {"apiVersion": self.resource.api_version, "kind": self.resource.kind, **obj}
-        new = trim(obj)
-        transformed = self._transform(new) if self._transform is not None else new
-        if transformed is None:
+        transformed = self._transform(document) if self._transform is not None else Fate.WHOLE
+        if transformed is Fate.DROPPED:
             if before is not None:
                 self._drop(key, before)
-            return None
+            return False
+        new: Object
+        content: bytes | Object
+        if transformed is Fate.WHOLE:
+            content, head = document.kept(self.resource.api_version, self.resource.kind)
+            new = Glance(content, head)
+        else:
+            new = content = transformed
+            if before is not None and _same(before.content, content):
+                before.content, before.version = content, document.version
+                self._forget(key, before.values)
+                return True
         old = self._old(key, before)
-        metadata = transformed["metadata"]
-        # A transform that leaves an object as it is, such as a pod of our own, has not made it small. The encoder's
-        # own bytes come in a buffer of up to three times their length: a copy has its own.
-        small = transformed is not new
-        content = transformed if small else bytes(memoryview(orjson.dumps(transformed)))
-        kept = _Kept(content, metadata.get("uid", ""), version_of(transformed), self._values(key, transformed))
+        kept = Kept(content, document.uid, document.version, self._values(key, new))
         if before is None:
             self._order = None
             self._buckets.add(key, kept.values)
@@ -272,10 +241,10 @@ class Store:
         self._kept[key] = kept
         self._forget(key, (*before.values, *kept.values) if before is not None else kept.values)
         self._tick(key, before, kept)
-        self._notify(old, transformed)
-        return transformed
+        self._notify(old, new)
+        return True
 
-    def _drop(self, key: ObjectKey, kept: _Kept) -> None:
+    def _drop(self, key: ObjectKey, kept: Kept) -> None:
         old = self._old(key, kept)
         self._buckets.discard(key, kept.values)
         self._order = None
@@ -285,7 +254,7 @@ class Store:
         self._tick(key, kept, None)
         self._notify(old, None)
 
-    def _tick(self, key: ObjectKey, before: _Kept | None, after: _Kept | None) -> None:
+    def _tick(self, key: ObjectKey, before: Kept | None, after: Kept | None) -> None:
         """Whoever has read the object, or what it is among, has read something else than there is now."""
         old, new = before.values if before is not None else (), after.values if after is not None else ()
         same = before is not None and after is not None and before.uid == after.uid
@@ -297,11 +266,11 @@ class Store:
             places = [self.place_of_all(), self.place_of(key), *(self.place_in(*value) for value in values)]
             self.ticks.touch([*places, *(self.place_among(*value) for value in moved)])
 
-    def _old(self, key: ObjectKey, kept: _Kept | None) -> Object | None:
+    def _old(self, key: ObjectKey, kept: Kept | None) -> Object | None:
         """What subscribers are told that the object was; where nobody listens, nothing is decoded."""
         if kept is None or not self._subscribers:
             return None
-        return self._decoded.get(key) or _object(kept)
+        return self._decoded.peek(key, kept)
 
     def _bury(self, key: ObjectKey, version: int) -> None:
         self._tombstones[key] = max(version, self._tombstones.pop(key, -1))
@@ -321,7 +290,7 @@ class Store:
 
     def _forget(self, key: ObjectKey, values: Iterable[IndexValue]) -> None:
         """What was decoded for readers is no longer so."""
-        self._decoded.pop(key, None)
+        self._decoded.forget(key)
         if self._views:
             for value in (None, *values):
                 self._views.pop(value, None)
@@ -336,24 +305,10 @@ class Store:
         if view is None:
             keys = self.keys() if which is None else self._buckets.ordered(which)
             members = [(key, self._kept[key]) for key in keys]
-            view = tuple(self._read(key, kept) for key, kept in members)
+            view = tuple(self._decoded.read(key, kept) for key, kept in members)
             if members and not any(isinstance(kept.content, bytes) for _, kept in members):
                 self._views[which] = view
         return view
-
-    def _read(self, key: ObjectKey, kept: _Kept) -> Object:
-        if not isinstance(kept.content, bytes):
-            return kept.content
-        obj = self._decoded.get(key)
-        if obj is None:
-            obj = _object(kept)
-            self._remember(key, obj)
-        return obj
-
-    def _remember(self, key: ObjectKey, obj: Object) -> None:
-        self._decoded[key] = obj
-        if len(self._decoded) > MAX_DECODED:
-            self._decoded.popitem(last=False)
 
     def _notify(self, old: Object | None, new: Object | None) -> None:
         for subscriber in self._subscribers:
@@ -364,59 +319,15 @@ class Store:
                 logger.exception("a subscriber of %s failed", self.resource.name)
 
 
-class Listing:
-    """A list on its way into a store, page by page, so that the whole is never in memory decoded.
-
-    An object that is newer than the list, known from the answer to an own write, stays. A list older than what the
-    store has already seen means that the cluster was restored from a backup: then the list alone is true.
-    """
-
-    def __init__(self, store: Store, resource_version: str) -> None:
-        self._store = store
-        self._resource_version = resource_version
-        self._version = int(resource_version)
-        self._back_in_time = store.resource_version != "" and self._version < int(store.resource_version)
-        self._seen: set[ObjectKey] = set()
-        self._added: list[ObjectKey] = []
-        self._changed: list[ObjectKey] = []
-        if self._back_in_time:
-            logger.warning("%s went back in time: it is taken as listed", store.resource.name)
-            store._tombstones.clear()
-            store.accepted.clear()
-
-    def take(self, items: Iterable[dict[str, Any]]) -> None:
-        """Take one page."""
-        store = self._store
-        for item in items:
-            key, version = key_of(item), version_of(item)
-            self._seen.add(key)
-            known = store.version(key)
-            if self._back_in_time:
-                fresh = known != version
-            else:
-                fresh = known < version and store._tombstones.get(key, -1) < version
-            if fresh and store._put(key, item) is not None:
-                (self._added if known < 0 else self._changed).append(key)
-
-    def finish(self) -> Changes:
-        """All pages were taken: what was not among them goes. Returns what the list changed."""
-        store, removed = self._store, []
-        for key in [key for key in store._kept if key not in self._seen]:
-            kept = store._kept[key]
-            if self._back_in_time or kept.version <= self._version:
-                store._bury(key, self._version)
-                store._drop(key, kept)
-                removed.append(key)
-        store.resource_version = self._resource_version
-        return Changes(tuple(self._added), tuple(self._changed), tuple(removed))
-
-
-def _object(kept: _Kept) -> Object:
-    content = kept.content
-    if isinstance(content, bytes):
-        decoded: dict[str, Any] = orjson.loads(content)
-        return decoded
-    return content
+def _same(before: object, after: Mapping[str, Any]) -> bool:
+    """True if two small objects differ in their resourceVersion at most."""
+    if not isinstance(before, Mapping) or before.keys() != after.keys():
+        return False
+    unlike = [name for name in after if before[name] != after[name]]
+    if unlike == ["metadata"]:
+        metadata = {**before["metadata"], "resourceVersion": after["metadata"]["resourceVersion"]}
+        return bool(metadata == after["metadata"])
+    return not unlike
 
 
 class Stores:
@@ -442,7 +353,7 @@ class Stores:
         """The store of ``kind``. Raises KeyError."""
         return self._by_kind[kind]
 
-    def put(self, obj: dict[str, Any]) -> None:
+    def put(self, obj: Object) -> None:
         """Take the answer to an own write, so that the next reconcile sees it before the watch tells."""
         resource = resource_of(obj)
         if resource in self._stores:

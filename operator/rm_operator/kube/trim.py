@@ -1,45 +1,91 @@
 """What is kept of nodes and of pods that are not ours: the facts that placement counts with, and nothing bulky."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
+import msgspec
 from rm_api.names import LABEL_MANAGED_BY, MANAGED_BY
 
+from rm_operator.kube.contents import Fate, Transformed
+from rm_operator.kube.documents import Document, Reader
+from rm_operator.kube.resources import NODES, PODS
 
-def trim_node(node: dict[str, Any]) -> dict[str, Any]:
-    """A node without the list of images that it has pulled, which is most of its size."""
-    status = node.get("status", {})
-    heavy = ("images", "volumesInUse", "volumesAttached")
-    if any(name in status for name in heavy):
-        node = {**node, "status": {name: value for name, value in status.items() if name not in heavy}}
-    return node
+_Labels = dict[str, str] | None
 
 
-def trim_pod(pod: dict[str, Any]) -> dict[str, Any] | None:
+class _Resources(msgspec.Struct, gc=False):
+    limits: dict[str, Any] | None = None
+
+
+class _Container(msgspec.Struct, gc=False):
+    name: str
+    resources: _Resources | None = None
+    restart_policy: str | None = msgspec.field(name="restartPolicy", default=None)
+
+
+class _PodSpec(msgspec.Struct, gc=False):
+    containers: Sequence[_Container] | None = None
+    init_containers: Sequence[_Container] | None = msgspec.field(name="initContainers", default=None)
+    node_name: str | None = msgspec.field(name="nodeName", default=None)
+
+
+class _PodStatus(msgspec.Struct, gc=False):
+    phase: str = ""
+
+
+class _NodeStatus(msgspec.Struct, gc=False):
+    capacity: dict[str, Any] | None = None
+    allocatable: dict[str, Any] | None = None
+
+
+_labels: Final = Reader[_Labels](_Labels)  # type: ignore[arg-type]
+_pod_spec: Final = Reader(_PodSpec)
+_pod_status: Final = Reader(_PodStatus)
+_node_status: Final = Reader(_NodeStatus)
+
+
+def trim_node(node: Document) -> Transformed:
+    """A node's labels, and the extended resources that it has.
+
+    What a kubelet reports every few seconds is not among that, nor the list of images that it has pulled.
+    """
+    status = node.member("status", _node_status) or _NodeStatus()
+    metadata = _metadata(node)
+    labels = node.in_metadata("labels", _labels)
+    if labels:
+        metadata["labels"] = labels
+    return {
+        "apiVersion": NODES.api_version,
+        "kind": NODES.kind,
+        "metadata": metadata,
+        "status": {"capacity": _extended(status.capacity), "allocatable": _extended(status.allocatable)},
+    }
+
+
+def trim_pod(pod: Document) -> Transformed:
     """Our pods as they are; of others, those that hold extended resources, in the same shape but with nothing else.
 
     A foreign pod without extended resources takes no accelerator from anybody, and is not kept at all.
     """
-    metadata = pod["metadata"]
-    if (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY:
-        return pod
-    spec = pod.get("spec", {})
-    containers = _holders(spec.get("containers") or ())
-    init_containers = _holders(spec.get("initContainers") or ())
+    if (pod.in_metadata("labels", _labels) or {}).get(LABEL_MANAGED_BY) == MANAGED_BY:
+        return Fate.WHOLE
+    spec = pod.member("spec", _pod_spec) or _PodSpec()
+    containers = _holders(spec.containers or ())
+    init_containers = _holders(spec.init_containers or ())
     if not containers and not init_containers:
-        return None
+        return Fate.DROPPED
     kept: dict[str, Any] = {"containers": containers}
     if init_containers:
         kept["initContainers"] = init_containers
-    if "nodeName" in spec:
-        kept["nodeName"] = spec["nodeName"]
-    names = ("namespace", "name", "uid", "resourceVersion")
+    if spec.node_name is not None:
+        kept["nodeName"] = spec.node_name
+    status = pod.member("status", _pod_status) or _PodStatus()
     return {
-        "apiVersion": pod["apiVersion"],
-        "kind": pod["kind"],
-        "metadata": {name: metadata[name] for name in names if name in metadata},
+        "apiVersion": PODS.api_version,
+        "kind": PODS.kind,
+        "metadata": _metadata(pod),
         "spec": kept,
-        "status": {"phase": pod.get("status", {}).get("phase", "")},
+        "status": {"phase": status.phase},
     }
 
 
@@ -49,13 +95,23 @@ def is_extended(resource_name: str) -> bool:
     return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
 
 
-def _holders(containers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _metadata(document: Document) -> dict[str, Any]:
+    namespace, name = document.key
+    where = {"namespace": namespace} if namespace else {}
+    return {**where, "name": name, "uid": document.uid, "resourceVersion": document.resource_version}
+
+
+def _extended(amounts: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: amount for name, amount in (amounts or {}).items() if is_extended(name)}
+
+
+def _holders(containers: Sequence[_Container]) -> list[dict[str, Any]]:
     """The containers that hold extended resources, with these alone."""
     found = []
     for container in containers:
-        limits = (container.get("resources") or {}).get("limits") or {}
-        if extended := {name: amount for name, amount in limits.items() if is_extended(name)}:
+        limits = container.resources.limits if container.resources is not None else None
+        if extended := _extended(limits):
             # An init container that restarts holds its devices beside the others: that changes the sum.
-            restart = {"restartPolicy": container["restartPolicy"]} if "restartPolicy" in container else {}
-            found.append({"name": container["name"], "resources": {"limits": extended}, **restart})
+            restart = {"restartPolicy": container.restart_policy} if container.restart_policy is not None else {}
+            found.append({"name": container.name, "resources": {"limits": extended}, **restart})
     return found

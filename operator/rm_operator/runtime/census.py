@@ -1,23 +1,30 @@
-"""Counts of our own objects by state, taken from the stores when metrics are read."""
+"""Counts of our own objects by state, taken from indexes of the stores when metrics are read."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Final
 
 from rm_api.conditions import ConditionType, Reason
 
 from rm_operator.kube.client import Object
-from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CUSTOM
-from rm_operator.kube.store import Stores
+from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CUSTOM, Resource
+from rm_operator.kube.store import IndexFunction, Stores
 from rm_operator.runtime.metrics import Metrics
 
-_REASONS = frozenset(reason.value for reason in Reason)
-_DEVICE_STATES = ("total", "healthy", "allocated")
+_READINESS: Final = "readiness"
+_REASONS: Final = frozenset(reason.value for reason in Reason)
+_DEVICE_STATES: Final = ("total", "healthy", "allocated")
 
 
 def observe_objects(metrics: Metrics, stores: Stores) -> None:
-    """Set the gauges of objects and devices. A state in which nothing is any more shows no series."""
+    """Set the gauges of objects and devices. A state in which nothing is any more shows no series.
+
+    The stores of our kinds must have ``INDEXES``.
+    """
     metrics.objects.clear()
     for resource in CUSTOM:
-        for (ready, reason), count in Counter(map(_state, stores[resource])).items():
+        for state, count in stores[resource].counts(_READINESS).items():
+            ready, _, reason = state.partition("/")
             metrics.objects.labels(resource.kind, ready, reason).set(count)
     devices: Counter[tuple[str, str, str]] = Counter()
     for each in stores[ACCELERATOR_RESOURCES]:
@@ -29,9 +36,16 @@ def observe_objects(metrics: Metrics, stores: Stores) -> None:
         metrics.devices.labels(*labels).set(count)
 
 
-def _state(obj: Object) -> tuple[str, str]:
+def _readiness(obj: Object) -> list[str]:
     for entry in (obj.get("status") or {}).get("conditions") or ():
         if entry["type"] == ConditionType.READY:
             # A reason of another version is none of the closed set, and labels stay bounded.
-            return entry["status"], entry["reason"] if entry["reason"] in _REASONS else "Other"
-    return "Unknown", "New"
+            reason = entry["reason"] if entry["reason"] in _REASONS else "Other"
+            return [f"{entry['status']}/{reason}"]
+    return ["Unknown/New"]
+
+
+INDEXES: Final[Mapping[Resource, Mapping[str, IndexFunction]]] = {
+    resource: {_READINESS: _readiness} for resource in CUSTOM
+}
+"""What the stores must be indexed by."""

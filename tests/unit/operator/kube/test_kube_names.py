@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from rm_operator.kube import errors
+from rm_operator.kube.contents import Fate
+from rm_operator.kube.documents import Document, encode
 from rm_operator.kube.errors import ApiError, error_from_status
 from rm_operator.kube.resources import ALL, DEPLOYMENTS, MODEL_DEPLOYMENTS, NODES, PODS, Resource, resource_of
 from rm_operator.kube.trim import is_extended, trim_node, trim_pod
@@ -146,6 +148,10 @@ def pod(*containers: dict[str, Any], ours: bool = False, **spec: Any) -> dict[st
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body, "status": status}
 
 
+def document(obj: dict[str, Any]) -> Document:
+    return Document(encode(obj))
+
+
 def holder(name: str, **limits: str) -> dict[str, Any]:
     amounts = {key.replace("_", "/"): value for key, value in limits.items()}
     return {"name": name, "image": "i", "resources": {"limits": amounts, "requests": amounts}}
@@ -153,16 +159,17 @@ def holder(name: str, **limits: str) -> dict[str, Any]:
 
 def test_our_pods_are_kept_as_they_are() -> None:
     ours = pod(holder("a"), ours=True)
-    assert trim_pod(ours) == ours
+    assert trim_pod(document(ours)) is Fate.WHOLE
 
 
 def test_foreign_pods_without_devices_are_not_kept() -> None:
-    assert trim_pod(pod(holder("a", cpu="1"), {"name": "b"})) is None
+    assert trim_pod(document(pod(holder("a", cpu="1"), {"name": "b"}))) is Fate.DROPPED
 
 
 def test_of_foreign_pods_with_devices_the_facts_are_kept_in_the_shape_of_a_pod() -> None:
     init = holder("i", npu_x="2") | {"restartPolicy": "Always"}
-    found = trim_pod(pod(holder("a", cpu="1", npu_x="1"), holder("b", cpu="1"), initContainers=[init]))
+    given = pod(holder("a", cpu="1", npu_x="1"), holder("b", cpu="1"), initContainers=[init])
+    found = trim_pod(document(given))
     assert found == {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -176,8 +183,43 @@ def test_of_foreign_pods_with_devices_the_facts_are_kept_in_the_shape_of_a_pod()
     }
 
 
-def test_nodes_are_kept_but_for_their_images() -> None:
-    status = {"images": [{"names": ["x"]}], "capacity": {"cpu": "1"}, "conditions": [], "volumesInUse": ["v"]}
-    node = {"metadata": {"name": "n", "labels": {"a": "b"}}, "spec": {"taints": []}, "status": status}
-    assert trim_node(node) == {**node, "status": {"capacity": {"cpu": "1"}, "conditions": []}}
-    assert "images" in status, "the given object was changed"
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"spec": {"containers": None}},
+        {"spec": {"containers": [{"name": "a", "resources": None}]}},
+        {"spec": {"containers": [{"name": "a", "resources": {"limits": None}}]}},
+        {"spec": {}},
+        {},
+    ],
+)
+def test_pods_that_say_little_are_read_too(odd: dict[str, Any]) -> None:
+    metadata = {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "7", "labels": None}
+    assert trim_pod(document({"metadata": metadata, **odd})) is Fate.DROPPED
+
+
+def test_of_nodes_labels_and_devices_are_kept() -> None:
+    amounts = {"cpu": "1", "vendor.com/npu": "4", "attachable-volumes.kubernetes.io/x": "9"}
+    status = {"images": [{"names": ["x"]}], "capacity": amounts, "allocatable": amounts, "conditions": [{"type": "x"}]}
+    metadata = {"name": "n", "uid": "u", "resourceVersion": "7"}
+    node = {
+        "metadata": {**metadata, "labels": {"a": "b"}, "annotations": {"x": "y"}},
+        "spec": {"taints": []},
+        "status": status,
+    }
+    assert trim_node(document(node)) == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {**metadata, "labels": {"a": "b"}},
+        "status": {"capacity": {"vendor.com/npu": "4"}, "allocatable": {"vendor.com/npu": "4"}},
+    }
+
+
+def test_a_node_that_has_reported_nothing_yet_is_kept() -> None:
+    metadata = {"name": "n", "uid": "u", "resourceVersion": "7"}
+    assert trim_node(document({"metadata": metadata})) == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": metadata,
+        "status": {"capacity": {}, "allocatable": {}},
+    }

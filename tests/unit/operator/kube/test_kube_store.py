@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from rm_operator.kube.client import Object
+from rm_operator.kube.contents import MAX_DECODED, Fate, Transformed
+from rm_operator.kube.documents import Document, Reader, encode
 from rm_operator.kube.resources import CONFIGMAPS, JOBS
-from rm_operator.kube.store import MAX_DECODED, Changes, Store, Stores, key_of
+from rm_operator.kube.store import Changes, Store, Stores, key_of
 
 Change = tuple[Object | None, Object | None]
 
@@ -21,6 +23,16 @@ def obj(name: str, version: int, *, uid: str = "u", namespace: str = "ns", **fur
 
 def owners(each: Object) -> list[str]:
     return [reference["uid"] for reference in each["metadata"].get("ownerReferences") or ()]
+
+
+def data_of(each: Document) -> object:
+    return each.member("data", Reader(dict))
+
+
+def name_alone(each: Document) -> Transformed:
+    namespace, name = each.key
+    metadata = {"namespace": namespace, "name": name, "uid": each.uid, "resourceVersion": each.resource_version}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
 
 def names(objects: tuple[Object, ...]) -> list[str]:
@@ -205,7 +217,7 @@ class TestWhatIsKept:
         assert (known["apiVersion"], known["kind"]) == ("batch/v1", "Job")
 
     def test_a_transform_that_drops_an_object_removes_it(self) -> None:
-        store = Store(CONFIGMAPS, transform=lambda each: each if each.get("data") else None)
+        store = Store(CONFIGMAPS, transform=lambda each: Fate.WHOLE if data_of(each) else Fate.DROPPED)
         heard: list[Change] = []
         store.on_change(lambda old, new: heard.append((old, new)))
         store.upsert(obj("a", 1, data={"x": "y"}))
@@ -232,19 +244,47 @@ class TestWhatIsKept:
     def test_reading_again_costs_nothing(self, store: Store) -> None:
         store.replace([obj("a", 1)], "2")
         assert store.get("ns", "a") is store.get("ns", "a")
-        small = Store(CONFIGMAPS, transform=dict)
+        small = Store(CONFIGMAPS, transform=name_alone)
         small.replace([obj("a", 1)], "2")
         assert small.list() is small.list()
 
     def test_what_a_transform_leaves_as_it_is_is_not_kept_decoded(self) -> None:
-        def transform(each: dict[str, Any]) -> dict[str, Any]:
-            return each if each.get("data") else dict(each)
+        def transform(each: Document) -> Transformed:
+            return Fate.WHOLE if data_of(each) else name_alone(each)
 
         store = Store(CONFIGMAPS, transform=transform)
         store.replace([obj("large", 1, data={"x": "y"}), obj("small", 2)], "3")
         assert store.list() is not store.list()
         assert names(store.list()) == ["large", "small"]
         assert store.get("ns", "large") == obj("large", 1, data={"x": "y"})
+
+    def test_a_change_that_a_transform_leaves_nothing_of_is_none(self) -> None:
+        """Such as the heartbeats of nodes: nobody hears of them, and the version is the newest all the same."""
+        store = Store(CONFIGMAPS, transform=name_alone)
+        heard: list[Change] = []
+        store.on_change(lambda old, new: heard.append((old, new)))
+        store.upsert(obj("a", 1))
+        before = store.list()
+        store.upsert(obj("a", 2, data={"x": "y"}))
+        assert len(heard) == 1
+        assert store.version(("ns", "a")) == 2
+        assert [each["metadata"]["resourceVersion"] for each in (*before, *store.list())] == ["1", "2"]
+        store.upsert(obj("a", 3, uid="another"))
+        assert len(heard) == 2
+        assert heard[-1][1] == {**store.list()[0]}
+
+    def test_a_list_is_taken_without_decoding_what_nobody_looks_at(self) -> None:
+        looked: list[str] = []
+        store = Store(CONFIGMAPS, indexes={"owner": owners})
+        store.on_change(lambda old, new: looked.append((new or {})["metadata"]["name"]))
+        # Only who decodes the text notices that it is none.
+        broken = encode(obj("a", 1)).removesuffix(b"}") + b',"data":{"x":"\xff"}}'
+        listing = store.listing("5")
+        listing.take([broken])
+        listing.finish()
+        assert looked == ["a"]
+        with pytest.raises(ValueError, match="codec"):
+            store.get("ns", "a")
 
     def test_subscribers_are_told_what_it_was_and_is(self, store: Store, changes: list[Change]) -> None:
         first, second = obj("a", 1), obj("a", 2, data={"x": "y"})
@@ -285,15 +325,15 @@ class TestListing:
     def test_pages_are_taken_as_they_come(self, store: Store, changes: list[Change]) -> None:
         store.replace([obj("kept", 1), obj("gone", 2)], "5")
         listing = store.listing("10")
-        listing.take([obj("kept", 1), obj("new", 7)])
+        listing.take(map(encode, [obj("kept", 1), obj("new", 7)]))
         assert names(store.list()) == ["gone", "kept", "new"]
-        listing.take([obj("newer", 8)])
+        listing.take([encode(obj("newer", 8))])
         assert listing.finish() == Changes((("ns", "new"), ("ns", "newer")), (), (("ns", "gone"),))
         assert names(store.list()) == ["kept", "new", "newer"]
 
     def test_one_that_breaks_off_removes_nothing(self, store: Store) -> None:
         store.replace([obj("a", 1), obj("b", 2)], "5")
-        store.listing("10").take([obj("a", 1)])
+        store.listing("10").take([encode(obj("a", 1))])
         assert names(store.list()) == ["a", "b"]
         assert store.resource_version == "5"
 

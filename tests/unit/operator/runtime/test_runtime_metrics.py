@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from rm_operator.kube.resources import ACCELERATOR_RESOURCES, CUSTOM, MODEL_DEPLOYMENTS, PODS
 from rm_operator.kube.store import Store, Stores
-from rm_operator.runtime.census import observe_objects
+from rm_operator.runtime.census import INDEXES, observe_objects
 from rm_operator.runtime.metrics import Metrics
 
 KIND = "ModelDeployment"
@@ -97,7 +97,7 @@ def known(resource: Any, name: str, version: int, *, ready: tuple[str, str] | No
 
 
 def test_objects_are_counted_by_state_and_never_named() -> None:
-    stores = Stores(Store(resource) for resource in CUSTOM)
+    stores = Stores(Store(resource, indexes=INDEXES[resource]) for resource in CUSTOM)
     for number, ready in enumerate(
         [("True", "Ready"), ("True", "Ready"), ("False", "NoDevice"), ("False", "OfTomorrow"), None], 1
     ):

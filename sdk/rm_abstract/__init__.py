@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from rm_abstract.backends.plugin_adapter import create_backend_plugin as create_backend_plugin
     from rm_abstract.core.chain import PluginChain as PluginChain
+    from rm_abstract.core.chain import create_chain_plugin as create_chain_plugin
     from rm_abstract.core.controller import DeviceFlowController as DeviceFlowController
     from rm_abstract.core.controller import get_controller as get_controller
     from rm_abstract.core.controller import init as init
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rm_abstract.core.plugin import PluginRegistry as PluginRegistry
     from rm_abstract.core.plugin import get_registry as get_registry
     from rm_abstract.core.plugin import list_plugins as list_plugins
+    from rm_abstract.core.reload import HotReloader as HotReloader
     from rm_abstract.core.resource import BuildArtifact as BuildArtifact
     from rm_abstract.core.resource import BuildProfile as BuildProfile
     from rm_abstract.core.resource import Capability as Capability
@@ -33,9 +36,11 @@ __version__: Final = "0.1.0"
 
 # Module → the names that it lends to this package. One line each, and one above for the type checker.
 _LENT: Final = {
-    "rm_abstract.core.chain": ("PluginChain",),
+    "rm_abstract.backends.plugin_adapter": ("create_backend_plugin",),
+    "rm_abstract.core.chain": ("PluginChain", "create_chain_plugin"),
     "rm_abstract.core.controller": ("DeviceFlowController", "get_controller", "init", "shutdown"),
     "rm_abstract.core.plugin": ("BackendConfig", "Plugin", "PluginMetadata", "PluginPriority", "list_plugins"),
+    "rm_abstract.core.reload": ("HotReloader",),
     "rm_abstract.core.registry": ("PluginRegistry", "get_registry"),
     "rm_abstract.core.resource": ("BuildArtifact", "BuildProfile", "Capability", "Resource", "ResourceType"),
     "rm_abstract.core.resource_manager": ("ResourceManager", "get_resource_manager"),

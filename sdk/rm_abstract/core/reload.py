@@ -44,17 +44,22 @@ class HotReloader:
             self._seen[module.__name__] = _digest(_file(module))
 
     def changed(self) -> list[str]:
-        """Names of the watched modules whose source is another one than when they were loaded or watched; sorted."""
+        """Names of the watched modules whose source is another one than when it was last looked at; sorted."""
         with _loading:
             seen = dict(self._seen)
         return sorted(name for name, digest in seen.items() if name in sys.modules and _differs(name, digest))
 
     def poll(self) -> dict[str, str]:
-        """Reload what has changed: an empty text by module, or why it could not be and the old one stays."""
+        """Reload what has changed: an empty text by module, or why it could not be and the old one stays.
+
+        What could not be is tried again when its source has changed again.
+        """
         result = {}
         for name in self.changed():
             try:
-                self.reload_module(name)
+                with _loading:
+                    self._seen[name] = _digest(_file(sys.modules[name]))
+                    self.reload_module(name)
                 result[name] = ""
             except WorkloadError as error:
                 result[name] = str(error)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -124,8 +125,7 @@ class ResourceManager:
         if device_id is not None:
             device = Device(device.kind, device_id, device.url)
         with self._switching:
-            if self._current is None:
-                raise BadInput("the resource manager is not initialized; call initialize() first")
+            self._active()
             if wait:
                 self._refuse_inside("switch_plugin(wait=True)")
             engine, old = self._go_to(device)
@@ -135,11 +135,12 @@ class ResourceManager:
 
     def refresh(self) -> bool:
         """Go over to the active plugin's class as it is registered now, if that has changed; True if it had."""
-        engine = self._active()
-        if type(engine.plugin) is self.registry.get(PluginType.RUNTIME, engine.name):
-            return False
-        self.switch_plugin(engine.name, engine.device.index)
-        return True
+        with self._switching:
+            engine = self._active()
+            if type(engine.plugin) is self.registry.get(PluginType.RUNTIME, engine.name):
+                return False
+            self._go_to(replace(engine.device, kind=engine.name))
+            return True
 
     def cleanup(self) -> None:
         """Take no more requests, wait for those that run, and clean up the plugin. Harmless where there is none."""
@@ -248,7 +249,9 @@ class ResourceManager:
             return engine, self._install(engine)
         except BaseException:
             engine.close()
-            for handle in list(self._handles.values()):
+            with self._changed:
+                handles = list(self._handles.values())
+            for handle in handles:
                 handle.forget(engine)
             raise
 

@@ -213,6 +213,7 @@ def test_a_file_that_is_broken_or_gone_is_told_and_watched_further(registry: Plu
     path.write_text("import no_such_driver")
     (why,) = reloader.poll().values()
     assert "stays as it was" in why
+    assert reloader.poll() == {}, "it is not tried again and again"
     write("two")
     assert reloader.poll() == {"hot_plugins.one": ""}
     assert run(registry) == "two x"

@@ -12,7 +12,7 @@ GUIDE = Path(__file__).parents[3] / "docs" / "sdk.md"
 
 def examples() -> list[object]:
     heading, found = "", []
-    for part in re.split(r"^(#+ .*|```python\n.*?^```)$", GUIDE.read_text(), flags=re.MULTILINE | re.DOTALL):
+    for part in re.split(r"^(#+ [^\n]*|```python\n.*?^```)$", GUIDE.read_text(), flags=re.MULTILINE | re.DOTALL):
         if part.startswith("#"):
             heading = part.lstrip("# ")
         elif part.startswith("```python"):

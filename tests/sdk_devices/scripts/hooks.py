@@ -14,7 +14,7 @@ first = rm_abstract.init(device="pytorch", on_progress=lambda progress: told.app
 seen["init imports nothing"] = [name for name in ("torch", "transformers", "openvino") if name in sys.modules]
 
 import transformers.models.auto.modeling_auto as auto  # noqa: E402 (the hooks wait for it)
-from transformers import (  # noqa: E402  # noqa: E402
+from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,

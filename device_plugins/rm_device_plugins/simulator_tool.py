@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import tempfile
@@ -30,6 +31,10 @@ DEFAULT_DRIVER_DIR = Path("/run/rma-simulator")
 """Where a container finds the directory ``driver`` of the host."""
 
 STATUS_FILE = "status.json"
+REMOVED = "removed"
+"""Member of the status: devices that were taken out, and are not listed."""
+TOOL_FAULT = "toolFault"
+"""Member of the status: how the status tool misbehaves. ``hang``, ``fail``, ``garbage``, or ``omit UUID``."""
 MAJOR = 1
 MINORS = (3, 5, 7, 8, 9)
 NODE_MODE = 0o666
@@ -79,7 +84,7 @@ def initialise(
             status = read_status(root / "driver")
         else:
             status = {"driver": driver, "firmware": firmware, "product": product, "devices": []}
-        known = {device["index"] for device in status["devices"]}
+        known = {device["index"] for device in [*status["devices"], *status.get(REMOVED, [])]}
         for index in sorted(set(range(devices)) - known):
             serial = f"{_serial_prefix(status['product'])}-{index:04d}"
             device = {
@@ -93,7 +98,7 @@ def initialise(
                 "numaNode": index * numa_nodes // devices,
                 "memoryMiB": memory_mib,
             }
-            _make_node(root, device)
+            make_node(root, device)
             status["devices"].append(device)
         status["devices"].sort(key=lambda device: int(device["index"]))
         _write_status(root, status)
@@ -112,8 +117,7 @@ def change(
     restore_node: int | None = None,
 ) -> Status:
     """Changes what is given and nothing else; returns the new status. A new serial means another card: a new uuid."""
-    with _locked(root):
-        status = read_status(root / "driver")
+    with edited(root) as status:
         if driver is not None:
             status["driver"] = driver
         if firmware is not None:
@@ -128,9 +132,17 @@ def change(
         if remove_node is not None:
             (root / "dev" / _device(status, remove_node)["node"]).unlink(missing_ok=True)
         if restore_node is not None:
-            _make_node(root, _device(status, restore_node))
-        _write_status(root, status)
+            make_node(root, _device(status, restore_node))
     return status
+
+
+@contextlib.contextmanager
+def edited(root: Path) -> Iterator[Status]:
+    """The status, to be changed by one at a time; it is written at the end, unless something is raised."""
+    with _locked(root):
+        status = read_status(root / "driver")
+        yield status
+        _write_status(root, status)
 
 
 def _device(status: Status, index: int) -> dict[str, Any]:
@@ -149,7 +161,8 @@ def _uuid(serial: str) -> str:
     return str(uuid.uuid5(_SERIALS, serial))
 
 
-def _make_node(root: Path, device: dict[str, Any]) -> None:
+def make_node(root: Path, device: dict[str, Any]) -> None:
+    """Makes the device file of ``device``, a member of the status, unless it is there. Raises SimulatorError."""
     path = root / "dev" / str(device["node"])
     wanted = os.makedev(int(device["major"]), int(device["minor"]))
     try:
@@ -223,6 +236,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _answer(status: Status, as_json: bool) -> str:
+    """What the status tool says, or does, in the state that the driver is in."""
+    fault = str(status.pop(TOOL_FAULT, ""))
+    status.pop(REMOVED, None)
+    if fault == "hang":
+        signal.pause()
+    if fault == "fail":
+        raise SimulatorError("the driver does not answer")
+    if fault.startswith("omit "):
+        status["devices"] = [each for each in status["devices"] if each["uuid"] != fault.removeprefix("omit ")]
+    text = json.dumps(status) if as_json else _table(status)
+    return text[: len(text) // 2] if fault == "garbage" else text
+
+
 def _table(status: Status) -> str:
     lines = [f"{status.get('product')}  driver {status.get('driver')}  firmware {status.get('firmware')}"]
     lines += [
@@ -238,9 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     try:
         if command == "status":
-            status = read_status(options["driver_dir"])
-            text = json.dumps(status) if options["json"] else _table(status)
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{_answer(read_status(options['driver_dir']), options['json'])}\n")
         elif command == "init":
             initialise(**options)
         else:

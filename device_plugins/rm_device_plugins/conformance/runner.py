@@ -5,6 +5,7 @@ import fnmatch
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -267,6 +268,9 @@ class _Suite:
                 if case.id == GATE:
                     raise
                 verdict, message, output = Verdict.ERROR, str(error), _output(bench)
+            except Exception as error:
+                message = f"the suite itself failed: {error!r}"
+                verdict, output = Verdict.ERROR, "".join(traceback.format_exception(error))
             finally:
                 if close:
                     await bench.close()

@@ -6,7 +6,7 @@ import time
 
 from rm_device_plugins.conformance.bench import Bench
 from rm_device_plugins.conformance.cases.lifecycle import NO_DEVICES
-from rm_device_plugins.conformance.cases.registration import GATE
+from rm_device_plugins.conformance.cases.registration import FULL_LIST
 from rm_device_plugins.conformance.model import Lane, NotApplicable, Violation, case
 from rm_device_plugins.kubelet_api import HEALTHY, UNHEALTHY
 
@@ -24,7 +24,7 @@ UNHEALTHY_CASE = "health.unhealthy"
     why="Pods are put on it, and fail there, one after the other.",
     reference=_API,
     lane=Lane.FAULT,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def unhealthy(bench: Bench) -> str:
     plugin = await bench.connect()
@@ -162,7 +162,7 @@ def _apart(bench: Bench, device: str) -> str:
     why="Pods are put on a device that is not there.",
     reference=_API,
     lane=Lane.FAULT,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def hot_remove(bench: Bench) -> str:
     plugin = await bench.connect()

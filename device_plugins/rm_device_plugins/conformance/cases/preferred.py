@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rm_device_plugins.conformance.bench import Bench, Plugin, Refused
-from rm_device_plugins.conformance.cases.registration import GATE
+from rm_device_plugins.conformance.cases.registration import FULL_LIST
 from rm_device_plugins.conformance.model import Lane, NotApplicable, Violation, case
 from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
 
@@ -39,7 +39,7 @@ async def _prefer(plugin: Plugin, available: Sequence[str], must: Sequence[str],
     why="The kubelet uses what fits of the answer and fills up with others: topology is lost without a word.",
     reference=_REFERENCE,
     lane=Lane.SHARED,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def honours(bench: Bench) -> None:
     plugin = await _plugin(bench)
@@ -65,10 +65,10 @@ async def honours(bench: Bench) -> None:
 @case(
     "preferred.no-error",
     "Answers what cannot be met with an empty preference, never with an error.",
-    why="An error fails the pod, where an empty answer leaves the choice to the kubelet: one lost device fails all pods.",
+    why="An error fails the pod, an empty answer leaves the choice to the kubelet: one lost device fails all pods.",
     reference=f"{_REFERENCE}; NVIDIA k8s-device-plugin issue 231, kubernetes issue 97131",
     lane=Lane.SHARED,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def no_error(bench: Bench) -> None:
     plugin = await _plugin(bench)

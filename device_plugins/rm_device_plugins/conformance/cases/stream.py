@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from itertools import pairwise
 
 from rm_device_plugins.conformance.bench import Bench
-from rm_device_plugins.conformance.cases.registration import GATE
+from rm_device_plugins.conformance.cases.registration import FULL_LIST, GATE
 from rm_device_plugins.conformance.model import FIRST_LIST_SECONDS, Lane, Violation, case
 from rm_device_plugins.kubelet_api import HEALTHY, MAX_DEVICE_ID, UNHEALTHY
 
@@ -22,7 +22,7 @@ _CANCELLED = 100
     why="Until then the node has no such device, and pods that wait for one stay pending.",
     reference=_API,
     lane=Lane.SHARED,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def first_list(bench: Bench) -> str:
     plugin = await bench.connect()
@@ -40,7 +40,7 @@ async def first_list(bench: Bench) -> str:
     why="Any other word counts as unhealthy, and an ID twice is one device.",
     reference="kubernetes pkg/apis/deviceplugin/v1beta1: Device; constants.go",
     lane=Lane.SHARED,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def valid_list(bench: Bench) -> str:
     await bench.connect()
@@ -85,7 +85,7 @@ async def quiet(bench: Bench) -> str:
     why="During a kubelet's restart, or with a monitor, there are two; a plugin with few workers then answers nobody.",
     reference="grpcio: a synchronous server gives a worker to every open stream",
     lane=Lane.SHARED,
-    requires=(GATE,),
+    requires=(FULL_LIST,),
 )
 async def concurrent(bench: Bench) -> str:
     plugin = await bench.connect()

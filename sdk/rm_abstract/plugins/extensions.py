@@ -1,6 +1,7 @@
 """How a CustomPlugin comes into a registry, whole or not at all, and out of it. The registry's methods call these."""
 
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 OWNER: Final = "extension"
 """Attribute of an entry: the extension that brought it."""
+_current = threading.local()
+"""``name``: of the extension that this thread initializes."""
 
 
 def install(registry: "PluginRegistry", plugin: CustomPlugin, *, replace_others: bool = False) -> CustomPlugin:
@@ -28,6 +31,8 @@ def install(registry: "PluginRegistry", plugin: CustomPlugin, *, replace_others:
     if problem:
         raise BadInput(problem)
     name = plugin.info.name
+    if getattr(_current, "name", ""):
+        raise BadInput(f"plugin {name} is registered while {_current.name} is initialized; register it before or after")
     about = {"description": plugin.info.description, "author": plugin.info.author}
     entry = PluginEntry(
         PluginType.EXTENSION, name, Origin.REGISTERED, version=str(plugin.info.version), attributes=about
@@ -38,8 +43,12 @@ def install(registry: "PluginRegistry", plugin: CustomPlugin, *, replace_others:
         return plugin
     if known and not replace_others:
         raise ValueError(f"there already is an extension plugin named {name}; unregister it first")
-    with registry.staging() as staged:
-        _call(plugin, "initialize", registry)
+    _current.name = name
+    try:
+        with registry.staging() as staged:
+            _call(plugin, "initialize", registry)
+    finally:
+        _current.name = ""
     try:
         new = [(entry, plugin), *((_owned(one, name), target) for one, target in staged), *_brought(plugin)]
         if known:

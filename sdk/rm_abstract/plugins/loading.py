@@ -1,7 +1,8 @@
 """Plugins from shared libraries: loaded into the registry of this process, and out of it."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rm_abstract.core.errors import BadInput
 from rm_abstract.core.registry import PluginEntry, PluginType, get_registry
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rm_abstract.native.library import Deadlines
     from rm_abstract.native.shim import Shim
 
+_log = logging.getLogger(__name__)
 _KINDS = (PluginType.RUNTIME, PluginType.EXTENSION)
 
 
@@ -73,17 +75,34 @@ def unload_plugin(name: str) -> None:
 
 
 def list_plugins() -> list[PluginInfo]:
-    """What the plugins say of themselves whose code is loaded in this process, by name."""
-    loaded = {entry.name for entry in get_registry().entries() if entry.type in _KINDS and get_registry().loaded(entry)}
-    return [info for info in get_registry().list_plugins() if info.name in loaded]
+    """What the runtime plugins and extensions say of themselves whose code is loaded in this process, by name.
+
+    One that cannot say it is left out, and the log says why.
+    """
+    registry = get_registry()
+    found = []
+    for entry in registry.entries():
+        target = registry.loaded(entry) if entry.type in _KINDS else None
+        if target is not None:
+            try:
+                found.append(_info(entry, target))
+            except Exception as error:
+                _log.warning("plugin %s is left out of the list: %s: %s", entry.name, type(error).__name__, error)
+    return sorted(found, key=lambda info: info.name)
 
 
 def get_plugin_info(name: str) -> PluginInfo:
-    """What a runtime plugin or an extension says of itself. Raises BadInput where there is none of that name."""
+    """What a runtime plugin or an extension says of itself; loads it where it is not loaded yet.
+
+    Raises BadInput where there is none of that name.
+    """
+    entry = _entry(name)
+    return _info(entry, get_registry().get(entry.type, entry.qualified_name))
+
+
+def _info(entry: PluginEntry, target: Any) -> PluginInfo:
     from rm_abstract.core.selection import info  # noqa: PLC0415 (loads the interface of plugins)
 
-    entry = _entry(name)
-    target = get_registry().get(entry.type, entry.qualified_name)
     found: PluginInfo = target.info if entry.type == PluginType.EXTENSION else info(target.metadata())
     return found
 

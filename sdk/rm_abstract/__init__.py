@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rm_abstract.core.resource_manager import get_resource_manager as get_resource_manager
     from rm_abstract.core.versions import PluginInfo as PluginInfo
     from rm_abstract.core.versions import VersionInfo as VersionInfo
+    from rm_abstract.plugins.layers import CustomLayer as CustomLayer
+    from rm_abstract.plugins.operations import CustomOp as CustomOp
+    from rm_abstract.plugins.operations import CustomOpBuilder as CustomOpBuilder
 
 __version__: Final = "0.1.0"
 
@@ -45,6 +48,8 @@ _LENT: Final = {
     "rm_abstract.core.resource": ("BuildArtifact", "BuildProfile", "Capability", "Resource", "ResourceType"),
     "rm_abstract.core.resource_manager": ("ResourceManager", "get_resource_manager"),
     "rm_abstract.core.versions": ("PluginInfo", "VersionInfo"),
+    "rm_abstract.plugins.layers": ("CustomLayer",),
+    "rm_abstract.plugins.operations": ("CustomOp", "CustomOpBuilder"),
 }
 _LAZY: Final = {name: module for module, names in _LENT.items() for name in names}
 

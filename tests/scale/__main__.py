@@ -3,8 +3,6 @@
 import argparse
 import asyncio
 import gc
-import os
-import platform
 import sys
 import time
 import traceback
@@ -13,8 +11,9 @@ from pathlib import Path
 
 import orjson
 
-from scale.report import Report, Row
+from scale.report import Report, Row, machine
 from scale.rows import burst, cold, failover, foreign, latency, noop, placement
+from scale.sdk import rows as sdk
 from scale.sizes import Sizes
 
 BENCHMARKS: dict[str, Callable[[Sizes], Awaitable[Sequence[Row]]]] = {
@@ -25,17 +24,8 @@ BENCHMARKS: dict[str, Callable[[Sizes], Awaitable[Sequence[Row]]]] = {
     "latency": latency.run,
     "failover": failover.run,
     "placement": placement.run,
+    "sdk": sdk.run,
 }
-
-
-def _machine() -> dict[str, object]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memoryGiB": round(memory / 1024**3),
-        "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 2),
-    }
 
 
 def main() -> int:
@@ -47,7 +37,7 @@ def main() -> int:
     arguments = parser.parse_args()
     sizes = Sizes() if arguments.size == 1 else Sizes().scaled(arguments.size)
 
-    report = Report(_machine())
+    report = Report(machine())
     for name in arguments.only or BENCHMARKS:
         began = time.monotonic()
         print(f"{name} …", file=sys.stderr, flush=True)

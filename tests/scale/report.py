@@ -1,6 +1,8 @@
 """What a benchmark hands out: rows with a target, a table and JSON. Pure."""
 
 import math
+import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -94,3 +96,14 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([texts[0], rule, *texts[1:]])
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memoryGiB": round(memory / 1024**3),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }

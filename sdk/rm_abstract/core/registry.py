@@ -351,10 +351,10 @@ class PluginRegistry:
         with self._lock:
             return self._targets.get(entry.key)
 
-    def entry(self, plugin_type: str, name: str) -> PluginEntry:
-        """What is known of a plugin. A framework's plugin is also found by its bare name, where that is unambiguous.
+    def find(self, plugin_type: str, name: str) -> PluginEntry | None:
+        """What is known of a plugin, if there is one. A framework's is also found by its bare name, if only one has it.
 
-        Raises BadInput where there is none, or more than one.
+        Raises BadInput where several have it.
         """
         self._add_installed()
         key = plugin_type, normal_name(plugin_type, name)
@@ -362,12 +362,17 @@ class PluginRegistry:
             entry = self._entries.get(key)
             if entry is not None:
                 return entry
-            bare = [e for e in self._entries.values() if e.type == plugin_type and e.name == name]
-        if len(bare) == 1:
-            return bare[0]
-        if bare:
+            bare = [e for e in self._entries.values() if e.name == name and e.type == plugin_type]
+        if len(bare) > 1:
             names = ", ".join(sorted(e.qualified_name for e in bare))
             raise BadInput(f"the {plugin_type} plugin {name} is ambiguous; say which is meant: {names}")
+        return bare[0] if bare else None
+
+    def entry(self, plugin_type: str, name: str) -> PluginEntry:
+        """What ``find`` finds. Raises BadInput where there is none; it says what is near."""
+        entry = self.find(plugin_type, name)
+        if entry is not None:
+            return entry
         known = self.names(plugin_type)
         near = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"

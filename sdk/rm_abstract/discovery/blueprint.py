@@ -107,10 +107,11 @@ class Resolved:
 
 def resolve(
     blueprint: Blueprint,
-    lookup: Callable[[str, str], PluginEntry],
+    lookup: Callable[[str, str], PluginEntry | None],
+    explain: Callable[[str, str], str],
     backends: Callable[[str], Sequence[PluginEntry]],
 ) -> Resolved:
-    """Find what a blueprint names: ``lookup`` by type and name, ``backends`` of a kernel.
+    """Find what a blueprint names: ``lookup`` by type and name, or ``explain`` why not; ``backends`` of a kernel.
 
     Raises BadInput that names all that is missing and not optional.
     """
@@ -122,9 +123,13 @@ def resolve(
         try:
             entry = lookup(choice.type, choice.name)
         except BadInput as error:
-            (missing if choice.optional else wrong).append(
-                f"{choice.type} {choice.name}" if choice.optional else str(error)
-            )
+            wrong.append(str(error))
+            continue
+        if entry is None:
+            if choice.optional:
+                missing.append(f"{choice.type} {choice.name}")
+            else:
+                wrong.append(explain(choice.type, choice.name))
             continue
         entries.setdefault(entry.key, entry)
         if choice.phase:

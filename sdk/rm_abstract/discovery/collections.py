@@ -56,18 +56,13 @@ class Collection:
     def _entry(self, manager: "PluginManager", name: str) -> PluginEntry | None:
         wanted = f"{self._framework}.{name}" if self._framework else name
         try:
-            found = manager.registry.entry(self._type, wanted)
-        except BadInput:
-            if self._keys is not None or name in manager.frameworks:
-                return None
-            manager.discover_default(self._type)
-            try:
-                found = manager.registry.entry(self._type, wanted)
-            except BadInput as error:
-                if "ambiguous" in str(error):
-                    raise KeyError(str(error)) from None
-                return None
-        return found if self._keys is None or found.key in self._keys else None
+            found = manager.registry.find(self._type, wanted)
+            if found is None and self._keys is None and name not in manager.frameworks:
+                manager.discover_default(self._type)
+                found = manager.registry.find(self._type, wanted)
+        except BadInput as error:
+            raise KeyError(str(error)) from None
+        return found if found is None or self._keys is None or found.key in self._keys else None
 
     def _framework_collection(self, manager: "PluginManager", name: str) -> "Collection":
         if not self._framework and name in manager.frameworks:

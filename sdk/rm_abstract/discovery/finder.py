@@ -57,6 +57,8 @@ class Finder:
         self._importing: set[str] = set()
         self._catalogue = PluginRegistry(())
         self._catalogued: dict[str, Sequence[PluginEntry]] = {}
+        self._links: tuple[tuple[int, int], dict[str, dict[tuple[str, str], PluginEntry]]] = (-1, -1), {}
+        """The backends of each kernel, when registry and catalogue had these generations."""
         self._broken: dict[str, str] = {}
         for adapter in (self.own, QONNXAdapter(), FINNAdapter()):
             self.add_adapter(adapter)
@@ -184,24 +186,33 @@ class Finder:
 
     def register_entries(self, entries: Iterable[PluginEntry]) -> None:
         """Put single entries that were found into the registry."""
-        with self._lock:
-            self._registry.add_all(entries)
+        missing = [each for each in entries if self._registry.find(each.type, each.qualified_name) is None]
+        if missing:
+            self._registry.add_all(missing)
 
-    def lookup(self, plugin_type: str, name: str) -> PluginEntry:
-        """What was found or registered under a name. Raises BadInput."""
+    def lookup(self, plugin_type: str, name: str) -> PluginEntry | None:
+        """What was found or registered under a name. Raises BadInput where a bare name is that of several."""
+        return self._registry.find(plugin_type, name) or self._found().find(plugin_type, name)
+
+    def explain(self, plugin_type: str, name: str) -> str:
+        """Why ``lookup`` finds nothing."""
         try:
-            return self._registry.entry(plugin_type, name)
-        except BadInput:
-            return self._found().entry(plugin_type, name)
+            return f"{self._found().entry(plugin_type, name).qualified_name} is there now"
+        except BadInput as error:
+            return str(error)
 
     def backends(self, kernel: str) -> list[PluginEntry]:
         """The backends of a kernel among all that was found or registered, by name."""
-        both = {
-            each.key: each
-            for registry in (self._found(), self._registry)
-            for each in registry.entries(PluginType.BACKEND, kernel=kernel)
-        }
-        return [both[key] for key in sorted(both)]
+        found = self._found()
+        now = self._registry.generation, found.generation
+        with self._lock:
+            if self._links[0] != now:
+                links: dict[str, dict[tuple[str, str], PluginEntry]] = {}
+                for each in (*found.entries(PluginType.BACKEND), *self._registry.entries(PluginType.BACKEND)):
+                    links.setdefault(each.attributes.get("kernel", ""), {})[each.key] = each
+                self._links = now, links
+            both = self._links[1].get(kernel, {})
+            return [both[key] for key in sorted(both)]
 
     def _found(self) -> PluginRegistry:
         """All that was found, in a registry of its own: nobody sees it but who looks for single names."""

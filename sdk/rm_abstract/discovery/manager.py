@@ -142,7 +142,7 @@ class PluginManager:
         blueprint = Blueprint.read(path, self._store)
         self._finder.find(wanted)
         version = self._finder.version
-        resolved = resolve(blueprint, self._finder.lookup, self._finder.backends)
+        resolved = resolve(blueprint, self._finder.lookup, self._finder.explain, self._finder.backends)
         self._finder.register_entries(resolved.entries)
         discovery = self._told(
             Discovery(
@@ -216,11 +216,10 @@ class PluginManager:
         return [each for each in found if not backend_type or each.attributes.get("backend_type") == backend_type]
 
     def _entry(self, plugin_type: str, name: str) -> PluginEntry:
-        try:
-            return self.registry.entry(plugin_type, name)
-        except BadInput:
+        found = self.registry.find(plugin_type, name)
+        if found is None:
             self.discover_default(plugin_type)
-            return self.registry.entry(plugin_type, name)
+        return found or self.registry.entry(plugin_type, name)
 
     def clear_cache(self) -> None:
         """Forget instances and discoveries; the next one looks at all files. The index on disk stays."""

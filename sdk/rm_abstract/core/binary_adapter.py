@@ -9,6 +9,7 @@ from rm_abstract.core.binary.compilers import (
     build_key,
 )
 from rm_abstract.core.binary.config_files import ConfigFormat
+from rm_abstract.core.binary.library_compiler import LibraryCompilerAdapter
 from rm_abstract.core.binary.runtimes import BinaryRuntimeAdapter, DummyRuntimeAdapter
 from rm_abstract.core.binary.templates import expand
 
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigFileCompilerAdapter",
     "ConfigFormat",
     "DummyRuntimeAdapter",
+    "LibraryCompilerAdapter",
     "Workplace",
     "build_key",
     "expand",

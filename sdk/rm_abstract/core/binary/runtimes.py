@@ -23,6 +23,26 @@ _BYTES: Final = 256
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
+def find_library(name: _Path, search_paths: Sequence[_Path] = ()) -> Path:
+    """The library at a path, or of a name in these directories, LD_LIBRARY_PATH or where the system has its own.
+
+    Raises BadInput where it is not there.
+    """
+    wanted = Path(name)
+    if wanted.is_absolute() or len(wanted.parts) > 1:
+        places = [wanted]
+    else:
+        variable = [Path(part) for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
+        system = [Path(directory) for directory in _LIBRARY_DIRECTORIES]
+        system += [path for directory in system for path in sorted(directory.glob("*-linux-gnu"))]
+        places = [Path(directory) / wanted for directory in (*search_paths, *variable, *system)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        where = ", ".join(str(place.parent) for place in places)
+        raise BadInput(f"there is no {wanted.name} in {where}; give its path, or search_paths")
+    return found
+
+
 class BinaryRuntimeAdapter:
     """An engine that is only to be had as a binary: loads a compiled file on one device and runs it.
 
@@ -77,7 +97,9 @@ class BinaryRuntimeAdapter:
             raise BadInput("the runtime has no library: name it as runtime_so, or subclass BinaryRuntimeAdapter")
         if not self.engine_path.exists():
             raise BadInput(f"there is no engine at {self.engine_path}; compile one first")
-        library = NativeLibrary(self._find(), shim=self.shim, deadlines=self.deadlines)
+        beside = self.engine_path if self.engine_path.is_dir() else self.engine_path.parent
+        path = find_library(self.runtime_so, [*self.search_paths, beside])
+        library = NativeLibrary(path, shim=self.shim, deadlines=self.deadlines)
         try:
             device = self._device(library)
             self._model = library.open(self.engine_path.absolute(), [device] if device else [], options=self.options)
@@ -134,22 +156,6 @@ class BinaryRuntimeAdapter:
         if self._model is None:
             raise BadInput("the engine is not loaded; call load() first")
         return self._model
-
-    def _find(self) -> Path:
-        name = Path(self.runtime_so)
-        if name.is_absolute() or len(name.parts) > 1:
-            places = [name]
-        else:
-            variable = [Path(part) for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
-            beside = self.engine_path if self.engine_path.is_dir() else self.engine_path.parent
-            system = [Path(directory) for directory in _LIBRARY_DIRECTORIES]
-            system += [path for directory in system for path in sorted(directory.glob("*-linux-gnu"))]
-            places = [directory / name for directory in (*self.search_paths, beside, *variable, *system)]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            where = ", ".join(str(place.parent) for place in places)
-            raise BadInput(f"there is no {name.name} in {where}; give its path, or search_paths")
-        return found
 
     def _device(self, library: "NativeLibrary") -> str:
         if isinstance(self.device_id, str):

@@ -1,6 +1,6 @@
 """Decorators that register a class or function where it is defined."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, overload
 
 from rm_abstract.core.errors import BadInput
@@ -10,6 +10,8 @@ Defined = TypeVar("Defined", bound=Callable[..., Any])
 
 NAMES: Final = frozenset({"transform", "kernel", "backend", "step"})
 """The decorators; each is named like the type that it registers."""
+
+_VERSIONS: Final = frozenset({"version", "min_host_version", "max_host_version"})
 
 
 @overload
@@ -31,8 +33,9 @@ def transform(
     """Register a transform: a class with a method ``apply(model)``.
 
     ``stage`` is the phase of a build that it belongs to, such as ``topology_opt``. Attributes of any other name may be
-    given too. Without ``name`` it is the class's. Raises BadInput for a class that is none, and ValueError for a name
-    that is taken.
+    given too: ``version``, ``min_host_version`` and ``max_host_version`` are semantic versions, the latter two of RM
+    Abstract. Without ``name`` it is the class's. Raises BadInput for a class that is none and for a version of RM
+    Abstract that it does not work with, and ValueError for a name that is taken.
     """
     said = {"stage": stage, "description": description, "version": version, **attributes}
 
@@ -138,7 +141,26 @@ def _decorated(
 
     def decorate(defined: Defined) -> Defined:
         check(defined)
+        if _VERSIONS & attributes.keys():
+            _check_versions(name or defined.__name__, attributes)
         get_registry().register(defined, plugin_type=plugin_type, name=name, **attributes)
         return defined
 
     return decorate
+
+
+def _check_versions(name: str, attributes: Mapping[str, Any]) -> None:
+    from rm_abstract.core.versions import PluginInfo, VersionInfo  # noqa: PLC0415 (most plugins have none)
+
+    try:
+        own, least, most = (
+            VersionInfo.parse(str(attributes[key]), partial=True) if key in attributes else None
+            for key in ("version", "min_host_version", "max_host_version")
+        )
+        problem = PluginInfo(
+            name, own or VersionInfo(0, 0, 0), min_host_version=least, max_host_version=most
+        ).incompatibility()
+    except BadInput as error:
+        problem = f"plugin {name}: {error}"
+    if problem:
+        raise BadInput(problem)

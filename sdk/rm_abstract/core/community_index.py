@@ -189,25 +189,28 @@ def key_id(key: "Ed25519PublicKey") -> str:
 
 def load_public_key(path: Path) -> "Ed25519PublicKey":
     """An Ed25519 public key of a PEM file. Raises BadInput."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
-
-    key: Ed25519PublicKey = _key(path, load_pem_public_key, Ed25519PublicKey, "public")
+    key: Ed25519PublicKey = _key(path, "public")
     return key
 
 
 def load_private_key(path: Path) -> "Ed25519PrivateKey":
     """An Ed25519 private key of a PEM file without a password. Raises BadInput."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
-
-    key: Ed25519PrivateKey = _key(path, lambda pem: load_pem_private_key(pem, None), Ed25519PrivateKey, "private")
+    key: Ed25519PrivateKey = _key(path, "private")
     return key
 
 
-def _key(path: Path, load: Any, kind: type, what: str) -> Any:
+def _key(path: Path, what: str) -> Any:
     try:
-        key = load(path.read_bytes())
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 (an extra)
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise BadInput(f"keys need the package {error.name}; pip install 'rm-abstract[cli]' brings it") from None
+    public = what == "public"
+    kind: type = ed25519.Ed25519PublicKey if public else ed25519.Ed25519PrivateKey
+    key: Any
+    try:
+        pem = path.read_bytes()
+        key = serialization.load_pem_public_key(pem) if public else serialization.load_pem_private_key(pem, None)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError):
@@ -277,8 +280,10 @@ def _read(location: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    from rm_abstract.http import Http  # noqa: PLC0415 (an extra)
-
+    try:
+        from rm_abstract.http import Http  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{url} needs the package {error.name}; pip install 'rm-abstract[runtime]' brings it") from None
     http = Http()
     content = bytearray()
     try:

@@ -198,6 +198,9 @@ def test_several_keys_and_how_many_must_have_signed() -> None:
     with pytest.raises(BadInput, match="2 signatures are wanted, but 1 different keys"):
         verify(by_two, [trusted[0], trusted[0]], 2)
     assert len(json.loads(by_two)["signatures"]) == 2
+    twice = altered(by_one, lambda raw: raw["signatures"].extend(raw["signatures"]))
+    with pytest.raises(UntrustedIndex, match="signed by 1 of the trusted keys"):
+        verify(twice, trusted, 2)
 
 
 def test_an_index_is_good_until_it_expires(publish: Publish, key: Ed25519PrivateKey, seen: SeenVersions) -> None:

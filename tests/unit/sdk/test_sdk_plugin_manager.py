@@ -289,7 +289,8 @@ def test_cleanup_waits_for_requests_and_begins_no_more(registry: PluginRegistry,
         assert running.result(PATIENCE) == "old model x"
     assert journal.lines[-1] == "old cleanup"
     manager.initialize()
-    assert manager.execute(prepared, "z") == "old model z", "what was prepared is prepared again"
+    assert manager.execute(prepared, "z") == manager.execute(prepared, "z") == "old model z"
+    assert journal.count("old prepare") == 2, "what was prepared is prepared again, and once"
     manager.cleanup()
 
 

@@ -207,6 +207,15 @@ class Bench:
             raise NotApplicable(f"it needs {count} healthy devices, and the plugin lists {len(healthy)}")
         return healthy[:count]
 
+    def devices_apart(self) -> list[str]:
+        """Healthy devices, one of each piece of hardware: no container needs to be given two shares of one."""
+        hardware = self.siblings or str
+        healthy = self.baseline.healthy if self.baseline else frozenset[str]()
+        apart = list({hardware(name): name for name in sorted(healthy, reverse=True)}.values())
+        if not apart:
+            raise NotApplicable("it needs a healthy device, and the plugin lists none")
+        return apart
+
     async def until_health(self, watch: Watch, device: str, health: str, what: str) -> float:
         """Waits until the newest list says so."""
         try:

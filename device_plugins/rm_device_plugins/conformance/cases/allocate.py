@@ -168,7 +168,7 @@ async def parallel(bench: Bench) -> str:
 )
 async def quick(bench: Bench) -> str:
     plugin = await bench.connect()
-    devices = bench.devices(len(bench.baseline.healthy) if bench.baseline else 1)
+    devices = bench.devices_apart()
     taken: list[float] = []
     while len(taken) < _CALLS and sum(taken) < bench.timing.patience:
         started = time.monotonic()

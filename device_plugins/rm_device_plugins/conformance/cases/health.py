@@ -137,23 +137,16 @@ def _of(bench: Bench, hardware: str) -> list[str]:
 async def busy(bench: Bench) -> None:
     plugin = await bench.connect()
     (used,) = bench.devices()
-    other = _apart(bench, used)
+    hardware = bench.siblings or str
+    other = next((name for name in bench.devices_apart() if hardware(name) != hardware(used)), "")
+    if not other:
+        raise NotApplicable("it needs healthy devices on two pieces of hardware")
     async with plugin.watch() as watch, bench.hook.during("busy", "idle", used):
         async with bench.hook.during("fail", "recover", other):
             # Now it has looked at the devices since the one has been in use.
             await bench.until_unhealthy(watch, other, "a failed device is unhealthy")
         if watch.health(used) != HEALTHY:
             raise Violation(f"device {used!r}, which is in use, is {watch.health(used) or 'not listed'}")
-
-
-def _apart(bench: Bench, device: str) -> str:
-    """A healthy device on other hardware than ``device``."""
-    siblings = bench.siblings or str
-    healthy = bench.baseline.healthy if bench.baseline else frozenset[str]()
-    others = [name for name in sorted(healthy) if name != device and siblings(name) != siblings(device)]
-    if not others:
-        raise NotApplicable("it needs healthy devices on two pieces of hardware")
-    return others[0]
 
 
 @case(

@@ -20,6 +20,8 @@ _OVERLAP = "lifecycle.upgrade"
 _FOREIGN = "another-vendor.sock"
 _STREAMS = 60
 _SPARE = 15
+_READING = 3
+"""A plugin may look at its configuration every now and then only."""
 _KUBELET = "kubernetes pkg/kubelet/cm/devicemanager/manager.go"
 
 
@@ -239,7 +241,8 @@ async def reload(bench: Bench) -> None:
     await bench.registered()
     stream = bench.kubelet.resource(bench.resource).open[0]
     await bench.hook.run("reload")
-    await bench.never(lambda: not stream.streaming, "the kubelet's stream ended when the configuration was read again")
+    ended = "the kubelet's stream ended when the configuration was read again"
+    await bench.never(lambda: not stream.streaming, ended, _READING * bench.timing.settle)
 
 
 @case(

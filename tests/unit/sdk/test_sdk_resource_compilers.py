@@ -219,6 +219,15 @@ def test_a_compiler_is_asked_what_it_is(
     assert not (tmp_path / "engine").exists()
 
 
+def test_paths_may_be_relative(tmp_path: Path, model: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(COPIES)
+    monkeypatch.chdir(tmp_path)
+    by_option = CLICompilerAdapter(PROFILE, ["opt/npu/bin"], cli_name="npu_compile").compile("model.onnx", "one")
+    monkeypatch.setenv("PATH", f"opt/npu/bin:{os.environ['PATH']}")
+    by_variable = CLICompilerAdapter(PROFILE, cli_name="npu_compile").compile("model.onnx", "deep/two")
+    assert by_option.path.read_text() == by_variable.path.read_text() == "graphdone\n"
+
+
 def test_the_environment_reaches_the_compiler(tmp_path: Path, model: Path, tool: Tool) -> None:
     directory = tool('echo "$LICENCE" > "$4"')
     adapter = CLICompilerAdapter(PROFILE, [directory], cli_name="npu_compile", environment={"LICENCE": "42"})

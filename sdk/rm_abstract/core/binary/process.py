@@ -25,7 +25,7 @@ def search_path(directories: Sequence[str | os.PathLike[str]]) -> str:
     """
     usual = os.environ.get("PATH", os.defpath)
     return os.pathsep.join(
-        [*(os.fspath(directory) for directory in directories), usual, os.path.dirname(sys.executable)]
+        [*(os.path.abspath(directory) for directory in directories), usual, os.path.dirname(sys.executable)]
     )
 
 
@@ -50,7 +50,7 @@ def run_tool(
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
-                [program, *argv[1:]],
+                [os.path.abspath(program), *argv[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

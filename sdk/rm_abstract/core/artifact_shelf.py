@@ -131,10 +131,14 @@ class Shelf:
 
     def scratch(self, key: str) -> Path:
         """A new, empty directory in which to build; what was left there is removed."""
+        self.clear(key)
         scratch = self._building / identity_of(key)
-        shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         return scratch
+
+    def clear(self, key: str) -> None:
+        """Remove what is left of a build."""
+        shutil.rmtree(self._building / identity_of(key), ignore_errors=True)
 
     def add(self, artifact: BuildArtifact) -> int:
         """Take what lies alone in a directory of ``scratch``, as a new version, whose number is returned."""

@@ -214,7 +214,7 @@ class ArtifactCache:
                 failure.write_text(json.dumps(about), encoding="utf-8")
             raise
         finally:
-            self._shelf.scratch(key).rmdir()
+            self._shelf.clear(key)
         failure.unlink(missing_ok=True)
         hold = self._shelf.hold(key, number, "no", built=True)
         assert hold is not None

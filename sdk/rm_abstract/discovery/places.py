@@ -62,12 +62,12 @@ class Root:
         self.directories.append(directory)
         for entry in entries:
             name = entry.name
-            stem, extension = os.path.splitext(name)
             try:
-                if extension == ".py":
+                if name.endswith(".py"):
+                    stem = name[:-3]
                     if "." not in stem and stem != "__main__":
                         yield File(entry.path, package if stem == "__init__" else lead + stem, _stamp(entry.stat()))
-                elif not extension and name[0] != "." and name != "__pycache__" and entry.is_dir():
+                elif "." not in name and name != "__pycache__" and entry.is_dir():
                     below.append(entry)
             except OSError:
                 continue  # it has just gone, or is a link to nowhere

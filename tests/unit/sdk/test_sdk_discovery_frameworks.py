@@ -1,6 +1,7 @@
 """Other frameworks' plugins: QONNX itself, FINN's layout in a stand-in, and adapters of others."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -243,7 +244,8 @@ def test_installed_distributions_offer_plugins_and_adapters() -> None:
 def test_what_is_installed_is_looked_for_once(installed: Path) -> None:
     """A second process does not import the metadata reader, unless something was installed since."""
     old = time.time() - 60
-    os.utime(installed, (old, old))
+    for path in [*installed.rglob("*"), installed]:
+        os.utime(path, (old, old))
     code = (
         "import sys\nsys.path.insert(0, sys.argv[1])\nfrom rm_abstract.core.registry import get_registry\n"
         "print(*get_registry().names('kernel'), 'importlib.metadata' in sys.modules)\n"
@@ -257,8 +259,20 @@ def test_what_is_installed_is_looked_for_once(installed: Path) -> None:
 
     assert names() == "Softmax True"
     assert names() == "Softmax False"
+    (installed / "a file beside them").write_text("")
+    assert names() == "Softmax False"
     distribution(installed, "more", "kernel.More = acme_kernels:Softmax\n")
     assert names() == "More Softmax True"
+    assert names() == "More Softmax True", "it is too young to be believed"
+    for path in [*installed.rglob("*"), installed]:
+        os.utime(path, (old, old))
+    assert names() == "More Softmax True"
+    assert names() == "More Softmax False"
+    about = installed / "more-1.2.dist-info"
+    # As an installer does with the same version anew.
+    shutil.rmtree(about)
+    distribution(installed, "more", "kernel.Other = acme_kernels:Softmax\n")
+    assert names() == "Other Softmax True"
 
 
 def test_a_framework_that_is_not_configured_is_not_asked() -> None:

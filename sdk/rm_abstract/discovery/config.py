@@ -17,6 +17,8 @@ ENV_TTL: Final = "RM_PLUGIN_CACHE_TTL"
 ENV_MODE: Final = "RM_PLUGIN_MODE"
 ENV_DEBUG: Final = "RM_PLUGIN_DEBUG"
 ENV_REDIS: Final = "RM_PLUGIN_REDIS_URL"
+ENV_PACKAGES: Final = "RM_PLUGIN_PACKAGES"
+"""Packages with commas between."""
 _SECTION: Final = "plugin_system"
 _WORDS: Final = {
     "1": True,
@@ -117,7 +119,9 @@ def _from_file(path: str) -> dict[str, Any]:
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     names = {ENV_TTL: "cache_ttl", ENV_MODE: "discovery_mode", ENV_DEBUG: "debug", ENV_REDIS: "redis_url"}
-    return {key: _value(name, key, variables[name].strip()) for name, key in names.items() if variables.get(name)}
+    found = {key: _value(name, key, variables[name].strip()) for name, key in names.items() if variables.get(name)}
+    packages = [each.strip() for each in variables.get(ENV_PACKAGES, "").split(",") if each.strip()]
+    return {**found, "packages": tuple(packages)} if packages else found
 
 
 def _value(where: str, key: str, value: Any) -> Any:

@@ -75,14 +75,21 @@ class Finder:
     @property
     def adapters(self) -> Mapping[str, FrameworkAdapter]:
         """All adapters by name, those of installed distributions included."""
+        if not self._offered:
+            made: list[FrameworkAdapter] = []
+            broken: dict[str, str] = {}
+            for entry in self._registry.entries(FRAMEWORK):
+                try:
+                    made.append(self._registry.get(FRAMEWORK, entry.name)())
+                except Exception as error:  # another distribution's failure is its own
+                    broken[f"framework {entry.name}"] = f"{type(error).__name__}: {error}"
+            with self._lock:
+                if not self._offered:
+                    self._broken = broken
+                    for adapter in made:
+                        self.add_adapter(adapter)
+                    self._offered = True
         with self._lock:
-            if not self._offered:
-                self._offered = True
-                for entry in self._registry.entries(FRAMEWORK):
-                    try:
-                        self.add_adapter(self._registry.get(FRAMEWORK, entry.name)())
-                    except Exception as error:  # another distribution's failure is its own
-                        self._broken[f"framework {entry.name}"] = f"{type(error).__name__}: {error}"
             return dict(self._adapters)
 
     def chosen(self, frameworks: Iterable[str] | None) -> frozenset[str]:

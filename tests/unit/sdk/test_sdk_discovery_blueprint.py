@@ -278,6 +278,7 @@ def test_settings_of_the_file_and_the_environment(tmp_path: Path) -> None:
     )  # fmt: skip
     assert load_config(below, environment={}) == expected
     environment = {"RM_PLUGIN_CACHE_TTL": "5.5", "RM_PLUGIN_MODE": "full", "RM_PLUGIN_DEBUG": "1"}
+    assert load_config(environment={"RM_PLUGIN_PACKAGES": "one, two.three,"}).packages == ("one", "two.three")
     found = load_config(environment=environment)
     assert (found.cache_ttl, found.discovery_mode, found.debug) == (5.5, Mode.FULL, True)
     assert found.frameworks == ("rm_abstract", "qonnx")

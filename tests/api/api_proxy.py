@@ -1,7 +1,9 @@
 """A proxy before the API server: it sees each request of one operator, and can hold, refuse or lose it."""
 
+import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,7 @@ class Passing:
 
     method: str
     path: str
+    query: Mapping[str, str] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)
     status: int = 0
     answered: bool = False
@@ -42,6 +45,10 @@ async def _pass(_: Passing) -> None:
     return
 
 
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 class ApiProxy:
     """Start it with ``async with``. It speaks plain HTTP, and to the server as ``user``.
 
@@ -58,6 +65,7 @@ class ApiProxy:
         self._open: dict[int, web.Request] = {}
 
     async def __aenter__(self) -> "ApiProxy":
+        self._files = _open_files()
         self._session = self._connection.open_session()
         app = web.Application(client_max_size=2**24)
         app.router.add_route("*", "/{tail:.*}", self._handle)
@@ -74,6 +82,11 @@ class ApiProxy:
         if self._session.connector is not None:
             await self._session.connector.close(abort_ssl=True)
         await self._session.close()
+        # A request that was broken off on its way says farewell all the same, and nobody but its socket knows.
+        for _ in range(100):
+            if _open_files() <= self._files:
+                break
+            await asyncio.sleep(0.01)
 
     @property
     def connection(self) -> Connection:
@@ -105,7 +118,7 @@ class ApiProxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        passing = Passing(request.method, request.path)
+        passing = Passing(request.method, request.path, request.query)
         self.seen.append(passing)
         self._open[id(request)] = request
         try:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from operators import Process, child_says, model, running
 from prometheus_client.parser import text_string_to_metric_families
 from real_api import ApiServer, eventually
 from rm_api.names import LABEL_MANAGED_BY, LEASE_NAME, MANAGED_BY
+from rm_operator.app import REFLECTED
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import CONFIGMAPS, EVENTS, LEASES, MODEL_DEPLOYMENTS, NODES, PODS
 
@@ -69,6 +71,23 @@ class TestChain:
             await asyncio.sleep(5)
             assert len(found.controller.calls) == calls
             assert len(_writes(proxy)) == writes
+
+    async def test_each_kind_is_listed_and_watched_once(self, api_server: ApiServer, api_namespace: str) -> None:
+        """kopf, which has no handlers of objects, looks at none."""
+        async with ApiProxy(api_server) as proxy, running(api_server, api_namespace, proxy=proxy) as found:
+            once = {(kept.resource.path(), watched): 1 for kept in REFLECTED for watched in (False, True)}
+
+            def begun() -> Counter[tuple[str, bool]]:
+                asked = [each for each in proxy.seen if each.method == "GET" and "/leases" not in each.path]
+                return Counter((each.path, "watch" in each.query) for each in asked if "continue" not in each.query)
+
+            await eventually(lambda: once.keys() <= begun().keys(), "every kind is listed and watched", 90)
+            await eventually(found.leads, "it leads", 90)
+            assert {what: count for what, count in begun().items() if what in once} == once
+            # All else that is read is which kinds there are: /api/v1, /apis/GROUP, /apis/GROUP/VERSION.
+            assert all(path.count("/") <= 3 for path, _ in begun().keys() - once.keys())
+            # It lives on with nothing to watch.
+            assert not any(task.get_name().startswith("watcher") for task in asyncio.all_tasks())
 
     async def test_an_event_is_posted(self, api_server: ApiServer, client: HttpClient, api_namespace: str) -> None:
         async with running(api_server, api_namespace):

@@ -73,7 +73,7 @@ class KubeClient(Protocol):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 100,
+        limit: int = 250,
     ) -> AsyncGenerator[Page, None]:
         """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
 

@@ -73,3 +73,14 @@ class Decoded:
     def forget(self, key: ObjectKey) -> None:
         """The object has changed or is gone."""
         self._objects.pop(key, None)
+
+
+def same_but_version(before: object, after: Object) -> bool:
+    """True if two small objects differ in their resourceVersion at most."""
+    if not isinstance(before, Mapping) or before.keys() != after.keys():
+        return False
+    unlike = [name for name in after if before[name] != after[name]]
+    if unlike == ["metadata"]:
+        metadata = {**before["metadata"], "resourceVersion": after["metadata"]["resourceVersion"]}
+        return bool(metadata == after["metadata"])
+    return not unlike

@@ -136,7 +136,7 @@ class HttpClient:
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 100,
+        limit: int = 250,
     ) -> AsyncGenerator[Page, None]:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector) | {"limit": str(limit)}

@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-from rm_operator.kube.buckets import Buckets, IndexValue, ObjectKey
+from rm_operator.kube.buckets import IndexValue, ObjectKey
 from rm_operator.kube.client import Object
-from rm_operator.kube.contents import Decoded, Fate, Kept, Transform
+from rm_operator.kube.contents import Decoded, Fate, Kept, Transform, same_but_version
 from rm_operator.kube.documents import Document, Glance, encode, key_of, version_of
+from rm_operator.kube.indexes import Indexes, IndexFunction
 from rm_operator.kube.listing import Changes, Listing
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.ticks import Ticks
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Changes", "IndexFunction", "Place", "Store", "Stores", "Subscriber", "key_of", "version_of"]
 
-IndexFunction = Callable[[Object], Iterable[str]]
 Subscriber = Callable[[Object | None, Object | None], None]
 Place = tuple[object, ...]
 """Something that can be read, as ``Ticks`` knows it."""
@@ -56,8 +55,7 @@ class Store:
         self._transform = transform
         self._kept: dict[ObjectKey, Kept] = {}
         self._decoded = Decoded()
-        self._functions: dict[str, IndexFunction] = dict(indexes or {})
-        self._buckets = Buckets()
+        self._indexes = Indexes(resource.name, indexes or {})
         self._order: tuple[ObjectKey, ...] | None = None
         self._views: dict[IndexValue | None, tuple[Object, ...]] = {}
         # Versions at which objects went: an answer to a write that arrives after the deletion must not revive them.
@@ -103,20 +101,20 @@ class Store:
 
     def by_index(self, index_name: str, value: str) -> tuple[Object, ...]:
         """Objects that index ``index_name`` gives ``value``. Raises KeyError for an index that was not declared."""
-        return self._view(self._declared(index_name, value))
+        return self._view(self._indexes.declared(index_name, value))
 
     def keys_by_index(self, index_name: str, value: str) -> tuple[ObjectKey, ...]:
         """(namespace, name) of what ``by_index`` would give; nothing is decoded."""
-        return self._buckets.ordered(self._declared(index_name, value))
+        return self._indexes.ordered(self._indexes.declared(index_name, value))
 
     def count(self, index_name: str, value: str) -> int:
         """How many ``by_index`` would give, without making the view."""
-        return len(self._buckets.members(self._declared(index_name, value)))
+        return len(self._indexes.members(self._indexes.declared(index_name, value)))
 
     def counts(self, index_name: str) -> dict[str, int]:
         """How many objects index ``index_name`` has under each of its values."""
-        self._declared(index_name, "")
-        return {value: len(self._buckets.members((index_name, value))) for value in self._buckets.values(index_name)}
+        self._indexes.declared(index_name, "")
+        return {value: len(self._indexes.members((index_name, value))) for value in self._indexes.values(index_name)}
 
     def is_as_applied(self, key: ObjectKey, digest: str) -> bool:
         """True if this very version of the object was found to be as the intent with hash ``digest`` left it."""
@@ -131,10 +129,10 @@ class Store:
 
     def uids_by_index(self, index_name: str, value: str) -> tuple[tuple[str, str], ...]:
         """(name, uid) of what ``by_index`` would give, the same tuple as long as it is so; nothing is decoded."""
-        which = self._declared(index_name, value)
+        which = self._indexes.declared(index_name, value)
         uids = self._uids.get(which)
         if uids is None:
-            uids = tuple((key[1], self._kept[key].uid) for key in self._buckets.ordered(which))
+            uids = tuple((key[1], self._kept[key].uid) for key in self._indexes.ordered(which))
             if uids:
                 self._uids[which] = uids
         return uids
@@ -226,18 +224,18 @@ class Store:
             new = Glance(content, head)
         else:
             new = content = transformed
-            if before is not None and _same(before.content, content):
+            if before is not None and same_but_version(before.content, content):
                 before.content, before.version = content, document.version
                 self._forget(key, before.values)
                 return True
         old = self._old(key, before)
-        kept = Kept(content, document.uid, document.version, self._values(key, new))
+        kept = Kept(content, document.uid, document.version, self._indexes.values_of(key, new))
         if before is None:
             self._order = None
-            self._buckets.add(key, kept.values)
+            self._indexes.add(key, kept.values)
         elif before.values != kept.values:
-            self._buckets.discard(key, before.values)
-            self._buckets.add(key, kept.values)
+            self._indexes.discard(key, before.values)
+            self._indexes.add(key, kept.values)
         self._kept[key] = kept
         self._forget(key, (*before.values, *kept.values) if before is not None else kept.values)
         self._tick(key, before, kept)
@@ -246,7 +244,7 @@ class Store:
 
     def _drop(self, key: ObjectKey, kept: Kept) -> None:
         old = self._old(key, kept)
-        self._buckets.discard(key, kept.values)
+        self._indexes.discard(key, kept.values)
         self._order = None
         del self._kept[key]
         self._forget(key, kept.values)
@@ -277,17 +275,6 @@ class Store:
         if len(self._tombstones) > _MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def _values(self, key: ObjectKey, obj: Object) -> tuple[IndexValue, ...]:
-        # The empty index name is the namespace: it cannot clash with a declared one that is named.
-        values = [("", sys.intern(key[0]))]
-        for name, function in self._functions.items():
-            try:
-                values += [(name, sys.intern(value)) for value in function(obj)]
-            except Exception:
-                # An object that an index cannot read must still be known, or nobody could say what is wrong with it.
-                logger.exception("index %r of %s failed for %s/%s", name, self.resource.name, *key)
-        return tuple(dict.fromkeys(values))
-
     def _forget(self, key: ObjectKey, values: Iterable[IndexValue]) -> None:
         """What was decoded for readers is no longer so."""
         self._decoded.forget(key)
@@ -295,15 +282,10 @@ class Store:
             for value in (None, *values):
                 self._views.pop(value, None)
 
-    def _declared(self, index_name: str, value: str) -> IndexValue:
-        if index_name not in self._functions:
-            raise KeyError(f"{self.resource.name} has no index {index_name!r}; it has {sorted(self._functions)}")
-        return index_name, value
-
     def _view(self, which: IndexValue | None) -> tuple[Object, ...]:
         view = self._views.get(which)
         if view is None:
-            keys = self.keys() if which is None else self._buckets.ordered(which)
+            keys = self.keys() if which is None else self._indexes.ordered(which)
             members = [(key, self._kept[key]) for key in keys]
             view = tuple(self._decoded.read(key, kept) for key, kept in members)
             if members and not any(isinstance(kept.content, bytes) for _, kept in members):
@@ -317,17 +299,6 @@ class Store:
             except Exception:
                 # One consumer's mistake must neither stop the watch nor keep the change from the others.
                 logger.exception("a subscriber of %s failed", self.resource.name)
-
-
-def _same(before: object, after: Mapping[str, Any]) -> bool:
-    """True if two small objects differ in their resourceVersion at most."""
-    if not isinstance(before, Mapping) or before.keys() != after.keys():
-        return False
-    unlike = [name for name in after if before[name] != after[name]]
-    if unlike == ["metadata"]:
-        metadata = {**before["metadata"], "resourceVersion": after["metadata"]["resourceVersion"]}
-        return bool(metadata == after["metadata"])
-    return not unlike
 
 
 class Stores:

@@ -1,4 +1,4 @@
-"""The leader dies, or sleeps: how long until the other replica works, and does the old one write afterwards."""
+"""The leader dies, sleeps or is asked to stop: how long until the other works, and does the old one write later."""
 
 import asyncio
 import signal
@@ -31,10 +31,13 @@ async def run(sizes: Sizes) -> Sequence[Row]:
         await cluster.add_namespaces(spaces)
         killed, _ = await _fail(cluster, spaces[0], signal.SIGKILL)
         stopped, stale = await _fail(cluster, spaces[1], signal.SIGSTOP)
+        ended, late = await _fail(cluster, spaces[2], signal.SIGTERM)
     return [
         Row("failover", "the leader is killed: until the other writes", killed, "s", "<=", 20),
         Row("failover", "the leader sleeps: until the other writes", stopped, "s", "<=", 20),
         Row("failover", "writes of the sleeper after it woke up", stale, "", "<=", 0, "it ends, with status 1"),
+        Row("failover", "the leader is asked to stop: until the other writes", ended, "s", "<=", 2, "as by an update"),
+        Row("failover", "writes of who was asked to stop, after that", late, "", "<=", 0),
     ]
 
 
@@ -54,6 +57,9 @@ async def _fail(cluster: Cluster, space: str, how: signal.Signals) -> tuple[floa
                 status = await leader.ended(_END_SECONDS)
                 assert status == _LOST, f"the sleeper ended with {status}"
                 await asyncio.sleep(1)
+            elif how is signal.SIGTERM:
+                status = await leader.ended(_END_SECONDS)
+                assert status == 0, f"who was asked to stop ended with {status}"
             wrote = [each for each in cluster.requests_since(position) if each.user == OPERATORS[0]]
     return seconds, sum(each.is_write and each.code < 400 for each in wrote)
 

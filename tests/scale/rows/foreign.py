@@ -30,7 +30,13 @@ async def run(sizes: Sizes) -> Sequence[Row]:
     name = f"{sizes.nodes} nodes, {sizes.foreign_pods} foreign pods"
     more = found.rss_mib - alone.rss_mib
     return [
-        Row("foreign", f"{name}: synced", found.sync_seconds, "s", note=f"{alone.sync_seconds:.1f} s without them"),
+        Row(
+            "foreign",
+            f"{name}: synced",
+            found.sync_seconds,
+            "s",
+            note=f"{found.cpu_seconds:.1f} s of CPU; without them {alone.sync_seconds:.1f} and {alone.cpu_seconds:.1f}",
+        ),
         Row("foreign", "RSS", found.rss_mib, "MiB", note=f"{alone.rss_mib:.0f} without; peak {found.peak_mib:.0f}"),
         Row("foreign", "memory for one pod or node", more * 1024 / (sizes.nodes + sizes.foreign_pods), "KiB"),
         Row("foreign", "writes of the first round", len(found.first_writes), "", note="counts of the fleet"),

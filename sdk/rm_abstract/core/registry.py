@@ -105,7 +105,8 @@ BUILT_IN: Final = (
 class PluginRegistry:
     """Every plugin, by type and name. Safe to use from any thread."""
 
-    def __init__(self, entries: Iterable[PluginEntry] = BUILT_IN) -> None:
+    def __init__(self, entries: Iterable[PluginEntry] = BUILT_IN, *, installed: bool = True) -> None:
+        """``installed``: whether what installed distributions offer is in it too."""
         self._lock = threading.RLock()
         self._initial = tuple(entries)
         self._entries: dict[tuple[str, str], PluginEntry] = {entry.key: entry for entry in self._initial}
@@ -113,7 +114,8 @@ class PluginRegistry:
         self._instances: WeakValueDictionary[object, Plugin] = WeakValueDictionary()
         self._staging = threading.local()
         self._problems: dict[str, str] = {}
-        self._installed_known = False
+        self._installed = installed
+        self._installed_known = not installed
         self._generation = 0
 
     @property
@@ -270,7 +272,7 @@ class PluginRegistry:
             self._targets.clear()
             self._instances.clear()
             self._problems.clear()
-            self._installed_known = False
+            self._installed_known = not self._installed
             self._generation += 1
 
     @contextmanager

@@ -55,7 +55,7 @@ class Finder:
         self._lock = threading.RLock()
         self._watch = Watch()
         self._importing: set[str] = set()
-        self._catalogue = PluginRegistry(())
+        self._catalogue = PluginRegistry((), installed=False)
         self._catalogued: dict[str, Sequence[PluginEntry]] = {}
         self._links: tuple[tuple[int, int], dict[str, dict[tuple[str, str], PluginEntry]]] = (-1, -1), {}
         """The backends of each kernel, when registry and catalogue had these generations."""

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 _log = logging.getLogger("rm_abstract.plugin")
 
+LIMIT: Final = 500
+"""Files in a directory, above which the older half is removed: places come and go, and nobody tells."""
 FORMAT: Final = 1
 """Counts changes of what is written; files of another one are not read."""
 
@@ -52,6 +54,7 @@ class Store:
         temporary = ""
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            self._make_room()
             handle, temporary = tempfile.mkstemp(dir=self.directory, prefix=f".{name}-")
             with os.fdopen(handle, "wb") as file:
                 file.write(_head(body) + b"\n" + body)
@@ -63,6 +66,14 @@ class Store:
                     os.unlink(temporary)
             return False
         return True
+
+    def _make_room(self) -> None:
+        with os.scandir(self.directory) as found:
+            paths = [entry.path for entry in found]
+        if len(paths) > LIMIT:
+            for path in sorted(paths, key=os.path.getmtime)[: LIMIT // 2]:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def writable(self) -> bool:
         """Whether values can be put there."""

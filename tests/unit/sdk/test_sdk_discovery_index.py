@@ -13,7 +13,7 @@ from rm_abstract.discovery import index as index_module
 from rm_abstract.discovery.index import Index
 from rm_abstract.discovery.places import Root
 from rm_abstract.discovery.source import Facts, read_plugins
-from rm_abstract.discovery.store import Store
+from rm_abstract.discovery.store import LIMIT, Store
 
 
 @pytest.fixture
@@ -189,6 +189,14 @@ def test_what_cannot_be_understood_is_told_and_not_read_again(modules: Path, sto
         errors = {r.file.module: r.facts["error"] for r in index.readings if "error" in r.facts}
         assert errors.keys() == {"pkg.bad"}
         assert errors["pkg.bad"].startswith("SyntaxError: '(' was never closed")
+
+
+def test_what_is_kept_has_a_bound(store: Store) -> None:
+    for number in range(LIMIT + 2):
+        assert store.write(f"value-{number}", number)
+        os.utime(store.path(f"value-{number}"), (number, number))
+    kept = [store.read(f"value-{number}") for number in range(LIMIT + 2)]
+    assert kept == [None] * (LIMIT // 2) + list(range(LIMIT // 2, LIMIT + 2))
 
 
 class Remembering:

@@ -21,6 +21,12 @@ from scale.metrics import Samples, parse_metrics, total
 POLL_SECONDS = 0.02
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A process of ours: memory and CPU time from /proc, the log for a failure's message."""
 
@@ -53,8 +59,7 @@ class Process:
     @property
     def cpu_seconds(self) -> float:
         """CPU time used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
     def check(self) -> None:
         """Raises AssertionError with the end of the log if the process has ended."""

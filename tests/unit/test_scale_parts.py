@@ -5,7 +5,7 @@ import math
 import orjson
 import pytest
 from scale import etcd, objects
-from scale.metrics import parse_metrics, total
+from scale.metrics import parse_metrics, total, within
 from scale.report import Report, Row, number, percentile
 from scale.sizes import Sizes
 
@@ -55,6 +55,19 @@ def test_percentile(percent: float, expected: float) -> None:
 def test_there_is_no_percentile_of_nothing() -> None:
     with pytest.raises(ValueError, match="nothing"):
         percentile([], 50)
+
+
+@pytest.mark.parametrize(("percent", "bound"), [(50, 0.1), (75, 0.1), (90, 1.0), (99, math.inf)])
+def test_a_histogram_tells_a_bound_for_what_came_between_two_readings(percent: float, bound: float) -> None:
+    def reading(*counts: int) -> str:
+        bounds = ("0.1", "1.0", "+Inf")
+        named = zip(bounds, counts, strict=True)
+        lines = [f'wait_bucket{{name="a",le="{le}"}} {count}' for le, count in named]
+        return "\n".join([*lines, 'wait_bucket{name="b",le="+Inf"} 1000', f"wait_count{{}} {counts[-1]}"])
+
+    before, after = parse_metrics(reading(50, 50, 50)), parse_metrics(reading(125, 145, 150))
+    assert within(before, after, "wait", percent, name="a") == bound
+    assert within(after, after, "wait", percent, name="a") == 0
 
 
 def test_metrics_are_read_by_name_and_labels() -> None:

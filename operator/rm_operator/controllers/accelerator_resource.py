@@ -47,12 +47,11 @@ class AcceleratorResourceController(PlanningController):
     async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one AcceleratorResource."""
         resource = obj["spec"].get("resourceName")
-        requesting = known[PODS].by_index("resource", resource) if resource else ()
         plugin = scoped(self._settings.system_namespace, name_of(obj))
         snapshot = planner.AcceleratorSnapshot(
             accelerator=obj,
             nodes=known[NODES].list(),
-            requested=sum(planner.requested(pod, resource) for pod in requesting),
+            requesting=known[PODS].by_index("resource", resource) if resource else (),
             plugin_pods=[
                 pod
                 for pod in known[PODS].by_index("accelerator", plugin)

@@ -1,5 +1,6 @@
 """Controller of ModelDeployments."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -39,7 +40,7 @@ from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
 _PROTECTED = (ACCELERATOR_RESOURCES, BUILD_PROFILES)
-_CHILDREN = (CONFIGMAPS, CONTROLLERREVISIONS, DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, JOBS, SERVICES)
+_CHILDREN = (CONTROLLERREVISIONS, DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, JOBS, SERVICES)
 
 
 class ModelDeploymentController(PlanningController):
@@ -54,6 +55,7 @@ class ModelDeploymentController(PlanningController):
         concerned = _Concerned(context.stores[MODEL_DEPLOYMENTS])
         self.watches = (
             *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
+            Watch(CONFIGMAPS, concerned.by_facts),
             Watch(PODS, concerned.by_pod),
             Watch(ENDPOINTSLICES, concerned.by_slice),
             Watch(BUILD_ARTIFACTS, concerned.by_artifact),
@@ -152,6 +154,18 @@ def _leftovers(obj: Object, hash_: str, known: Reading) -> list[Object]:
     ]
 
 
+def _said_of(artifact: Object) -> tuple[object, ...]:
+    """What a deployment looks at."""
+    status = artifact.get("status") or {}
+    return (
+        artifact["spec"],
+        artifact["metadata"]["uid"],
+        is_deleting(artifact),
+        status.get("conditions"),
+        status.get("location"),
+    )
+
+
 class _Concerned:
     """Which deployments a change concerns."""
 
@@ -176,10 +190,20 @@ class _Concerned:
         if name := labels_of(obj).get(SERVICE_NAME_LABEL):
             yield Key(self._kind, namespace_of(obj), name)
 
+    def by_facts(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """Those that share the model. What is only about the object itself, such as who owns it, each of them mends."""
+        yield from owners_of(self._kind)(old, new) if new is None or old is None else ()
+        if old is not None and (hash_ := labels_of(old).get(names.LABEL_MODEL)):
+            sharers = self._keys("source", scoped(namespace_of(old), hash_))
+            told = new is None or old.get("data") != new.get("data")
+            yield from sharers if told else itertools.islice(sharers, 1)
+
     def by_artifact(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        """Those that name it."""
+        """Those that name it, where it says something else than who else names it."""
         obj = new or old
         assert obj is not None
+        if old is not None and new is not None and _said_of(old) == _said_of(new):
+            return
         yield from self._keys("artifact", scoped(namespace_of(obj), name_of(obj)))
 
     def by_choice(self, index: str, old: Object | None, new: Object | None) -> Iterable[Key]:

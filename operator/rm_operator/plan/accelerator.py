@@ -40,8 +40,8 @@ class AcceleratorSnapshot:
     accelerator: Object
     nodes: Sequence[Object]
     """All nodes."""
-    requested: int
-    """Devices that pods which have not ended request of its resource."""
+    requesting: Sequence[Object]
+    """Pods that request its resource, on whatever nodes."""
     plugin_pods: Sequence[Object]
     children: Sequence[Object]
     """DaemonSets and ConfigMaps made for it."""
@@ -68,11 +68,14 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     nodes = matching_nodes(spec, snapshot.nodes)
     devices = DeviceCounts()
     if spec.resource_name:
+        # Another kind may have the same resource on other nodes.
+        mine = set(map(name_of, nodes))
+        holding = [pod for pod in snapshot.requesting if (pod.get("spec") or {}).get("nodeName") in mine]
         nodes = [node for node in nodes if spec.resource_name in (node.get("status") or {}).get("capacity", {})]
         devices = DeviceCounts(
             total=_sum(nodes, "capacity", spec.resource_name),
             healthy=_sum(nodes, "allocatable", spec.resource_name),
-            allocated=snapshot.requested,
+            allocated=sum(requested(pod, spec.resource_name) for pod in holding),
         )
     _advertised(conditions, spec, nodes, devices, snapshot.plugin_pods)
     conditions.roll_up([ConditionType.DEVICES_ADVERTISED], ready_message="models can be placed on it")

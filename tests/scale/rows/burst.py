@@ -142,14 +142,16 @@ async def _naive(scene: Scene) -> tuple[float, list[Request]]:
 
 
 async def _requests(cluster: Cluster, scene: Scene, process: Process) -> list[Request]:
-    """All requests of a burst, once the children are there and nothing more was written for a while."""
+    """All requests of a burst, once the children are there and nothing but Events was written for a while."""
     async with asyncio.timeout(_WAIT_SECONDS):
         count, since = -1, time.monotonic()
         while True:
             process.check()
             found = [each for each in cluster.requests_since(0) if each.resource != "leases"]
-            if len(found) != count:
-                count, since = len(found), time.monotonic()
+            # Events are posted at a rate of their own, long after what they tell of.
+            work = sum(each.resource != "events" for each in found)
+            if work != count:
+                count, since = work, time.monotonic()
             elif sum(map(_is_child, found)) >= scene.children and time.monotonic() - since > _QUIET_SECONDS:
                 return found
             await asyncio.sleep(0.5)
@@ -160,9 +162,13 @@ def _is_child(request: Request) -> bool:
 
 
 def _rate(requests: Sequence[Request], scene: Scene) -> float:
-    """Children a second, from the first request about a deployment until the last write."""
+    """Children a second, from the first write about a deployment until the last one that is no Event."""
     spaces = set(scene.spaces)
-    times = [datetime.fromisoformat(each.at) for each in requests if each.namespace in spaces and each.is_write]
+    times = [
+        datetime.fromisoformat(each.at)
+        for each in requests
+        if each.namespace in spaces and each.is_write and each.resource != "events"
+    ]
     return scene.children / (max(times) - min(times)).total_seconds()
 
 

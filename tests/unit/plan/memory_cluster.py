@@ -540,6 +540,11 @@ class Replica:
         _run(self._work(2000))
         assert not self._awake.keys, f"it never comes to rest; it is still at {sorted(map(str, self._awake.keys))}"
 
+    @property
+    def awake(self) -> list[Key]:
+        """What is on the queue."""
+        return list(self._awake.keys)
+
     def wake(self, key: Key) -> None:
         """Put ``key`` on the queue, though nothing happened."""
         self._awake.add(key)

@@ -47,7 +47,7 @@ def _node(name: str, capacity: object = None, allocatable: object = None, **labe
 
 
 def _plan(accelerator: Object, nodes: list[Object] | None = None, **further: Any) -> Plan:
-    members = {"requested": 0, "plugin_pods": [], "children": [], "settings": SETTINGS, **further}
+    members = {"requesting": [], "plugin_pods": [], "children": [], "settings": SETTINGS, **further}
     return plan(AcceleratorSnapshot(accelerator=accelerator, nodes=nodes or [], **members), NOW)
 
 
@@ -150,11 +150,34 @@ def test_nothing_is_done_for_one_that_is_being_deleted() -> None:
 def test_devices_are_counted_on_the_nodes_that_have_them(
     nodes: list[Object], selector: Object, counts: tuple[int, int, int]
 ) -> None:
-    status = _plan(_accelerator(nodeSelector=selector), nodes, requested=1).status
+    status = _plan(_accelerator(nodeSelector=selector), nodes).status
     assert status is not None
     assert (status["nodes"], status["devices"]["total"], status["devices"]["healthy"]) == counts
-    assert status["devices"]["allocated"] == 1
     assert status["observedGeneration"] == 2
+
+
+def _pod(devices: int, node: str | None, **status: Any) -> Object:
+    container = {"name": "c", "resources": {"limits": {RESOURCE: str(devices)}}}
+    return {"metadata": {"name": "p"}, "spec": {"containers": [container], "nodeName": node}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("pods", "allocated"),
+    [
+        ([], 0),
+        ([_pod(2, "a"), _pod(1, "b")], 3),
+        ([_pod(2, "a"), _pod(1, "elsewhere")], 2),
+        ([_pod(2, None)], 0),
+        ([_pod(2, "a", phase="Succeeded"), _pod(1, "a", phase="Running")], 1),
+        ([_pod(1, "sick")], 1),
+    ],
+    ids=["none", "all", "another-kind-of-the-same-resource", "not-scheduled", "ended", "on-a-node-that-lost-them"],
+)
+def test_devices_are_allocated_to_pods_on_its_nodes(pods: list[Object], allocated: int) -> None:
+    nodes = [_node(name, 4, zone="1") for name in "ab"] + [_node("sick", zone="1"), _node("elsewhere", 4, zone="2")]
+    status = _plan(_accelerator(nodeSelector={"zone": "1"}), nodes, requesting=pods).status
+    assert status is not None
+    assert status["devices"] == {"total": 8, "healthy": 8, "allocated": allocated}
 
 
 @pytest.mark.parametrize(

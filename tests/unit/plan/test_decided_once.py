@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from memory_cluster import NAMESPACE, Installation, at
 from rm_api import names
 from rm_operator import controllers
+from rm_operator.app import make_stores
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
@@ -228,7 +229,7 @@ def test_a_child_that_somebody_changed_is_mended_and_what_is_theirs_stays(change
 
 def test_a_controller_has_no_store_that_it_could_read_unnoticed() -> None:
     """What decides reaches stores through its Reading only: neither directly nor through what it keeps."""
-    stores = Stores([Store(store.resource, indexes=store._indexes.functions) for store in at("nothing").replica.stores])
+    stores = make_stores()
     config = Config("system", "store:5000", "runtime:1", "launcher:1")
     context = Context(mock.Mock(), stores, Queue(Metrics()), mock.Mock(), config)
     forbidden = (Store, Stores, Context)

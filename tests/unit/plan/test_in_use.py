@@ -139,8 +139,16 @@ def _plan_accelerator(obj: Object, users: Users) -> Plan:
         "metadata": {"name": "n"},
         "status": {each: {"acme.com/npu": "4"} for each in ("capacity", "allocatable")},
     }
+    container = {"name": "c", "resources": {"limits": {"acme.com/npu": "2"}}}
+    pod: Object = {"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [container]}}
     snapshot = accelerator.AcceleratorSnapshot(
-        accelerator=obj, nodes=[node], requested=2, plugin_pods=[], children=[child], settings=SETTINGS, users=users
+        accelerator=obj,
+        nodes=[node],
+        requesting=[pod],
+        plugin_pods=[],
+        children=[child],
+        settings=SETTINGS,
+        users=users,
     )
     return accelerator.plan(snapshot, NOW)
 

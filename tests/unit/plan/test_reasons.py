@@ -172,7 +172,7 @@ def an_accelerator(*, devices: int = 0, users: int = 0, crashing: bool = False) 
     pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}
     made = accelerator.plan(
         accelerator.AcceleratorSnapshot(
-            accelerator=obj, nodes=[node], requested=0, plugin_pods=[pod] if crashing else [], children=[],
+            accelerator=obj, nodes=[node], requesting=[], plugin_pods=[pod] if crashing else [], children=[],
             settings=SETTINGS, users=some(["ns/d"], users) if users else NOBODY,
         ),
         NOW,

@@ -37,7 +37,7 @@ class Obstacle(NamedTuple):
 class Fit:
     """How the model would run on an accelerator that can serve it."""
 
-    __slots__ = ("estimate", "rank", "score", "terms", "way")
+    __slots__ = ("behind", "estimate", "rank", "score", "terms", "value", "way")
 
     def __init__(self, way: Way, figures: Estimate, score: float | None, rank: Rank) -> None:
         self.way = way
@@ -46,6 +46,10 @@ class Fit:
         self.rank = rank
         self.terms: list[Term] | None = None
         """As the API shows the figures; None until somebody wants to see them."""
+        self.value: str | None = None
+        """What it is ranked by, in words; None until somebody wants to read them."""
+        self.behind: tuple[Fit, str] | None = None
+        """How far it is behind the best of those that it was compared with last, in words."""
 
 
 class Assessment:

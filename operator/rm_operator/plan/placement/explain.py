@@ -143,7 +143,10 @@ class Explanation:
     def _standing(self, one: Ranked) -> str:
         ranked, best = self._ranked, self._ranked[0]
         word, figure = _WANTED.get(self._policy, ("highest", "weighted score"))
-        value = self._value(one)
+        fit = one.fit
+        if fit.value is None:
+            fit.value = self._value(one)
+        value = fit.value
         if one is best and one.fit.score is not None and len(ranked) > 1:
             parts = [f"{word} {figure}, {value}, of {len(ranked)} that can take it"]
         else:
@@ -151,7 +154,9 @@ class Explanation:
         if len(ranked) == 1:
             parts.append("the only one that can take it")
         elif one is not best:
-            parts.append(self._behind(one, best))
+            if fit.behind is None or fit.behind[0] is not best.fit:
+                fit.behind = best.fit, self._behind(one, best)
+            parts.append(fit.behind[1])
         if one is self._leader:
             parts.append(f"{self._chosen.name} is left for it if it stays clearly better")
         elif one is self._chosen and one is not best:

@@ -7,6 +7,7 @@ The model of the demonstrations is the smallest that is one: which letter follow
 device that this machine lacks, or whose engine takes no such model, has a stand-in, and what is printed says so.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ class GpuStandIn(DeviceRuntime):
         self.device = f"GPU ({lack('gpu')}: Python on the CPU stands in)"
         self._model: LettersModel | None = None
 
-    def load_model(self, model_path: str | Path) -> None:
+    def load_model(self, model_path: str | os.PathLike[str]) -> None:
         """See the base class."""
         self._model = LettersModel((Path(model_path) / "corpus.txt").read_text())
 

@@ -2,22 +2,20 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from statistics import quantiles
 from typing import Final, TypeVar
 
 from rm_abstract.core.errors import BadInput, PluginError, Transient
 from rm_abstract.core.policies import LatencyPolicy, Policy
 from rm_abstract.core.resource import Capability, Resource
 from rm_abstract.core.resource_pool import Lease, Query, ResourcePool
+from rm_abstract.core.routing_health import Circuit, Record, ResourceStatistics
+
+__all__ = ["Circuit", "Request", "ResourceStatistics", "Router", "Rule"]
 
 T = TypeVar("T")
-_RECENT: Final = 256
-"""Durations that percentiles are taken of."""
 _LOOK_AGAIN: Final = 1.0
 """Seconds."""
 
@@ -58,51 +56,6 @@ class Rule:
     policy: Policy | None = None
     """None: the router's."""
     query: Query = field(default_factory=Query)
-
-
-class Circuit(StrEnum):
-    """Whether a resource gets requests."""
-
-    CLOSED = "closed"
-    """It does."""
-    OPEN = "open"
-    """It failed again and again, and gets none for a while."""
-    HALF_OPEN = "half-open"
-    """It gets one request at a time, to see whether it works again."""
-
-
-@dataclass(frozen=True)
-class ResourceStatistics:
-    """What a router has seen of a resource."""
-
-    requests: int = 0
-    """Those that have ended."""
-    failures: int = 0
-    in_flight: int = 0
-    seconds: float = 0.0
-    """Of all requests together."""
-    p50: float = 0.0
-    """Seconds of a request, of the last 256 that succeeded."""
-    p95: float = 0.0
-    circuit: Circuit = Circuit.CLOSED
-    last_error: str = ""
-
-
-@dataclass
-class _Record:
-    requests: int = 0
-    failures: int = 0
-    in_flight: int = 0
-    seconds: float = 0.0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    in_a_row: int = 0
-    open_until: float | None = None
-    last_error: str = ""
-
-    def circuit(self, now: float) -> Circuit:
-        if self.open_until is None:
-            return Circuit.CLOSED
-        return Circuit.OPEN if now < self.open_until else Circuit.HALF_OPEN
 
 
 @dataclass
@@ -148,7 +101,7 @@ class Router:
         self._clock = clock
         # Taken while the pool is locked; so the pool is never asked while this is held.
         self._lock = threading.Lock()
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._waiting = 0
 
     def candidates(self, request: Request) -> list[Resource]:
@@ -251,8 +204,8 @@ class Router:
         names = [resource.id for resource in self.pool]
         now = self._clock()
         with self._lock:
-            records = {name: _Record() for name in names} | self._records
-            return {name: _statistics(record, now) for name, record in records.items()}
+            records = {name: Record() for name in names} | self._records
+            return {name: record.statistics(now) for name, record in records.items()}
 
     # Choosing
 
@@ -276,7 +229,7 @@ class Router:
         usable, busy = [], {}
         with self._lock:
             for resource in resources:
-                record = self._records.setdefault(resource.id, _Record())
+                record = self._records.setdefault(resource.id, Record())
                 circuit = record.circuit(now)
                 tried = circuit is Circuit.HALF_OPEN and record.in_flight > 0
                 if resource.id not in without and circuit is not Circuit.OPEN and not tried:
@@ -320,7 +273,7 @@ class Router:
             with self._lock:
                 self._waiting -= 1
         with self._lock:
-            self._records.setdefault(lease.resource.id, _Record()).in_flight += 1
+            self._records.setdefault(lease.resource.id, Record()).in_flight += 1
         return _Attempt(lease, self._clock())
 
     def _end(self, attempt: _Attempt) -> None:
@@ -380,18 +333,3 @@ def _failure(failed: Mapping[str, Exception]) -> Exception:
     failure = PluginError(f"the request failed on every resource that was tried: {told}")
     failure.__cause__ = errors[-1]
     return failure
-
-
-def _statistics(record: _Record, now: float) -> ResourceStatistics:
-    recent = list(record.recent)
-    cuts = quantiles(recent, n=20, method="inclusive") if len(recent) > 1 else [sum(recent)] * 19
-    return ResourceStatistics(
-        record.requests,
-        record.failures,
-        record.in_flight,
-        record.seconds,
-        cuts[9],
-        cuts[18],
-        record.circuit(now),
-        record.last_error,
-    )

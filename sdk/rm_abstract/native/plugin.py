@@ -4,14 +4,25 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing, DriverMismatch, PluginError
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
-from rm_abstract.core.resource import BuildArtifact, BuildInterface, BuildProfile, Capability, Resource, ResourceType
+from rm_abstract.core.resource import (
+    BuildArtifact,
+    BuildInterface,
+    BuildProfile,
+    BuildStep,
+    Capability,
+    Resource,
+    ResourceType,
+)
 from rm_abstract.core.session import Session
 from rm_abstract.native.library import NativeLibrary
 from rm_abstract.native.session import NativeSession
+
+_COMPILE: Final = ("python3", "-m", "rm_abstract.native", "compile")
+_ARGUMENTS: Final = ("--model=${MODEL_DIR}", "--output=${OUTPUT}", "--target=${TARGET}", "--dtype=${DTYPE}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class NativePlugin(Plugin):
         return "compiler" in self.library.info().extra
 
     def required_build_profiles(self, config: BackendConfig) -> list[BuildProfile]:
-        """See the base class. The profile has no steps: ``compile`` is a function of the library."""
+        """See the base class. The step is for a build that has only a command line; ``compile`` here needs none."""
         said = self.library.info().extra
         compiler = said.get("compiler")
         if compiler is None:
@@ -76,7 +87,7 @@ class NativePlugin(Plugin):
             BuildProfile(
                 target_resource_type=types[0] if types else ResourceType.CPU,
                 compiler=str(compiler.get("name") or self.library.info().name),
-                steps=(),
+                steps=(BuildStep("compile", (*_COMPILE, str(self.library.path), *_ARGUMENTS), ("${OUTPUT}",)),),
                 compiler_version=str(compiler.get("version") or ""),
                 interface=BuildInterface.SHARED_LIBRARY,
                 flags={**config.options, "DTYPE": config.dtype, "TARGET": config.target},

@@ -10,7 +10,7 @@ from rm_abstract.core.versions import PluginInfo
 from rm_abstract.plugins.manifest import FILE, Manifest
 
 if TYPE_CHECKING:
-    from rm_abstract.native.library import Deadlines
+    from rm_abstract.native.library import Deadlines, NativeLibrary
     from rm_abstract.native.shim import Shim
 
 _log = logging.getLogger(__name__)
@@ -28,8 +28,30 @@ def load_plugin(path: Path | str, *, shim: "Shim | None" = None, deadlines: "Dea
     Abstract, or a plugin of its name is there; PluginError where the library cannot be loaded, crashes, hangs, or says
     something else than its ``plugin.json``. Then nothing is registered.
     """
+    from rm_abstract.native.plugin import native_plugin  # noqa: PLC0415 (few processes load one)
+
+    library, info = open_library(path, shim=shim, deadlines=deadlines)
+    registry = get_registry()
+    try:
+        if any(registry.is_registered(info.name, kind) for kind in _KINDS):
+            raise BadInput(
+                f"there is a plugin named {info.name} already; unload it first: unload_plugin({info.name!r})"
+            )
+        registry.register(native_plugin(library), library=str(library.path))
+    except BaseException:
+        library.close()
+        raise
+    return info
+
+
+def open_library(
+    path: Path | str, *, shim: "Shim | None" = None, deadlines: "Deadlines | None" = None
+) -> "tuple[NativeLibrary, PluginInfo]":
+    """A shared library that was checked as ``load_plugin`` does, and what it is; nothing is registered.
+
+    The library is the caller's to close.
+    """
     from rm_abstract.native.library import NativeLibrary  # noqa: PLC0415 (few processes load one)
-    from rm_abstract.native.plugin import native_plugin  # noqa: PLC0415
 
     library_path, manifest = _find(Path(path))
     if manifest is not None:
@@ -42,17 +64,10 @@ def load_plugin(path: Path | str, *, shim: "Shim | None" = None, deadlines: "Dea
         if manifest is not None:
             manifest.check_library(library_path, info)
         _check_host(info)
-        registry = get_registry()
-        for kind in _KINDS:
-            if registry.is_registered(info.name, kind):
-                raise BadInput(
-                    f"there is a plugin named {info.name} already; unload it first: unload_plugin({info.name!r})"
-                )
-        registry.register(native_plugin(library), library=str(library_path))
     except BaseException:
         library.close()
         raise
-    return info
+    return library, info
 
 
 def unload_plugin(name: str) -> None:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from rm_abstract.core.errors import BadInput
-from rm_abstract.core.registry import PluginEntry, PluginType
+from rm_abstract.core.registry import PluginEntry, PluginRegistry, PluginType
 from rm_abstract.discovery.config import Mode
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ class Collection:
         keys: frozenset[tuple[str, str]] | None = None,
     ) -> None:
         self._type, self._manager, self._framework, self._keys = plugin_type, manager, framework, keys
-        self._known: dict[str, Any] = {}
-        self._registry: Any = None
-        self._generation = -1
+        # Which registry in which generation, and the plugins that were asked for then.
+        self._known: tuple[PluginRegistry | None, int, dict[str, Any]] = None, -1, {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -43,15 +42,16 @@ class Collection:
         """The plugin, or a framework's collection. Raises KeyError, or BadInput where its module cannot be imported."""
         manager = self._manager()
         registry = manager.registry
-        if registry is not self._registry or registry.generation != self._generation:
-            self._known = {}
-            self._registry, self._generation = registry, registry.generation
-        if name not in self._known:
+        made_for, generation, known = self._known
+        if registry is not made_for or registry.generation != generation:
+            known = {}
+            self._known = registry, registry.generation, known
+        if name not in known:
             entry = self._entry(manager, name)
             if entry is None:
                 return self._framework_collection(manager, name)
-            self._known[name] = registry.get(self._type, entry.qualified_name)
-        return self._known[name]
+            known[name] = registry.get(self._type, entry.qualified_name)
+        return known[name]
 
     def _entry(self, manager: "PluginManager", name: str) -> PluginEntry | None:
         wanted = f"{self._framework}.{name}" if self._framework else name

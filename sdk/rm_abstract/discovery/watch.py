@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -22,17 +23,22 @@ class Watch:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        # The lock keeps one thread from reading a descriptor that another has closed, and that is a third one's by now.
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
         self._descriptor = -1
         self._directories: frozenset[str] = frozenset()
-        self._owner = 0
-        self._events = 0
+        self._events = 1
         self._verified = 0
 
     def start(self, directories: Iterable[str]) -> None:
-        """Watch these directories from now on, instead of those before."""
-        wanted = frozenset(directories)
-        if wanted == self._directories and self._descriptor >= 0 and self._owner == os.getpid():
-            return
+        """Watch these directories from now on, instead of those before; nothing counts as verified then.
+
+        After a change the same ones are watched anew: a directory may be another one of the same name by now.
+        """
         import ctypes  # noqa: PLC0415 (many processes ask for plugins once)
 
         def checked(result: int) -> int:
@@ -41,19 +47,22 @@ class Watch:
                 raise OSError(number, os.strerror(number))
             return result
 
-        self.close()
-        self._directories, self._owner = wanted, os.getpid()
-        try:
-            library: Any = ctypes.CDLL(None, use_errno=True)
-            self._descriptor = checked(library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-            for directory in wanted:
-                checked(
-                    library.inotify_add_watch(self._descriptor, os.fsencode(directory), _CHANGES | _ONLY_DIRECTORIES)
-                )
-        except (OSError, AttributeError) as error:
-            # No such call here, no watches left for this user, or a directory that has just gone.
-            _log.debug("directories are not watched but looked at: %s", error)
+        wanted = frozenset(directories)
+        with self._lock:
+            if wanted == self._directories and self.quiet():
+                return
             self.close()
+            self._directories = wanted
+            self._events += 1
+            try:
+                library: Any = ctypes.CDLL(None, use_errno=True)
+                self._descriptor = checked(library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+                for path in map(os.fsencode, wanted):
+                    checked(library.inotify_add_watch(self._descriptor, path, _CHANGES | _ONLY_DIRECTORIES))
+            except (OSError, AttributeError) as error:
+                # No such call here, no watches left for this user, or a directory that has just gone.
+                _log.debug("directories are not watched but looked at: %s", error)
+                self.close()
 
     def quiet(self) -> bool:
         """True if it is certain that nothing has changed since the last ``verified``."""
@@ -61,29 +70,32 @@ class Watch:
 
     def events(self) -> int:
         """Counts changes so far; hand it to ``verified`` once what was there at this moment was looked at."""
-        # A descriptor from before a fork is shared with the parent, who needs its events.
         if self._owner != os.getpid():
-            self._descriptor = -1
-        if self._descriptor >= 0:
-            try:
-                os.read(self._descriptor, _BUFFER)
-                self._events += 1
-            except BlockingIOError:
-                pass
-            except OSError:
-                self.close()
-        return self._events
+            # The descriptor is shared with the process that this one was forked from, which needs its events.
+            self._begin()
+        with self._lock:
+            if self._descriptor >= 0:
+                try:
+                    os.read(self._descriptor, _BUFFER)
+                    self._events += 1
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self.close()
+            return self._events
 
     def verified(self, events: int) -> None:
         """What there was when ``events`` were counted is known."""
-        self._verified = max(self._verified, events)
+        with self._lock:
+            self._verified = max(self._verified, events)
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self._descriptor >= 0:
-            with suppress(OSError):
-                os.close(self._descriptor)
-        self._descriptor = -1
+        with self._lock:
+            if self._descriptor >= 0:
+                with suppress(OSError):
+                    os.close(self._descriptor)
+            self._descriptor = -1
 
     def __del__(self) -> None:
         self.close()

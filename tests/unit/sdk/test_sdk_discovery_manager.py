@@ -253,6 +253,17 @@ def test_a_change_of_files_is_seen_at_once(
         manager.get("transform", "More")
 
 
+def test_a_directory_that_is_made_anew_is_watched_anew(manager: PluginManager, package: Path) -> None:
+    names = lambda: [e.name for e in manager.discover_plugins(types=["transform"], frameworks=["rm_abstract"])]  # noqa: E731
+    assert names() == names() == ["Expand"]
+    package.rename(package.parent / "before")
+    write(package, {"__init__.py": "", "new.py": transform("New")})
+    assert names() == names() == ["New"]
+    assert manager._finder._watch.quiet()
+    write(package, {"new.py": transform("Newer")})
+    assert names() == ["Newer"]
+
+
 def test_a_change_that_is_none_is_a_hit(manager: PluginManager, package: Path) -> None:
     first = manager.discover_plugins()
     manager.discover_plugins()

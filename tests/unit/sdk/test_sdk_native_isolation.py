@@ -105,15 +105,16 @@ def test_what_the_library_itself_reports_is_the_error_of_its_code(broken: Native
 
 
 def test_a_library_that_computes_for_ever(build: Build) -> None:
-    library = build(deadlines=Deadlines(run=5))
-    other = build()
+    library, other = build(), build()
     received: list[int] = []
+    process = who(library)
     model = library.open("/")
     with other.open("/") as unconcerned:
-        process = who(library)
+        library.deadlines = Deadlines(run=5)
         with pytest.raises(PluginError, match=r"rma_run did not come to its end or go on for 5 s, and was ended"):
             model.run({"task": "hang"}, received.extend)
-        assert received == [1, 2, 3]
+        library.deadlines = Deadlines()
+        assert received in ([1, 2, 3], [])  # nothing, where even the first tokens took so long
         assert unconcerned.run({"task": "anything"}) == {"finish": "stop"}
     assert not is_running(process)
     assert who(library) != process

@@ -237,3 +237,24 @@ def test_one_of_many_threads_wins(registry: PluginRegistry) -> None:
         thread.join()
     assert sorted(outcomes) == ["in"] + ["taken"] * 11
     assert len(content(registry)) == 2
+
+
+def test_an_initialize_that_hangs_holds_its_caller_alone(registry: PluginRegistry) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    hanging = extension("hanging", "late")
+
+    def initialize(given: PluginRegistry) -> None:
+        begun.set()
+        go_on.wait()
+
+    hanging.set_initialize_fn(initialize)
+    thread = threading.Thread(target=registry.register, args=(hanging,))
+    thread.start()
+    assert begun.wait(60)
+    registry.register(extension("math", "square"))
+    assert registry.get("operation", "square")(2) == 2
+    assert not registry.is_registered("hanging")
+    registry.unregister("math")
+    go_on.set()
+    thread.join()
+    assert content(registry) == {("extension", "hanging"), ("operation", "late")}

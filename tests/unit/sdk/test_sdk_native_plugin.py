@@ -1,11 +1,13 @@
 """Libraries as runtime plugins: compiled, prepared, served and cancelled like any other, in C and in Rust."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
 from native_support import BROKEN, EXAMPLE_C, EXAMPLE_RUST, build_c, build_rust, greedy
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing, DriverMismatch, PluginError
@@ -15,6 +17,8 @@ from rm_abstract.core.resource import BuildArtifact, Resource, ResourceType
 from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, generate
 from rm_abstract.native.library import Deadlines, NativeLibrary
 from rm_abstract.native.plugin import NativePlugin, native_plugin
+from rm_abstract.serve.app import Api
+from rm_abstract.serve.engine import Engine
 from rm_abstract.serve.text import TextStream
 
 CORPUS = "the quick brown fox\njumps over the lazy dog\nthe lazy dog sleeps in the süden\n"
@@ -308,3 +312,34 @@ def test_a_crash_fails_the_session_alone(tmp_path: Path, end: str) -> None:
     for one in (session, other, again):
         one.close()
     plugin.library.close()
+
+
+def test_a_library_that_fails_takes_no_other_plugin_down(c: type[NativePlugin], tmp_path: Path) -> None:
+    path = build_c(BROKEN, tmp_path / "libbroken.so", defines=('PROBE="[what"',), libraries=("pthread",))
+    liar = native_plugin(NativeLibrary(path))
+    registry = PluginRegistry(())
+    registry.register(liar)
+    registry.register(c)
+    states = {state.entry.name: state for state in registry.survey()}
+    assert states["byte-ngram"].available
+    assert not states["broken"].available
+    assert "rma_probe answered what is not valid JSON" in states["broken"].error
+    assert isinstance(registry.auto_select(), c)
+    liar.library.close()
+
+
+async def test_a_library_is_served_over_http(rust: type[NativePlugin], tmp_path: Path) -> None:
+    plugin = rust()
+    session = plugin.create_session(plugin.prepare_resource(compiled(plugin, tmp_path)))
+    application = Api(Engine(session, max_batch=2, max_queue=2), "m").application()
+    body = {"model": "m", "messages": [{"role": "user", "content": "who schedules pods"}], "max_tokens": 100}
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(application), base_url="http://m") as client:
+        (choice,) = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
+        streamed = (await client.post("/v1/chat/completions", json={**body, "stream": True})).text
+    assert choice["message"]["content"] == "kubernetes schedules pods onto nodes"
+    assert choice["finish_reason"] == "stop"
+    pieces = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line.startswith("data: {")]
+    deltas = [piece["choices"][0]["delta"].get("content", "") for piece in pieces]
+    assert "".join(deltas) == choice["message"]["content"]
+    assert len([delta for delta in deltas if delta]) == 5
+    session.close()

@@ -1,6 +1,5 @@
 """The process in which one library lives, as the host sees it: calls with deadlines, and what became of it."""
 
-import logging
 import os
 import select
 import selectors
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,8 +27,8 @@ from rm_abstract.core.errors import (
     WorkloadError,
 )
 from rm_abstract.native.frames import Frame, FrameError, FrameReader, Kind, encode
+from rm_abstract.native.log import LibraryLog, log
 
-_log = logging.getLogger("rm_abstract.native")
 _ERRORS: Final = {
     int(kind.code): kind
     for kind in (
@@ -38,8 +36,6 @@ _ERRORS: Final = {
     )
 }  # fmt: skip
 _CHUNK: Final = 1 << 16
-_LOG_LINES: Final = 10
-_LOG_WIDTH: Final = 300
 _LAST_WORDS_SECONDS: Final = 5.0
 """From the moment when one side has closed its pipe to the process's end."""
 _MOST_LAST_WORDS: Final = 64
@@ -85,8 +81,7 @@ class LibraryProcess:
         self._closing = False
         self._end = ""
         self._kill_at = float("inf")
-        self._said: deque[str] = deque(maxlen=_LOG_LINES)
-        self._line = b""
+        self._log = LibraryLog(name)
         self._frames = FrameReader()
         self._dead = threading.Event()
         requests, self._requests = os.pipe()
@@ -242,7 +237,7 @@ class LibraryProcess:
     def _read(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._results, selectors.EVENT_READ, self._take_results)
-            selector.register(self._output.fileno(), selectors.EVENT_READ, self._take_output)
+            selector.register(self._output.fileno(), selectors.EVENT_READ, self._log.feed)
             selector.register(self._woken, selectors.EVENT_READ, lambda content: None)
             while not self._dead.is_set():
                 for key, _ in selector.select(self._patience()):
@@ -289,19 +284,6 @@ class LibraryProcess:
         self._reason = self._reason or reason
         self._kill()
 
-    def _take_output(self, content: bytes) -> None:
-        *lines, self._line = (self._line + content).split(b"\n")
-        if len(self._line) > _CHUNK:
-            lines, self._line = [*lines, self._line], b""
-        for line in lines:
-            self._say(line)
-
-    def _say(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
-        if text:
-            self._said.append(text[:_LOG_WIDTH])
-            _log.debug("%s: %s", self._name, text)
-
     def _take_results(self, content: bytes) -> None:
         try:
             for frame in self._frames.feed(content):
@@ -344,13 +326,13 @@ class LibraryProcess:
         return None, kind(f"{self._name}: {content['message']}")
 
     def _finish(self) -> None:
-        self._say(self._line)
+        self._log.close()
         with self._lock:
             left, self._calls = list(self._calls.values()), {}
             watchers, self._watchers = self._watchers, []
             self._end = f"{self._name}: {self._obituary([call.function for call in left])}"
         if not self._closing:
-            _log.warning("%s", self._end)
+            log.warning("%s", self._end)
         for watcher in watchers:
             with _told():
                 watcher(self._end)
@@ -379,7 +361,7 @@ class LibraryProcess:
             what = f"its process was ended by {_signal_name(-code)}{where}"
         else:
             what = f"its process ended by itself with exit code {code}{where}"
-        said = f"; the last that it printed: {' | '.join(self._said)}" if self._said else ""
+        said = f"; the last that it printed: {self._log.last}" if self._log.last else ""
         return what + said
 
 
@@ -389,7 +371,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Exception:
-        _log.exception("a callback failed")
+        log.exception("a callback failed")
 
 
 def _signal_name(number: int) -> str:

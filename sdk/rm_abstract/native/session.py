@@ -1,6 +1,5 @@
 """Text generation by a library in a process of its own."""
 
-import logging
 import queue
 import threading
 from collections import deque
@@ -11,8 +10,8 @@ from typing import Any, Final
 from rm_abstract.core.errors import PluginError, WorkloadError
 from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, Sink, Tokenizer
 from rm_abstract.native.library import NativeModel, NativeRun
+from rm_abstract.native.log import log
 
-_log = logging.getLogger("rm_abstract.native")
 _FINISHES: Final = {str(reason): reason for reason in FinishReason if reason is not FinishReason.ERROR}
 _BYTES: Final = 256
 
@@ -184,7 +183,7 @@ class NativeSession(Session):
         try:
             self._model.close()
         except WorkloadError as error:
-            _log.warning("the model was not unloaded in order: %s", error)
+            log.warning("the model was not unloaded in order: %s", error)
         self._model.library.close()
         self._events.put(None)
         if threading.current_thread() is not self._thread:
@@ -195,7 +194,7 @@ class NativeSession(Session):
             try:
                 event()
             except Exception:
-                _log.exception("a sink of %s failed", self._name)
+                log.exception("a sink of %s failed", self._name)
 
 
 class _Generation(Generation):
@@ -246,6 +245,6 @@ class _Generation(Generation):
             finish = FinishReason.CANCELLED
         why = str(error) if error is not None else self._lie
         if why:
-            _log.warning("a generation failed: %s", why)
+            log.warning("a generation failed: %s", why)
         self.finish(finish)
         self._session.ended(self)

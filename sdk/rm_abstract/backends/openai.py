@@ -87,6 +87,7 @@ class _Running(Generation):
         self._request = request
         self._sink = sink
         self._connection = session.endpoint.connect(_SILENCE_SECONDS)
+        self._socket: socket.socket | None = None
         self._cancelled = False
         self.error = ""
         """Why it ended with ERROR."""
@@ -94,10 +95,9 @@ class _Running(Generation):
     def cancel(self) -> None:
         self._cancelled = True
         # Only a shutdown wakes the thread that reads; the server drops what nobody reads any more.
-        sock = self._connection.sock
-        if sock is not None:
+        if self._socket is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def run(self) -> None:
         """Send it and pass on what comes."""
@@ -122,6 +122,7 @@ class _Running(Generation):
         endpoint = self._session.endpoint
         body = json.dumps(self._session.body(self._request))
         self._connection.request("POST", endpoint.path("completions"), body, endpoint.headers())
+        self._socket = self._connection.sock  # which forgets it when an answer ends with its connection
         if self._cancelled:  # before there was a connection that could be shut down
             return
         response = self._connection.getresponse()

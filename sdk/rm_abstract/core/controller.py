@@ -1,6 +1,8 @@
 """``rm_abstract.init``: chooses a plugin for a device, and sends a script's models to it."""
 
+import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -306,7 +308,14 @@ def init(
             return _controller
         controller = DeviceFlowController(config, on_progress)
         _replace(controller)
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit, os.getpid())
         return controller
+
+
+def _at_exit(process: int) -> None:
+    if os.getpid() == process:  # a fork that ends must not end what its parent uses
+        shutdown()
 
 
 def shutdown() -> None:

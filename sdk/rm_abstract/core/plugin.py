@@ -13,10 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from rm_abstract.core.binary_adapter import CLICompilerAdapter
+from rm_abstract.core.binary_adapter import BinaryCompilerAdapter, CLICompilerAdapter
 from rm_abstract.core.errors import BadInput, PluginError, ToolchainFailure
 from rm_abstract.core.registry import PluginRegistry, get_registry
-from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource
+from rm_abstract.core.resource import BuildArtifact, BuildInterface, BuildProfile, Capability, Resource
 from rm_abstract.core.session import FinishReason, GenerationRequest, Session, Sink, generate
 
 __all__ = [
@@ -102,22 +102,32 @@ class Plugin(ABC):
     def toolchain_available(self) -> bool:
         """True if what it needs to compile is installed."""
         profiles = self.required_build_profiles(BackendConfig())
-        return all(CLICompilerAdapter(profile).available() for profile in profiles)
+        return all(self.compiler(profile).available() for profile in profiles)
 
     def required_build_profiles(self, config: BackendConfig) -> list[BuildProfile]:
         """How a model becomes an artifact, the preferred way first; empty if models are served as they are."""
         return []
+
+    def compiler(self, profile: BuildProfile) -> BinaryCompilerAdapter:
+        """What carries out a profile: its commands. A plugin whose compiler is told otherwise gives another adapter.
+
+        Raises BadInput for a profile that is no row of commands, where the plugin gives none.
+        """
+        if profile.interface is not BuildInterface.CLI:
+            name = self.metadata().name
+            raise BadInput(
+                f"plugin {name} does not say how a profile with interface {profile.interface} is carried out"
+            )
+        return CLICompilerAdapter(profile)
 
     def compile(self, model: Path, output: Path, profile: BuildProfile, *, key: str) -> BuildArtifact:
         """Compile the model in directory ``model`` into directory ``output``, which must be empty or absent.
 
         Raises ToolchainFailure where the tools fail or are not installed.
         """
-        adapter = CLICompilerAdapter(profile)
+        adapter = self.compiler(profile)
         if not adapter.available():
-            raise ToolchainFailure(
-                f"{profile.compiler} is not installed here; it needs {', '.join(adapter.programs())}"
-            )
+            raise ToolchainFailure(f"{profile.compiler} is not installed here; it needs {', '.join(adapter.needs())}")
         return adapter.compile(model, output, key)
 
     def probe(self, resources: Sequence[Resource] = ()) -> list[Resource]:

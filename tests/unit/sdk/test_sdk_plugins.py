@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rm_abstract.core.binary_adapter import BinaryRuntimeAdapter, CLICompilerAdapter, expand
+from rm_abstract.core.binary_adapter import (
+    BinaryCompilerAdapter,
+    BinaryRuntimeAdapter,
+    CLICompilerAdapter,
+    ConfigFileCompilerAdapter,
+    expand,
+)
 from rm_abstract.core.errors import (
     ArtifactMismatch,
     BadInput,
@@ -259,3 +265,29 @@ def test_failures_become_reports_of_one_line(kind: type[WorkloadError], code: in
     assert error.code == ExitCode(code)
     report = Report.parse(error.report().to_json())
     assert (report.message, report.retryable) == ("two lines", False)
+
+
+class FromAFile(AcmePlugin):
+    """A compiler that is told what to do by a file."""
+
+    def required_build_profiles(self, config: BackendConfig) -> list[BuildProfile]:
+        return [BuildProfile(ResourceType.PIM, "cp", interface="ConfigFile", output_format="acme-bin")]
+
+
+class FromAFileItself(FromAFile):
+    def compiler(self, profile: BuildProfile) -> BinaryCompilerAdapter:
+        template = {"input": "${INPUT}", "output": "${OUTPUT}"}
+        return ConfigFileCompilerAdapter(
+            profile, cli_name="sh", config_format="json", template=template, arguments=["-c", "cp ${CONFIG} ${OUTPUT}"]
+        )
+
+
+def test_a_plugin_says_how_a_profile_that_is_no_row_of_commands_is_carried_out(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (profile,) = FromAFile().required_build_profiles(BackendConfig())
+    with pytest.raises(BadInput, match="plugin acme does not say how a profile with interface ConfigFile is carried"):
+        FromAFile().compile(tmp_path / "model", tmp_path / "out", profile, key="k")
+    plugin = FromAFileItself()
+    assert plugin.toolchain_available()
+    artifact = plugin.compile(tmp_path / "model", tmp_path / "out", profile, key="k")
+    assert json.loads(artifact.path.read_text())["input"] == str(tmp_path / "model")

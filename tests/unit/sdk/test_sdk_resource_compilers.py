@@ -191,7 +191,7 @@ def test_paths_that_are_not_as_they_should_be(
 def test_a_compiler_that_is_not_installed(tmp_path: Path, model: Path) -> None:
     compiler = CLICompilerAdapter(PROFILE)
     assert not compiler.available()
-    assert compiler.programs() == ["vendor_npu_compiler"]
+    assert compiler.needs() == ["vendor_npu_compiler"]
     with pytest.raises(ToolchainFailure, match="vendor_npu_compiler is not installed"):
         compiler.compile(model, tmp_path / "engine")
 

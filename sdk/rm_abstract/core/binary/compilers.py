@@ -67,6 +67,10 @@ class BinaryCompilerAdapter(ABC):
         """True if it is installed."""
 
     @abstractmethod
+    def needs(self) -> list[str]:
+        """Names of the programs or libraries that have to be installed."""
+
+    @abstractmethod
     def run(self, place: Workplace) -> None:
         """Compile ``place.input`` into ``place.output``. Raises ToolchainFailure."""
 
@@ -146,13 +150,13 @@ class _ProgramAdapter(BinaryCompilerAdapter):
         self.output_directory = output_directory
         self._path = search_path(search_paths)
 
-    def programs(self) -> list[str]:
-        """Names of the programs that are started."""
+    def needs(self) -> list[str]:
+        """See the base class: the programs that are started."""
         return [self.cli_name]
 
     def available(self) -> bool:
         """True if every program is found."""
-        return all(shutil.which(program, path=self._path) for program in self.programs())
+        return all(shutil.which(program, path=self._path) for program in self.needs())
 
     def versions(self) -> dict[str, str]:
         """What the profile says; with ``version_arguments``, what the program itself answers to them.
@@ -207,9 +211,9 @@ class CLICompilerAdapter(_ProgramAdapter):
         )
         self.style = style
 
-    def programs(self) -> list[str]:
+    def needs(self) -> list[str]:
         """See the base class."""
-        return sorted({step.command[0] for step in self.build_profile.steps}) or super().programs()
+        return sorted({step.command[0] for step in self.build_profile.steps}) or super().needs()
 
     def run(self, place: Workplace) -> None:
         """See the base class."""

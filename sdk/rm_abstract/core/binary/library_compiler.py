@@ -49,6 +49,10 @@ class LibraryCompilerAdapter(BinaryCompilerAdapter):
             return False
         return True
 
+    def needs(self) -> list[str]:
+        """See the base class."""
+        return [self.library_so]
+
     def versions(self) -> dict[str, str]:
         """What the library says of itself."""
         with self._library() as library:

@@ -13,6 +13,8 @@ import conformance_plugin_driver as driver
 import pytest
 from click.testing import CliRunner, Result
 from rm_cli.main import main
+from rm_device_plugins.conformance.faults import ACTIONS
+from rm_device_plugins.conformance.launch import ImageLauncher
 from rm_device_plugins.conformance.model import CASES
 
 SLOWLY = ("--allowance", "600", "--patience", "60", "--quiet-seconds", "1")
@@ -202,3 +204,36 @@ def test_the_list_tells_every_rule_and_why() -> None:
     assert result.exit_code == 0
     for case in CASES.values():
         assert f"{case.id}\n    {case.rule}\n    Why: {case.why}\n" in result.output
+
+
+def test_the_documentation_has_every_case_with_its_rule_and_every_action_of_the_hook() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    assert [line for case in CASES.values() if (line := f"| `{case.id}` | {case.rule} |") not in text] == []
+    assert [line for name, what in ACTIONS.items() if (line := f"| `{name}` | {what} |") not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (
+            "podman",
+            "run --rm --name NAME --volume /s:/var/lib/kubelet/device-plugins --env R=a/b --privileged IMG --port=1",
+        ),
+        (
+            "ctr",
+            "run --rm --net-host --mount type=bind,src=/s,dst=/var/lib/kubelet/device-plugins,options=rbind:rw "
+            "--env R=a/b --privileged IMG NAME --port=1",
+        ),
+    ],
+)
+def test_a_container_gets_the_suites_directory_in_the_place_of_the_kubelets(
+    tmp_path: Path, runtime: str, expected: str
+) -> None:
+    program = tmp_path / runtime
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    prefix = ["env", "A=b", str(program)]
+    launcher = ImageLauncher("IMG", ["--port={port}"], {"R": "{resource}"}, prefix, ["--privileged"])
+    argv = launcher.argv("NAME", Path("/s"), {"port": "1", "resource": "a/b"})
+    assert argv == [*prefix, *expected.split()]
+    assert launcher.takes_resource

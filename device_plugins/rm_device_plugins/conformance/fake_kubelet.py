@@ -166,6 +166,10 @@ class FakeKubelet:
             async with asyncio.timeout(DIAL_SECONDS):
                 await channel.channel_ready()
             options = await client.get_device_plugin_options(pb.Empty())
+        except asyncio.CancelledError:
+            self.problems.append(f"failed to dial device plugin {request.endpoint}: until the plugin gave up Register")
+            await channel.close()
+            raise
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             await channel.close()
             words = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"not within {DIAL_SECONDS:g} s"

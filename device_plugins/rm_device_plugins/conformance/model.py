@@ -76,7 +76,7 @@ class Timing:
     away: float = 0.5
     """How long a restarting kubelet is away."""
     refusing: float = 3.0
-    """How long the kubelet refuses a registration at most, before it takes one."""
+    """How long the kubelet refuses registrations before it takes one."""
     give_up: float = 45.0
     """Within this a plugin must give up a call that its other side never answers."""
 

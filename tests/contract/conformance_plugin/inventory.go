@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	pollEvery    = 5 * time.Millisecond
+	pollEvery    = 20 * time.Millisecond
 	queryTimeout = 300 * time.Millisecond
 )
 

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	tick             = 20 * time.Millisecond
+	tick             = 40 * time.Millisecond
 	registerTimeout  = 2 * time.Second
 	firstPause       = 100 * time.Millisecond
 	longestPause     = 2 * time.Second

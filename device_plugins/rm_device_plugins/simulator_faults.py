@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rm_device_plugins.sharing import device_of
 from rm_device_plugins.simulator_tool import (
     DEFAULT_ROOT,
     REMOVED,
@@ -139,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rm_device_plugins.simulator_faults", description=__doc__)
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, metavar="DIR")
     parser.add_argument("action")
-    parser.add_argument("device", nargs="?", default="")
+    parser.add_argument("device", nargs="?", default="", help="its UUID, or the ID of a share of it")
     options = parser.parse_args(argv)
     if options.action not in OFFERED:
         sys.stderr.write(f"the action {options.action!r} is not offered; there are {', '.join(OFFERED)}\n")
         return NOT_OFFERED
     try:
-        inject(options.root, options.action, options.device)
+        inject(options.root, options.action, device_of(options.device))
     except SimulatorError as error:
         sys.stderr.write(f"{error}\n")
         return 1

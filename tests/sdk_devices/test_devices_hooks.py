@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from engine_scripts import Engines, expected
+from scripted_model import greedy
+from scripted_model.tokenizer import Tokenizer
 
 PROMPT = "Tell me a story about the sea."
 
@@ -103,3 +105,16 @@ def test_without_transformers(openvino: Engines) -> None:
     absent = "import sys; sys.modules['transformers'] = None"
     code = f"{absent}; import rm_abstract; print(rm_abstract.init(device='openvino').name)"
     assert openvino.run("-c", code).lines == ["openvino"]
+
+
+def test_pytorch_in_a_session_as_a_server_uses_it(openvino: Engines) -> None:
+    result = openvino.script("pytorch_session.py", PROMPT, RM_DEVICE="pytorch").result
+    story = greedy(openvino.model, Tokenizer(openvino.model).encode(PROMPT), 60)
+    assert result["tokens"] == story
+    assert result["streamed"] == story
+    assert result["at once"] == [story] * 3
+    assert result["text"] == expected(openvino.model, PROMPT)
+    assert result["cut"] == story[:5]
+    assert len(result["beyond the end"]) == 60
+    assert result["seeds"] == [True, False]
+    assert result["cancelled"] == "cancelled"

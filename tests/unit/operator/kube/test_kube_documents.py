@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rm_operator.kube.documents import Document, Glance, Reader, decode, encode, encode_sorted
 
@@ -40,6 +40,7 @@ class TestDocument:
         bookmark = Document(b'{"metadata":{"resourceVersion":"77","creationTimestamp":null}}')
         assert (bookmark.key, bookmark.resource_version) == (("", ""), "77")
 
+    @settings(deadline=None, max_examples=50)
     @given(members=st.dictionaries(st.text(min_size=1), JSON, max_size=4), labels=JSON)
     def test_keeps_what_it_is_given_with_what_lists_leave_out(self, members: dict[str, Any], labels: Any) -> None:
         given_ = {**members, **obj({"labels": labels, "generation": 3})}
@@ -108,6 +109,7 @@ class TestGlance:
             glance["data"]
 
 
+@settings(deadline=None, max_examples=50)
 @given(JSON)
 def test_equal_values_have_the_same_sorted_bytes(value: Any) -> None:
     """Hashes of intents rest on this: a release must not spell JSON in another way than the one before it."""

@@ -265,6 +265,9 @@ func (p *plugin) watchSiblings() {
 func (p *plugin) register(kubelet identity) {
 	opened := p.service.opened.Load()
 	err := p.call()
+	for p.is("hot-loop") && status.Code(err) == codes.Unknown && p.intact() {
+		err = p.call()
+	}
 	p.attempts++
 	if err != nil {
 		if p.is("gives-up") && status.Code(err) == codes.Unknown {

@@ -4,6 +4,7 @@
 
 import asyncio
 import os
+import secrets
 import socket
 from itertools import pairwise
 
@@ -23,7 +24,7 @@ _SERVER = "kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go"
 _CLIENT = "kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/client.go"
 _MANAGER = "kubernetes pkg/kubelet/cm/devicemanager/manager.go"
 
-_SAME_INODE_TRIES = 3
+_SAME_INODE_TRIES = 8
 _PLACEHOLDERS = 16
 _SHORTEST_PAUSE = 0.02
 _SHORT_PAUSES = 2
@@ -182,18 +183,21 @@ async def same_inode(bench: Bench) -> str:
         seconds = await _again(bench, known)
         if before is not None and after is not None and before.inode == after.inode:
             return f"registered again after {seconds:.2f} s"
-    raise NotApplicable(f"the file system of {bench.directory} did not give a number away again")
+    raise NotApplicable(f"the file system of {bench.directory} gives no inode number away again")
 
 
 def _keep_inode(bench: Bench, inode: int) -> None:
-    """Takes the number, so that no other process gets it before the new kubelet, which clears the way as it starts."""
-    for number in range(_PLACEHOLDERS):
-        path = bench.directory / f".kept-{number}.sock"
+    """Takes the number, so that no other process gets it before the new kubelet, which clears it away as it starts.
+
+    Lower numbers that are free would be given away first; they are taken, too, and kept until the case ends.
+    """
+    for _ in range(_PLACEHOLDERS):
+        path = bench.directory / ".kept.sock"
         with socket.socket(socket.AF_UNIX) as placeholder:
             placeholder.bind(str(path))
         if path.stat().st_ino == inode:
             return
-    raise NotApplicable(f"the file system of {bench.directory} gives every file a new inode number")
+        path.rename(bench.place / f"kept-{secrets.token_hex(4)}")
 
 
 async def _restart(bench: Bench, *, killed: bool = False) -> None:

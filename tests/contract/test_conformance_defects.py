@@ -1,0 +1,124 @@
+"""The conformance suite finds what is wrong with a plugin, and nothing else: a sound one, and one broken per rule."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import conformance_plugin_driver as driver
+from rm_device_plugins.conformance.model import CASES, Verdict
+from rm_device_plugins.conformance.runner import Report, run
+
+AT_A_TIME = 14
+
+# In the one case that must fail, what must not happen is awaited for longer, and what will not happen for less long.
+JUDGING = replace(driver.GENEROUS, allowance=5, patience=10, quiet=10, settle=3, refusing=10, give_up=8)
+STRICT = replace(JUDGING, allowance=1)
+"""For defects that are slower than the rule on any machine."""
+
+# Defect → the case that finds it, and what that says.
+DEFECTS = {
+    "never-registers": ("registration.registers", "not within 10 s: example.com/npu is registered"),
+    "endpoint-is-path": ("registration.registers", "failed to dial device plugin"),
+    "first-list-empty": ("registration.full-list", "lacked devices"),
+    "serves-late": ("registration.serves-first", "nobody listened"),
+    "options-differ": ("registration.options-agree", "Register said none"),
+    "needs-kubelet": ("registration.waits-for-kubelet", "ended by itself, with 1"),
+    "exits-on-restart": ("registration.kubelet-restart", "ended by itself, with 1"),
+    "compares-inodes": ("registration.same-inode", "registered again after the kubelet's restart"),
+    "ignores-lost-stream": ("registration.stream-lost", "registered again after its stream ended"),
+    "gives-up": ("registration.retries-refusal", "ended by itself, with 1"),
+    "hot-loop": ("registration.retries-refusal", "does not pause"),
+    "no-register-deadline": ("registration.gives-up-register", "not answered is given up"),
+    "registers-twice": ("registration.one-stream", "more than one stream"),
+    "first-register-unretried": ("registration.interrupted", "after a Register that was cut off"),
+    "ignores-own-socket": ("registration.own-socket-deleted", "after its socket was deleted"),
+    "accepts-bad-name": ("registration.bad-resource-name", "still runs with the resource name 'npu'"),
+    "late-first-list": ("stream.first-list", "the rule: 1 s"),
+    "long-id": ("stream.valid-list", "has 64 characters"),
+    "odd-health": ("stream.valid-list", "has the health 'OK'"),
+    "duplicate-id": ("stream.valid-list", "'twin' is listed twice"),
+    "periodic-list": ("stream.quiet", "sent again though nothing"),
+    "few-workers": ("stream.concurrent", "each of 16 open streams"),
+    "keeps-cancelled": ("stream.cancelled", "others were cancelled"),
+    "leaves-socket": ("lifecycle.sigterm", "sockets are still there"),
+    "ignores-sigterm": ("lifecycle.sigterm", "ends after SIGTERM"),
+    "wipes-directory": ("lifecycle.foreign-sockets", "deleted another plugin's socket"),
+    "keeps-stale": ("lifecycle.stale-socket", "no socket of the killed instance is left"),
+    "random-ids": ("lifecycle.restart-keeps-devices", "the first list after a restart has"),
+    "forgets-inventory": ("lifecycle.restart-without-driver", "after a restart with a failing tool"),
+    "fixed-socket-name": ("lifecycle.upgrade", "both instances use the socket"),
+    "ignores-siblings": ("lifecycle.rollback", "registered again after the newer one has left"),
+    "exits-without-devices": ("lifecycle.no-devices", "ended by itself, with 1"),
+    "reload-drops-stream": ("lifecycle.reload", "stream ended when the configuration"),
+    "leaks-files": ("lifecycle.flat", "holds no more than before"),
+    "ignores-health": ("health.unhealthy", "a failed device is unhealthy"),
+    "never-recovers": ("health.recovers", "well again is Healthy"),
+    "update-to-one-stream": ("health.every-stream", "of two streams tells of a failed device"),
+    "every-flap": ("health.coalesced", "lists were sent while a device flapped"),
+    "one-replica": ("health.siblings", "every ID on the hardware"),
+    "busy-is-unhealthy": ("health.busy", "which is in use, is Unhealthy"),
+    "removed-stays-healthy": ("health.hot-remove", "a removed device is not Healthy"),
+    "no-rescan": ("health.hot-add", "devices that come later"),
+    "hang-unnoticed": ("health.tool-hangs", "of which nothing is known"),
+    "drops-on-failure": ("health.tool-fails", "not listed any more because the vendor's tool failed"),
+    "crashes-on-garbage": ("health.tool-garbage", "ended"),
+    "drops-unlisted": ("health.tool-partial", "because the vendor's tool left it out"),
+    "healthy-without-check": ("health.not-before-checked", "Healthy though the vendor's tool has failed"),
+    "empty-response": ("allocate.answers", "had 0 container_responses"),
+    "relative-path": ("allocate.well-formed", "'dev/card0', which is not absolute"),
+    "accepts-unknown": ("allocate.unknown", "does not exist was answered with success"),
+    "accepts-duplicate": ("allocate.duplicate", "twice was answered with success"),
+    "changing-answer": ("allocate.repeatable", "and then with"),
+    "first-container-only": ("allocate.containers", "had 1 responses"),
+    "mixes-parallel": ("allocate.parallel", "beside others"),
+    "slow-allocate": ("allocate.quick", "the rule is 50 ms"),
+    "accepts-unhealthy": ("allocate.unhealthy", "which is unhealthy, was answered with success"),
+    "ignores-missing-node": ("allocate.node-missing", "device file is gone, was answered with success"),
+    "allocate-no-deadline": ("allocate.deadline", "allocate was not answered within 8 s"),
+    "pre-start-fails": ("allocate.pre-start", "cannot be reset"),
+    "ignores-must-include": ("preferred.honours", "preferred were"),
+    "preferred-errors": ("preferred.no-error", "answered with an error"),
+    "ignores-numa": ("preferred.numa", "on different NUMA nodes"),
+}
+SLOW_ON_ANY_MACHINE = {"late-first-list", "slow-allocate"}
+
+
+def _bad(report: Report) -> dict[str, str]:
+    """What failed, or could not be judged. A case that is blocked has found nothing."""
+    wrong = (Verdict.FAILED, Verdict.ERROR)
+    return {
+        result.case.id: f"{result.verdict.value}: {result.message}"
+        for result in report.results
+        if result.verdict in wrong
+    }
+
+
+async def test_a_sound_plugin_in_another_language_keeps_every_rule(tmp_path: Path) -> None:
+    report = await run(driver.target(tmp_path / "state"), None, driver.GENEROUS)
+    unmet = {r.case.id: (r.verdict.value, r.message) for r in report.results if r.verdict is not Verdict.PASSED}
+    # Whether a file system gives an inode number away again is not for a plugin to say.
+    unmet.pop("registration.same-inode", None)
+    assert unmet == {}
+    assert [result.case.id for result in report.results] == list(CASES)
+    assert report.passed
+
+
+async def test_each_defect_is_found_by_its_case_and_by_no_other(tmp_path: Path) -> None:
+    assert {case for case, _ in DEFECTS.values()} == CASES.keys(), "every rule has a plugin that breaks it"
+    slots = asyncio.Semaphore(AT_A_TIME)
+
+    async def found(defect: str) -> dict[str, str]:
+        case, _ = DEFECTS[defect]
+        judging = STRICT if defect in SLOW_ON_ANY_MACHINE else JUDGING
+        async with slots:
+            target = driver.target(tmp_path / defect, defect)
+            report = await run(target, None, driver.GENEROUS, timings={case: judging})
+        return _bad(report)
+
+    reports = dict(zip(DEFECTS, await asyncio.gather(*map(found, DEFECTS)), strict=True))
+    surprises = {
+        defect: reports[defect]
+        for defect, (case, says) in DEFECTS.items()
+        if reports[defect].keys() != {case} or says not in reports[defect][case]
+    }
+    assert not surprises, "\n".join(f"{defect} (by {DEFECTS[defect]}): {bad}" for defect, bad in surprises.items())

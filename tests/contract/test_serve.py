@@ -20,9 +20,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.backends.simulated_npu.blob import Target, read_program, write_blob
 from rm_abstract.backends.simulated_npu.compiler import BLOB
+from rm_abstract.core.resource import BuildArtifact
 from rm_cli.kubectl import Kubectl
 from rm_device_plugins.simulator_tool import change, initialise
 from scripted_model import SAMPLES, expected_text, write_model

@@ -16,13 +16,17 @@ def examples() -> list[object]:
         if part.startswith("#"):
             heading = part.lstrip("# ")
         elif part.startswith("```python"):
-            found.append(pytest.param(part.removeprefix("```python\n").removesuffix("```"), id=f"{heading} {len(found)}"))
+            found.append(
+                pytest.param(part.removeprefix("```python\n").removesuffix("```"), id=f"{heading} {len(found)}")
+            )
     return found
 
 
 @pytest.mark.parametrize("code", examples())
 def test_an_example_runs(code: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
     stated = [line.removeprefix("# prints: ") for line in code.splitlines() if line.startswith("# prints: ")]
     printed = done.stdout.splitlines()

@@ -52,21 +52,24 @@ class LoadedModel:
 
     @contextmanager
     def use(self) -> Iterator[Session]:
-        """The session, open inside. BadInput after the shutdown."""
-        opened = self._take()
-        try:
-            yield opened.session
-        finally:
-            self._let_go(opened)
+        """The session, open inside; its plugin is not cleaned up before the end. BadInput after the shutdown."""
+        self._check_open()
+        with self._controller.manager.hold() as plugin:
+            opened = self._take(plugin)
+            try:
+                yield opened.session
+            finally:
+                self._let_go(opened)
 
-    def _take(self) -> "_Opened":
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadInput(
+                "this model was loaded by rm_abstract, which was shut down since; load it again with from_pretrained"
+            )
+
+    def _take(self, plugin: Plugin) -> "_Opened":
         with self._changed:
-            if self._closed:
-                raise BadInput(
-                    "this model was loaded by rm_abstract, which was shut down since; load it again with "
-                    "from_pretrained"
-                )
-            plugin = self._controller.plugin
+            self._check_open()
             old = self._current
             if old is None or old.plugin is not plugin or old.session.failure:
                 self._current = self._controller.open(plugin, self.directory, self.config)

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS: Final = 120.0
 SLOW_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 10.0
 SLOW_WORKERS: Final = 4
 MAX_ASIDE: Final = 64
 """Slow reconciles at the same time, beside the workers. Each has one request in flight at most."""
@@ -91,7 +92,9 @@ class Workers:
     No object delays another. A reconcile that is not done after a second (a webhook, a registry that does not answer)
     keeps its time, up to ``deadline`` seconds, but its worker is replaced; the next time its key waits in a line of its
     own, with a few workers of its own, until it was quick once. Where ``aside`` reconciles are slow at the same time,
-    further ones are ended after their second and retried. Between two reconciles everything else gets its turn.
+    further ones are ended after their second and retried. Where slow ones come to their end all the same, the API
+    server has too much to do and is not asked the same again: further ones have ten seconds. Between two reconciles
+    everything else gets its turn.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Workers:
         self._deadline = deadline
         self._max_aside = aside
         self._aside = 0
+        self._laboured = -PATIENCE_SECONDS
+        """When a slow reconcile last came to its end by itself."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._stopping = False
@@ -153,11 +158,14 @@ class Workers:
             except QueueClosed:
                 return
             turn = _Turn(key, slow)
-            timer = loop.call_later(SLOW_SECONDS, self._overdue, turn)
+            turn.timer = loop.call_later(SLOW_SECONDS, self._overdue, turn)
+            began = loop.time()
             try:
                 await self._reconcile(turn)
             finally:
-                timer.cancel()
+                turn.timer.cancel()
+                if turn.overdue and not turn.crowded and loop.time() - began < PATIENCE_SECONDS:
+                    self._laboured = loop.time()
                 self._queue.done(key, slow=turn.overdue)
                 if turn.replaced:
                     self._aside -= 1
@@ -178,7 +186,16 @@ class Workers:
             self._metrics.aside.set(self._aside)
             turn.replaced = True
             self._start(slow=turn.slow)
-        elif turn.deadline is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._laboured < PATIENCE_SECONDS:
+            turn.timer = loop.call_later(PATIENCE_SECONDS - SLOW_SECONDS, self._end, turn)
+        else:
+            self._end(turn)
+
+    def _end(self, turn: "_Turn") -> None:
+        """It has had its time while too many others are slow."""
+        if turn.deadline is not None:
             turn.crowded = True
             turn.deadline.reschedule(asyncio.get_running_loop().time())
 
@@ -273,6 +290,7 @@ class _Turn:
     slow: bool
     """From which line it was taken."""
     deadline: asyncio.Timeout | None = None
+    timer: asyncio.TimerHandle | None = None
     overdue: bool = False
     replaced: bool = False
     """Another worker has taken over from this one."""

@@ -333,6 +333,22 @@ class TestIsolation:
             assert told is not None
             assert 0 < told <= 10
 
+    async def test_where_everything_is_slow_nothing_is_ended_for_it(self) -> None:
+        # An API server that has too much to do: to begin again what was half done would be more of it.
+        async def reconcile(_: Key) -> float | None:
+            await asyncio.sleep(3)
+            return None
+
+        names = [f"k{number}" for number in range(200)]
+        async with running(Bench(reconcile, count=8, aside=4)) as bench:
+            for name in names:
+                bench.queue.add(Key(KIND, "ns", name))
+            await asyncio.sleep(600)
+            calls = [len(bench.controller.times(name)) for name in names]
+        # The first ones are ended: until one of them came to its end, they could as well have been hanging.
+        assert sum(calls) <= len(names) + 3 * 8
+        assert bench.results()["success"] == len(names)
+
     async def test_stopping_ends_those_aside_too(self) -> None:
         ended = []
 

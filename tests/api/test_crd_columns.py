@@ -82,7 +82,9 @@ def _accelerator(**changes: Any) -> Callable[[], Object]:
         found = {**obj, "metadata": {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}}
         devices = {"capacity": {"acme.com/npu": "4"}, "allocatable": {"acme.com/npu": "3"}}
         nodes = [{"metadata": {"name": name, "labels": {}}, "status": devices} for name in ("n1", "n2")]
-        snapshot = AcceleratorSnapshot(found, nodes, 5, (), (), SETTINGS)
+        wants = {"containers": [{"resources": {"limits": {"acme.com/npu": "1"}}}]}
+        pods = [{"metadata": {"name": f"p{number}"}, "spec": {"nodeName": "n1", **wants}} for number in range(5)]
+        snapshot = AcceleratorSnapshot(found, nodes, pods, (), (), SETTINGS)
         return {**obj, "status": accelerator.plan(snapshot, NOW).status}
 
     return make

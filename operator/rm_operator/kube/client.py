@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -14,6 +14,9 @@ Json = bytes | bytearray | msgspec.Raw
 """One JSON value. A ``Raw`` is a part of what it was read from, and keeps all of that in memory."""
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
+
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+"""Annotation of the bookmark in a watch before which everything came that there was when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,15 @@ class KubeClient(Protocol):
         resource: Resource,
         namespace: str | None = None,
         *,
-        resource_version: str,
+        resource_version: str | None,
         label_selector: str | None = None,
         field_selector: str | None = None,
         inactivity_seconds: float = 75.0,
     ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after ``resource_version`` until the server ends the stream.
+
+        Without a version everything that there is comes first, as ADDED, up to a bookmark with the annotation
+        ``INITIAL_EVENTS_END``; Invalid if the server does not offer that.
 
         Raises Gone if the version is too old, Unreachable if the stream breaks, Silent if neither an event nor a
         bookmark comes for ``inactivity_seconds``.

@@ -152,7 +152,7 @@ class HttpClient:
         resource: Resource,
         namespace: str | None = None,
         *,
-        resource_version: str,
+        resource_version: str | None,
         label_selector: str | None = None,
         field_selector: str | None = None,
         inactivity_seconds: float = 75.0,
@@ -162,9 +162,12 @@ class HttpClient:
         params = _selectors(label_selector, field_selector) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "resourceVersion": resource_version,
             "timeoutSeconds": str(_random.randint(*WATCH_SECONDS)),
         }
+        if resource_version is None:
+            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        else:
+            params["resourceVersion"] = resource_version
         started, status = loop.time(), 0
         response: aiohttp.ClientResponse | None = None
         try:

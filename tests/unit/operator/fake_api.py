@@ -53,6 +53,8 @@ class FakeApi:
         """Asked before each request; what it returns is the answer."""
         self.version = 100
         self.bookmark_every: float | None = None
+        self.offers_streams = False
+        """Whether a watch may begin with everything that there is."""
         self._objects: dict[str, dict[str, Any]] = {}
         self._history: list[tuple[int, str, str, dict[str, Any]]] = []
         self._oldest = 0
@@ -86,7 +88,13 @@ class FakeApi:
 
     def requests(self, method: str, *, watch: bool = False) -> list[Seen]:
         """What arrived, in order."""
-        return [seen for seen in self.seen if seen.method == method and ("watch" in seen.query) == watch]
+        asked = (seen for seen in self.seen if "sendInitialEvents" not in seen.query)
+        return [seen for seen in asked if seen.method == method and ("watch" in seen.query) == watch]
+
+    @property
+    def streams(self) -> list[Seen]:
+        """Watches that were to begin with everything that there is."""
+        return [seen for seen in self.seen if "sendInitialEvents" in seen.query]
 
     def put(self, resource: Resource, namespace: str | None, name: str, **fields: Any) -> dict[str, Any]:
         """Create or change an object, as somebody else would."""
@@ -196,12 +204,22 @@ class FakeApi:
         return web.json_response({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        since = int(request.query["resourceVersion"])
+        if "sendInitialEvents" in request.query:
+            if not self.offers_streams:
+                return status(422, "Invalid", "sendInitialEvents is forbidden for watch unless WatchList is enabled")
+            assert request.query["resourceVersionMatch"] == "NotOlderThan"
+        since = int(request.query.get("resourceVersion", self.version))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         if since < self._oldest:
             error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             return web.Response(body=orjson.dumps({"type": "ERROR", "object": error}) + b"\n")
         watcher = _Watcher(request.path, request.query.get("labelSelector"))
+        if "sendInitialEvents" in request.query:
+            for path, obj in sorted(self._objects.items()):
+                if _within(path, watcher.collection) and _matches(obj, watcher.selector):
+                    watcher.lines.put_nowait(orjson.dumps({"type": "ADDED", "object": obj}) + b"\n")
+            metadata = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
+            watcher.lines.put_nowait(orjson.dumps({"type": "BOOKMARK", "object": {"metadata": metadata}}) + b"\n")
         for version, kind, path, obj in self._history:
             if version > since and _within(path, watcher.collection) and _matches(obj, watcher.selector):
                 watcher.lines.put_nowait(orjson.dumps({"type": kind, "object": obj}) + b"\n")

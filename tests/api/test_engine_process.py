@@ -72,7 +72,7 @@ class TestChain:
             assert len(found.controller.calls) == calls
             assert len(_writes(proxy)) == writes
 
-    async def test_each_kind_is_watched_once_from_the_beginning_and_not_listed(self, api_server: ApiServer, api_namespace: str) -> None:
+    async def test_each_kind_is_watched_once_and_not_listed(self, api_server: ApiServer, api_namespace: str) -> None:
         """kopf, which has no handlers of objects, looks at none."""
         async with ApiProxy(api_server) as proxy, running(api_server, api_namespace, proxy=proxy) as found:
             once = {(kept.resource.path(), True): 1 for kept in REFLECTED}

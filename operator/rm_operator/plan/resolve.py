@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
+from rm_api.kinds import MODEL_DEPLOYMENT
 from rm_api.kinds.model_deployment import ModelFacts, ModelSource
 
 from rm_operator.plan import pods
@@ -148,7 +149,7 @@ def _wait(
 
 
 def _owners(sharers: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
-    kind = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment"}
+    kind = {"apiVersion": names.API_VERSION, "kind": MODEL_DEPLOYMENT.kind}
     return [{**kind, "name": name, "uid": uid} for name, uid in sorted(sharers, key=lambda each: each[1])]
 
 

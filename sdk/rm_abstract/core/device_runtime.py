@@ -166,7 +166,7 @@ class PluginRuntime(DeviceRuntime):
     def stream(self, prompt: str, max_tokens: int) -> Iterator[str]:
         """See the base class."""
         from rm_abstract.core.cooperation import stream_session  # noqa: PLC0415
-        from rm_abstract.serve.text import TextStream  # noqa: PLC0415
+        from rm_abstract.core.text import TextStream  # noqa: PLC0415
 
         self._check_loaded()
         if self._session is None:

@@ -67,10 +67,11 @@ class LibraryTokenizer(Tokenizer):
             raise ValueError(str(error)) from error
 
 
-_TOKENIZERS: Final[Mapping[str, Callable[[NativeModel], Tokenizer]]] = {
+TOKENIZERS: Final[Mapping[str, Callable[[NativeModel], Tokenizer]]] = {
     "bytes": lambda _: ByteTokenizer(),
     "library": LibraryTokenizer,
 }
+"""What ``rma_open`` may name as the tokenizer of a model."""
 
 
 class NativeSession(Session):
@@ -90,9 +91,9 @@ class NativeSession(Session):
         self.default_temperature = float(facts.get("temperature", 1.0))
         self.default_top_p = float(facts.get("top_p", 1.0))
         tokenizer = facts.get("tokenizer", "bytes")
-        if tokenizer not in _TOKENIZERS:
+        if tokenizer not in TOKENIZERS:
             raise PluginError(f"{self._name}: rma_open names the tokenizer {tokenizer!r}; there are bytes and library")
-        self.tokenizer = _TOKENIZERS[tokenizer](model)
+        self.tokenizer = TOKENIZERS[tokenizer](model)
         self._lock = threading.Lock()
         self._waiting: deque[_Generation] = deque()
         self._running: set[_Generation] = set()

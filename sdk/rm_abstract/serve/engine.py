@@ -6,8 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.core.text import TextStream
 from rm_abstract.serve.schema import ApiError, ApiRequest
-from rm_abstract.serve.text import TextStream
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from rm_abstract.core.plugin import BackendConfig, Plugin, PluginPriority, run_s
 from rm_abstract.core.registry import PluginRegistry
 from rm_abstract.core.resource import BuildArtifact, Resource, ResourceType
 from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, generate
+from rm_abstract.core.text import TextStream
 from rm_abstract.native.library import Deadlines, NativeLibrary
 from rm_abstract.native.plugin import NativePlugin, native_plugin
 from rm_abstract.serve.app import Api
 from rm_abstract.serve.engine import Engine
-from rm_abstract.serve.text import TextStream
 
 CORPUS = "the quick brown fox\njumps over the lazy dog\nthe lazy dog sleeps in the süden\n"
 LINES = "Kubernetes schedules pods onto nodes\nAn NPU computes what a compiler prepared\n\nA compiler reads a model\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from rm_abstract.core.session import Tokenizer
-from rm_abstract.serve.text import TextStream
+from rm_abstract.core.text import TextStream
 
 SPECIAL = 256
 

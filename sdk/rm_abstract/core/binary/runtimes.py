@@ -3,13 +3,15 @@
 import os
 import queue
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rm_abstract.core.errors import BadInput, DeviceMissing, PluginError, WorkloadError
-from rm_abstract.core.session import GenerationRequest
+from rm_abstract.core.session import GenerationRequest, Tokenizer
+from rm_abstract.core.text import TextStream
 
 if TYPE_CHECKING:
     from rm_abstract.native.library import Deadlines, NativeLibrary, NativeModel
@@ -19,8 +21,6 @@ _Path = str | os.PathLike[str]
 _LIBRARY_DIRECTORIES: Final = ("/usr/local/lib", "/usr/local/lib64", "/usr/lib64", "/usr/lib", "/lib64", "/lib")
 _MOST: Final = 256
 """Tokens that are generated where neither the caller nor the library names a limit."""
-_BYTES: Final = 256
-_INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def find_library(name: _Path, search_paths: Sequence[_Path] = ()) -> Path:
@@ -135,11 +135,11 @@ class BinaryRuntimeAdapter:
         Ending the iteration early cancels the run.
         """
         model = self._loaded()
-        text = isinstance(inputs, str)
-        prompt = self._encode(model, inputs) if text else list(inputs)
-        request = self._request(model, prompt, options)
-        tokens = self._tokens(model, request)
-        return self._texts(model, tokens) if text else tokens
+        if not isinstance(inputs, str):
+            return self._tokens(model, self._request(model, list(inputs), options))
+        tokenizer = self._tokenizer(model)
+        prompt = tokenizer.encode(inputs, add_special_tokens=True)
+        return _texts(tokenizer, self._tokens(model, self._request(model, prompt, options)))
 
     def __enter__(self) -> Self:
         self.load()
@@ -207,45 +207,23 @@ class BinaryRuntimeAdapter:
         finally:
             run.cancel()
 
-    def _encode(self, model: "NativeModel", text: str) -> list[int]:
-        if self._own_tokenizer(model):
-            return list(text.encode())
-        answer = model.run({"task": "encode", "text": text, "add_special_tokens": True})
-        tokens = answer.get("tokens")
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-            raise PluginError(f"{self.runtime_so}: encode answered no tokens, but {answer}")
-        return tokens
+    def _tokenizer(self, model: "NativeModel") -> Tokenizer:
+        from rm_abstract.native.session import TOKENIZERS  # noqa: PLC0415 (only for those who have a library)
 
-    def _decode(self, model: "NativeModel", tokens: Sequence[int]) -> str:
-        if self._own_tokenizer(model):
-            return bytes(token for token in tokens if token < _BYTES).decode(errors="replace")
-        answer = model.run({"task": "decode", "tokens": list(tokens)})
-        if not isinstance(answer.get("text"), str):
-            raise PluginError(f"{self.runtime_so}: decode answered no text, but {answer}")
-        return str(answer["text"])
-
-    def _own_tokenizer(self, model: "NativeModel") -> bool:
-        kind = model.facts.get("tokenizer")
-        if kind not in ("bytes", "library"):
+        make = TOKENIZERS.get(str(model.facts.get("tokenizer")))
+        if make is None:
             raise BadInput(f"{self.runtime_so} has no tokenizer; give it tokens instead of a text")
-        return bool(kind == "bytes")
+        return make(model)
 
-    def _texts(self, model: "NativeModel", pieces: Generator[list[int], None, None]) -> Generator[str, None, None]:
-        tokens: list[int] = []
-        said = ""
-        try:
-            for piece in pieces:
-                tokens.extend(piece)
-                text = self._decode(model, tokens)
-                # A character whose last byte is not there yet would be said as something else.
-                if len(text) > len(said) and not text.endswith(_INCOMPLETE):
-                    yield text[len(said) :]
-                    said = text
-            rest = self._decode(model, tokens)[len(said) :] if tokens else ""
-            if rest:
-                yield rest
-        finally:
-            pieces.close()
+
+def _texts(tokenizer: Tokenizer, pieces: Generator[list[int], None, None]) -> Generator[str, None, None]:
+    stream = TextStream(tokenizer)
+    with closing(pieces):
+        for piece in pieces:
+            if text := stream.push(piece):
+                yield text
+    if rest := stream.finish():
+        yield rest
 
 
 class DummyRuntimeAdapter(BinaryRuntimeAdapter):

@@ -19,6 +19,7 @@ class ConditionType(StrEnum):
     BUILT = "Built"
     # AcceleratorResource
     DEVICES_ADVERTISED = "DevicesAdvertised"
+    DEVICES_HEALTHY = "DevicesHealthy"
 
 
 class Reason(StrEnum):
@@ -45,6 +46,7 @@ class Reason(StrEnum):
     READY = "Ready"
     ACCEPTED = "Accepted"
     ADVERTISED = "Advertised"
+    ALL_HEALTHY = "AllHealthy"
     # the model
     UNKNOWN_SOURCE = "UnknownSource"
     SOURCE_INVALID = "SourceInvalid"
@@ -79,6 +81,9 @@ class Reason(StrEnum):
     IN_USE = "InUse"
     PLUGIN_NOT_READY = "PluginNotReady"
     NO_DEVICES = "NoDevices"
+    DEVICE_UNHEALTHY = "DeviceUnhealthy"
+    RESOURCE_NAME_CONFLICT = "ResourceNameConflict"
+    NODE_CONFLICT = "NodeConflict"
     # the operator's own
     REFUSED = "Refused"
     INTERNAL_ERROR = "InternalError"

@@ -28,6 +28,14 @@ ROLE_RESOLVE: Final = "resolve"
 ROLE_BUILD: Final = "build"
 ROLE_SERVE: Final = "serve"
 ROLE_DEVICE_PLUGIN: Final = "device-plugin"
+ROLE_DEVICE_OBSERVER: Final = "device-observer"
+
+# What the operator writes on nodes, with the name of the AcceleratorResource after the slash.
+NODE_LABEL_DRIVER: Final = f"driver.{GROUP}"
+NODE_LABEL_SDK: Final = f"sdk.{GROUP}"
+NODE_LABEL_FIRMWARE: Final = f"firmware.{GROUP}"
+NODE_CONDITION_UNHEALTHY: Final = f"{GROUP}/AcceleratorUnhealthy"
+"""Type of the Node condition: True while a device of the node is not well."""
 
 # Annotations.
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"

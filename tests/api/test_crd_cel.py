@@ -67,6 +67,8 @@ LONGEST = "n" * 50
 LABELS = ("a", "0", "llama-3-1-8b", "0-a", LONGEST)
 NO_LABELS = ("llama-3.1-8b", "a.b")
 CPU = {"type": "CPU", "resourceName": None}
+BY_CLASS = {"resourceName": None, "deviceClassName": "npu.acme.com"}
+PLUGIN = {"image": "acme/plugin:1"}
 EFFICIENCIES = ((2, "2", "1.000001"), (0, 1, "0", "1", "0.4", "1.0"))
 DECIMALS = ((0, "0", "0.0", "0.000000"), (1, "1", "0.5", "0.000001", 10))
 VARIABLES = (
@@ -138,12 +140,23 @@ RULES = (
         (_engine("LOG_LEVEL", "TZ", "OMP_NUM_THREADS", "VLLM_LOGGING_LEVEL", "OPENVINO_LOG_LEVEL", "RBLN_LOG_LEVEL"),),
     ),
     Rule(
-        A, "spec", "resourceName is required for every type but CPU, which has none",
-        ({"resourceName": None}, {"type": "CPU"}), (CPU, {"type": "GPU"}),
+        A, "spec", "exactly one of resourceName and deviceClassName is required for every type but CPU",
+        ({"resourceName": None}, {"type": "CPU"}, {"deviceClassName": "npu.acme.com"}, {**CPU, "deviceClassName": "x"}),
+        (CPU, {"type": "GPU"}, BY_CLASS),
     ),
     Rule(
-        A, "spec", "devicePlugin needs the resourceName",
-        ({**CPU, "devicePlugin": {"image": "acme/plugin:1"}},), ({"devicePlugin": {"image": "acme/plugin:1"}},),
+        A, "spec", "devicePlugin needs the resourceName or the deviceClassName",
+        ({**CPU, "devicePlugin": PLUGIN},), ({"devicePlugin": PLUGIN}, {**BY_CLASS, "devicePlugin": PLUGIN}),
+    ),
+    Rule(
+        A, "spec", "devicePlugin.extendedResourceName needs deviceClassName",
+        ({"devicePlugin": {**PLUGIN, "extendedResourceName": "acme.com/npu"}},),
+        ({**BY_CLASS, "devicePlugin": {**PLUGIN, "extendedResourceName": "acme.com/npu"}},),
+    ),
+    Rule(
+        A, "spec", "observer is for a resourceName without devicePlugin",
+        ({"devicePlugin": PLUGIN, "observer": PLUGIN}, {**BY_CLASS, "observer": PLUGIN}, {**CPU, "observer": PLUGIN}),
+        ({"observer": PLUGIN}, {"observer": {**PLUGIN, "args": ["--vendor=nvidia"]}}),
     ),
     Rule(
         A, "spec.attributes", "an attribute's name has 63 characters at most",

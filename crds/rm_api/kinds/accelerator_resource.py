@@ -99,6 +99,9 @@ class Toleration(ApiModel):
     """NoSchedule, PreferNoSchedule or NoExecute; absent means every effect."""
 
 
+ResourceName = Annotated[str, Field(min_length=3, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9][-A-Za-z0-9_.]*$")]
+
+
 class DevicePlugin(ApiModel):
     """The device plugin that the operator rolls out on the nodes of this kind, as a DaemonSet in its own namespace."""
 
@@ -117,6 +120,32 @@ class DevicePlugin(ApiModel):
         Field(max_length=8, json_schema_extra=LIST_SET),
     ] = []
     """Directories of the host that the plugin needs beside the kubelet's; mounted at the same path, made if absent."""
+    extended_resource_name: ResourceName | None = None
+    """With deviceClassName: the extended resource by which ordinary pods get a device of the class, such as the name
+    that a device plugin advertises on other nodes."""
+
+
+class Observer(ApiModel):
+    """A program that looks at the devices of a node whose device plugin is the vendor's own, and advertises nothing.
+
+    It reads the kubelet's Pod Resources API, and with arguments that name a vendor module the devices themselves.
+    """
+
+    image: Image
+    """The image of the device plugins. It serves the same report at :9010/rma/v1/report."""
+    args: Annotated[list[Argument], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
+    """Arguments after --observe, such as --vendor=nvidia; without them only what the kubelet knows is reported."""
+
+
+class VersionLabels(ApiModel):
+    """Node labels that carry versions. Those that the operator writes itself need not be named."""
+
+    driver: LabelKey | None = None
+    """The label with the driver's version."""
+    sdk: LabelKey | None = None
+    """The label with the version of the vendor's runtime libraries on the node."""
+    firmware: LabelKey | None = None
+    """The label with the devices' firmware version."""
 
 
 class Capability(ApiModel):
@@ -258,12 +287,21 @@ class AcceleratorResourceSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             cel(
-                "self.type == 'CPU' ? !has(self.resourceName) : has(self.resourceName)",
-                "resourceName is required for every type but CPU, which has none",
+                "self.type == 'CPU' ? !has(self.resourceName) && !has(self.deviceClassName)"
+                " : has(self.resourceName) != has(self.deviceClassName)",
+                "exactly one of resourceName and deviceClassName is required for every type but CPU, which has none",
             ),
             cel(
-                "!has(self.devicePlugin) || has(self.resourceName)",
-                "devicePlugin needs the resourceName that it is to advertise",
+                "!has(self.devicePlugin) || has(self.resourceName) || has(self.deviceClassName)",
+                "devicePlugin needs the resourceName or the deviceClassName that it is to advertise",
+            ),
+            cel(
+                "!has(self.devicePlugin) || !has(self.devicePlugin.extendedResourceName) || has(self.deviceClassName)",
+                "devicePlugin.extendedResourceName needs deviceClassName; with resourceName that is the name",
+            ),
+            cel(
+                "!has(self.observer) || (!has(self.devicePlugin) && has(self.resourceName))",
+                "observer is for a resourceName without devicePlugin, which reports by itself",
             ),
         )
     )
@@ -288,10 +326,10 @@ class AcceleratorResourceSpec(ApiModel):
     """Further facts, for people and for tools."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
     """Decides between equal scores; the higher wins. By default NPU 100, GPU 75, PIM 50, FPGA 25, CPU 0."""
-    resource_name: (
-        Annotated[str, Field(min_length=3, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9][-A-Za-z0-9_.]*$")] | None
-    ) = None
-    """The extended resource that pods request, such as nvidia.com/gpu."""
+    resource_name: ResourceName | None = None
+    """The extended resource that pods request, such as nvidia.com/gpu. This or deviceClassName."""
+    device_class_name: SubdomainName | None = None
+    """The DeviceClass whose devices pods request, where a DRA driver serves them (Kubernetes 1.36 or newer)."""
     node_selector: Annotated[
         dict[LabelKey, LabelValue],
         Field(
@@ -308,7 +346,11 @@ class AcceleratorResourceSpec(ApiModel):
     tolerations: Annotated[list[Toleration], Field(max_length=16, json_schema_extra=LIST_ATOMIC)] = []
     """Taints that pods on these nodes tolerate."""
     device_plugin: DevicePlugin | None = None
-    """The device plugin to roll out. Absent: the vendor's own is there, and capacity is read from the nodes."""
+    """The device plugin, or DRA driver, to roll out. Absent: the vendor's own is there, and its devices are counted."""
+    observer: Observer | None = None
+    """Without devicePlugin: a program that reports which pods have which devices, and how these are."""
+    version_labels: VersionLabels = VersionLabels()
+    """Node labels with versions, where the vendor's own tools write them."""
     capability: Capability = Capability()
     """What it can do, whatever the model; a deployment that needs more is not placed on it."""
     performance: Performance = Performance()
@@ -336,6 +378,45 @@ class DeviceCounts(ApiModel):
     """Those of them that can be allocated."""
     allocated: Annotated[int, Field(ge=0)] = 0
     """Those that pods have been given."""
+    used_out_of_band: Annotated[int, Field(ge=0)] = 0
+    """Healthy ones that something outside of Kubernetes uses."""
+
+
+class DeviceFailure(StrEnum):
+    """What helps a device that is not well."""
+
+    TRANSIENT = "Transient"
+    NEEDS_RESET = "NeedsReset"
+    DEAD = "Dead"
+    UNKNOWN = "Unknown"
+
+
+class UnhealthyDevice(ApiModel):
+    """A device that must not be allocated."""
+
+    node: Line
+    """The node that has it."""
+    device: Line
+    """Its ID, as the kubelet knows it."""
+    failure: DeviceFailure = DeviceFailure.UNKNOWN
+    """Transient: it may recover by itself. NeedsReset: somebody has to reset it. Dead: it is to be replaced."""
+    cause: Annotated[str, Field(max_length=512)] = ""
+    """What the driver says."""
+    pods: Annotated[list[Line], Field(max_length=16, json_schema_extra=LIST_SET)] = []
+    """Pods that have it, as namespace/name."""
+
+
+class NodeVersions(ApiModel):
+    """Versions that nodes have, and how many of them."""
+
+    driver: Annotated[str, Field(max_length=128)] = ""
+    """The driver's version; empty if not known."""
+    sdk: Annotated[str, Field(max_length=128)] = ""
+    """The version of the vendor's runtime libraries; empty if not known."""
+    firmware: Annotated[str, Field(max_length=128)] = ""
+    """The devices' firmware; empty if not known."""
+    nodes: Annotated[int, Field(ge=1)]
+    """Nodes with just these versions."""
 
 
 class AcceleratorResourceStatus(ApiModel):
@@ -347,8 +428,12 @@ class AcceleratorResourceStatus(ApiModel):
     """Nodes that match the selector; with a resource name, those that advertise it."""
     devices: DeviceCounts = DeviceCounts()
     """Devices that these nodes advertise."""
+    versions: Annotated[list[NodeVersions], Field(max_length=32, json_schema_extra=LIST_ATOMIC)] = []
+    """Versions that these nodes have, the commonest first."""
+    unhealthy: Annotated[list[UnhealthyDevice], Field(max_length=32, json_schema_extra=LIST_ATOMIC)] = []
+    """Devices that are not well, by node and ID; the first ones where there are many."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """Ready and DevicesAdvertised, with a reason and what to do; Reconciling or Stalled only while so."""
+    """Ready, DevicesAdvertised and DevicesHealthy, with a reason; Reconciling or Stalled only while so."""
 
 
 KIND = KindInfo(
@@ -371,6 +456,7 @@ KIND = KindInfo(
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Vendor", ".spec.vendor", priority=1),
         PrinterColumn("Resource", ".spec.resourceName", priority=1),
+        PrinterColumn("Class", ".spec.deviceClassName", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
 )

@@ -1,4 +1,4 @@
-"""The kubelet's device plugin API v1beta1 over grpc.aio, bound from the descriptors of its definition."""
+"""The kubelet's device plugin API v1beta1 over grpc.aio, bound from the descriptors of its definition; others, too."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,13 +29,14 @@ def _python_name(method: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method).lower()
 
 
-def handlers(service: str, implementation: object) -> "grpc.GenericRpcHandler":
+def handlers(service: str, implementation: object, definitions: Any = pb) -> "grpc.GenericRpcHandler":
     """Binds a service to the coroutine methods (async generators for streams) of ``implementation``.
 
     ``ListAndWatch`` is served by ``implementation.list_and_watch``, and so on; a missing method is an AttributeError.
+    ``definitions`` is the generated module that has the service.
     """
     bound: dict[str, Any] = {}
-    descriptor = pb.DESCRIPTOR.services_by_name[service]
+    descriptor = definitions.DESCRIPTOR.services_by_name[service]
     for method in descriptor.methods:
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         bound[method.name] = make(
@@ -54,9 +55,9 @@ def channel(path: str) -> "grpc.aio.Channel":
 class Client:
     """Calls of one service: ``client.allocate(request, timeout=seconds)``, or iteration for a stream."""
 
-    def __init__(self, service: str, over: "grpc.aio.Channel") -> None:
+    def __init__(self, service: str, over: "grpc.aio.Channel", definitions: Any = pb) -> None:
         self._calls: dict[str, Any] = {}
-        descriptor = pb.DESCRIPTOR.services_by_name[service]
+        descriptor = definitions.DESCRIPTOR.services_by_name[service]
         for method in descriptor.methods:
             make = over.unary_stream if method.server_streaming else over.unary_unary
             self._calls[_python_name(method.name)] = make(

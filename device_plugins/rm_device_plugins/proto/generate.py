@@ -8,10 +8,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-DEFINITIONS = ("rm_device_plugins/proto/deviceplugin/v1beta1/api.proto",)
-"""Relative to the import root, so that each file has a name of its own in protobuf's pool."""
-
 IMPORT_ROOT = Path(__file__).resolve().parents[2]
+
+DEFINITIONS = tuple(sorted(str(path.relative_to(IMPORT_ROOT)) for path in Path(__file__).parent.rglob("*.proto")))
+"""Relative to the import root, so that each file has a name of its own in protobuf's pool."""
 
 
 def generate(output: Path) -> list[Path]:

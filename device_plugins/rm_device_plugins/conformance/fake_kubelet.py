@@ -101,16 +101,18 @@ class FakeKubelet:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    async def start(self, *, wipe: bool = True) -> None:
+    async def start(self, *, wipe: bool = True, before_bind: Callable[[], None] = lambda: None) -> None:
         """Removes every socket in the directory and serves; devices are known again when plugins have registered.
 
         Without ``wipe`` only its own socket is new, as where something else than the kubelet keeps the directory.
+        ``before_bind`` is called right before the new socket's file is made.
         """
         for path in self.directory.iterdir():
             if stat.S_ISSOCK(path.lstat().st_mode) and (wipe or path == self.socket_path):
                 path.unlink()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((kubelet_api.handlers(kubelet_api.REGISTRATION, self),))
+        before_bind()
         self._server.add_insecure_port(f"unix:{self.socket_path}")
         await self._server.start()
 

@@ -37,10 +37,19 @@ func main() {
 			os.Exit(notOffered)
 		}
 	case "serve":
+		go endWithParent(os.Getppid())
 		newPlugin(hardware, *dir, *resource, *defect).run()
 	default:
 		fail(64, "init, serve or inject?")
 	}
+}
+
+// endWithParent ends the process, whatever else it does, once the one that started it is gone.
+func endWithParent(parent int) {
+	for os.Getppid() == parent {
+		time.Sleep(100 * time.Millisecond)
+	}
+	os.Exit(1)
 }
 
 func fail(code int, format string, arguments ...any) {

@@ -4,13 +4,20 @@
 
 import asyncio
 import os
-import secrets
 import socket
 from itertools import pairwise
+from pathlib import Path
 
 from rm_device_plugins.conformance.bench import Bench
 from rm_device_plugins.conformance.fake_kubelet import listens
-from rm_device_plugins.conformance.model import REREGISTER_SECONDS, Lane, NotApplicable, Violation, case
+from rm_device_plugins.conformance.model import (
+    REREGISTER_SECONDS,
+    CannotJudge,
+    Lane,
+    NotApplicable,
+    Violation,
+    case,
+)
 from rm_device_plugins.kubelet_api import VERSION
 from rm_device_plugins.sockets import identity
 
@@ -24,8 +31,9 @@ _SERVER = "kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go"
 _CLIENT = "kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/client.go"
 _MANAGER = "kubernetes pkg/kubelet/cm/devicemanager/manager.go"
 
-_SAME_INODE_TRIES = 8
-_PLACEHOLDERS = 16
+_SAME_INODE_TRIES = 20
+_PROBES = 20
+_MOST_LOWER_NUMBERS = 10_000
 _SHORTEST_PAUSE = 0.02
 _SHORT_PAUSES = 2
 _BAD_NAMES = ("npu", "Example.com/npu", "kubernetes.io/npu")
@@ -170,34 +178,56 @@ async def kubelet_restart(bench: Bench) -> str:
 )
 async def same_inode(bench: Bench) -> str:
     await bench.open()
+    if not reuses_numbers(bench.directory):
+        raise NotApplicable(
+            f"the file system of {bench.directory} gives no inode number away again; "
+            "name a directory of one that does, such as ext4, in TMPDIR"
+        )
     await bench.start()
     await bench.registered()
     known = set(bench.last.ids)
-    for _ in range(_SAME_INODE_TRIES):
+    for number in range(_SAME_INODE_TRIES):
         before = identity(bench.kubelet.socket_path)
+        # Under a second name the number stays taken, until the moment when the new kubelet.sock is made.
+        held = bench.place / f"held-{number}"
+        os.link(bench.kubelet.socket_path, held)
         await bench.kubelet.stop()
-        _keep_inode(bench, before.inode if before else 0)
         await bench.never(lambda: False, "", bench.timing.away)
-        await bench.kubelet.start()
+        _take_lower_numbers(bench, held.stat().st_ino, number)
+        await bench.kubelet.start(before_bind=held.unlink)
         after = identity(bench.kubelet.socket_path)
         seconds = await _again(bench, known)
         if before is not None and after is not None and before.inode == after.inode:
             return f"registered again after {seconds:.2f} s"
-    raise NotApplicable(f"the file system of {bench.directory} gives no inode number away again")
+    raise CannotJudge(f"other processes took the inode number {_SAME_INODE_TRIES} times; name a quieter TMPDIR")
 
 
-def _keep_inode(bench: Bench, inode: int) -> None:
-    """Takes the number, so that no other process gets it before the new kubelet, which clears it away as it starts.
+def reuses_numbers(directory: Path) -> bool:
+    """True if the file system gives the inode number of a removed socket to a new one."""
+    path = directory / ".probe.sock"
+    seen: set[int] = set()
+    for _ in range(_PROBES):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+        number = path.stat().st_ino
+        path.unlink()
+        if number in seen:
+            return True
+        seen.add(number)
+    return False
 
-    Lower numbers that are free would be given away first; they are taken, too, and kept until the case ends.
-    """
-    for _ in range(_PLACEHOLDERS):
-        path = bench.directory / ".kept.sock"
-        with socket.socket(socket.AF_UNIX) as placeholder:
-            placeholder.bind(str(path))
-        if path.stat().st_ino == inode:
+
+def _take_lower_numbers(bench: Bench, inode: int, attempt: int) -> None:
+    """Makes files until a new one's number is above ``inode``: lower ones that are free would be given away first."""
+    directory = bench.place / f"taken-{attempt}"
+    directory.mkdir()
+    for number in range(_MOST_LOWER_NUMBERS):
+        path = bench.directory / ".taken"
+        path.touch()
+        taken = path.stat().st_ino
+        path.rename(directory / str(number))
+        if taken > inode:
             return
-        path.rename(bench.place / f"kept-{secrets.token_hex(4)}")
 
 
 async def _restart(bench: Bench, *, killed: bool = False) -> None:

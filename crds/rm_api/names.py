@@ -37,6 +37,9 @@ NODE_LABEL_FIRMWARE: Final = f"firmware.{GROUP}"
 NODE_CONDITION_UNHEALTHY: Final = f"{GROUP}/AcceleratorUnhealthy"
 """Type of the Node condition: True while a device of the node is not well."""
 
+DEVICE_CLASS_RESOURCE_PREFIX: Final = "deviceclass.resource.kubernetes.io/"
+"""With the name of a DeviceClass after it: the extended resource by which Kubernetes lets pods request its devices."""
+
 # Annotations.
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
 

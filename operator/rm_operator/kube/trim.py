@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from rm_api.names import LABEL_MANAGED_BY, MANAGED_BY
+from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, LABEL_MANAGED_BY, MANAGED_BY
 
 from rm_operator.kube.contents import Fate, Transformed
 from rm_operator.kube.documents import Document, Reader
@@ -91,6 +91,8 @@ def trim_pod(pod: Document) -> Transformed:
 
 def is_extended(resource_name: str) -> bool:
     """True for names of devices such as ``vendor.com/npu``, false for what the kubelet itself accounts for."""
+    if resource_name.startswith(DEVICE_CLASS_RESOURCE_PREFIX):
+        return True
     domain, slash, _ = resource_name.partition("/")
     return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
 

@@ -15,6 +15,7 @@ from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
 
 from rm_operator.plan import pods
+from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
 from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
@@ -60,6 +61,8 @@ class Variant:
         # What came later counts only where it is used: the pods of those who do not use it keep their variant.
         if self.spec.priority_class_name is not None:
             inputs["priorityClassName"] = self.spec.priority_class_name
+        if self.accelerator_spec.device_class_name is not None:
+            inputs["deviceClassName"] = self.accelerator_spec.device_class_name
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -162,7 +165,8 @@ def _labels(variant: Variant) -> dict[str, str]:
 
 def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     runtime = variant.accelerator_spec.runtime
-    devices = 1 if variant.accelerator_spec.resource_name else 0
+    resource = requested_resource(variant.accelerator_spec)
+    devices = 1 if resource else 0
     store = {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
     fetch = pods.container(
         "fetch",
@@ -179,8 +183,8 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
     )  # fmt: skip
     compute: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
-    if variant.accelerator_spec.resource_name:
-        compute["limits"] = {variant.accelerator_spec.resource_name: str(devices)}
+    if resource:
+        compute["limits"] = {resource: str(devices)}
     served = pods.literal(variant.served_name)
     engine = pods.container(
         "engine",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_api.conditions import Reason
-from rm_api.names import ExitCode
+from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan.attempt import PULL_PROBLEMS
@@ -20,6 +20,7 @@ class Trouble:
     message: str
 
 
+_NO_CLAIM = "cannot allocate all claims"
 _EXIT_REASONS = {
     ExitCode.ARTIFACT_MISMATCH: Reason.ARTIFACT_MISMATCH,
     ExitCode.DEVICE_MISSING: Reason.DEVICE_MISSING,
@@ -46,7 +47,7 @@ def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = condition.get("message", "")
-            if resource_name and f"Insufficient {resource_name}" in message:
+            if resource_name and _lacks_devices(message, resource_name):
                 return Trouble(Reason.NO_DEVICE, f"{name}: no free {resource_name}: {message}")
             return Trouble(Reason.UNSCHEDULABLE, f"{name}: no node takes the pod: {message}")
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -61,6 +62,12 @@ def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
         None,
     )
     return Trouble(Reason.STARTING, f"{name}: {stage} runs" if stage else f"{name} is starting")
+
+
+def _lacks_devices(message: str, resource_name: str) -> bool:
+    """True if the scheduler says that no device is free. Of devices of a class it does not say the name."""
+    by_class = resource_name.startswith(DEVICE_CLASS_RESOURCE_PREFIX)
+    return f"Insufficient {resource_name}" in message or (by_class and _NO_CLAIM in message)
 
 
 def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 
+from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.placement.estimate import Estimate
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
 from rm_operator.plan.placement.request import AcceleratorView
@@ -109,7 +110,7 @@ def ready(question: Question, accelerator: AcceleratorView) -> None:
 
 def has_device(question: Question, accelerator: AcceleratorView) -> None:
     """Removes what has no device to give. A deployment keeps its place unless others have taken every device of it."""
-    what, provisioning = accelerator.spec.resource_name or "it", accelerator.spec.provisioning
+    what, provisioning = requested_resource(accelerator.spec) or "it", accelerator.spec.provisioning
     elastic = provisioning.mode is ProvisioningMode.ELASTIC
     if accelerator.name == question.request.current:
         if accelerator.taken and question.devices:

@@ -1,4 +1,4 @@
-"""AcceleratorResource: the device plugin that is rolled out, and what is counted on the nodes."""
+"""AcceleratorResource: what is rolled out for it, and what is counted on the nodes."""
 
 import copy
 from datetime import UTC, datetime
@@ -58,61 +58,6 @@ def _condition(made: Plan, name: str) -> Object:
 
 def _child(made: Plan, kind: str) -> Object:
     return next(child for child in made.apply if child["kind"] == kind)
-
-
-def test_the_device_plugin_is_a_daemonset_of_the_system_namespace() -> None:
-    made = _plan(_accelerator(devicePlugin=PLUGIN, nodeSelector={"npu": "yes"}))
-    daemonset = _child(made, "DaemonSet")
-    metadata = daemonset["metadata"]
-    assert (metadata["name"], metadata["namespace"]) == ("device-plugin-npu", "system")
-    assert metadata["ownerReferences"][0]["uid"] == "uid-npu"
-    assert metadata["ownerReferences"][0]["controller"] is True
-    template = daemonset["spec"]["template"]
-    assert daemonset["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    pod = template["spec"]
-    assert pod["automountServiceAccountToken"] is False
-    assert pod["nodeSelector"] == {"npu": "yes"}
-    assert pod["tolerations"] == [{"operator": "Exists"}]
-    container = pod["containers"][0]
-    assert (container["image"], container["args"]) == ("acme/plugin:1", ["--cost=$1"])
-    assert "command" not in container
-    assert container["env"] == [
-        {"name": "RMA_RESOURCE_NAME", "value": RESOURCE},
-        {"name": "RMA_ACCELERATOR", "value": "npu"},
-        {"name": "LEVEL", "value": "debug"},
-    ]
-    assert container["ports"][0]["containerPort"] == names.DEVICE_PLUGIN_PORT
-    assert not container["securityContext"].get("privileged")
-    assert daemonset["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-
-
-def test_each_directory_is_mounted_once_where_the_host_has_it() -> None:
-    pod = _child(_plan(_accelerator(devicePlugin=PLUGIN)), "DaemonSet")["spec"]["template"]["spec"]
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounts = pod["containers"][0]["volumeMounts"]
-    assert [mount["mountPath"] for mount in mounts] == [
-        "/var/lib/kubelet/device-plugins", "/var/lib/acme", "/etc/rma-device-plugin",
-    ]  # fmt: skip
-    for mount in mounts[:2]:
-        assert volumes[mount["name"]]["hostPath"] == {"path": mount["mountPath"], "type": "DirectoryOrCreate"}
-    assert mounts[2]["readOnly"] is True
-    assert volumes[mounts[2]["name"]]["configMap"] == {"name": "device-plugin-npu"}
-
-
-def test_another_configuration_rolls_the_pods_and_the_same_does_not() -> None:
-    def of(config: str | None) -> tuple[Object | None, Object]:
-        made = _plan(_accelerator(devicePlugin={**PLUGIN, "config": config}))
-        data = next((child["data"] for child in made.apply if child["kind"] == "ConfigMap"), None)
-        return data, _child(made, "DaemonSet")["spec"]["template"]
-
-    data, template = of("devices: 4\n")
-    assert data == {"config.yaml": "devices: 4\n"}
-    assert of("devices: 4\n")[1] == template
-    assert of("devices: 5\n")[1]["metadata"]["annotations"] != template["metadata"]["annotations"]
-    data, template = of(None)
-    assert data is None
-    assert template["metadata"]["annotations"] == {}
-    assert "config" not in [volume["name"] for volume in template["spec"]["volumes"]]
 
 
 @pytest.mark.parametrize("plugin", [None, {**PLUGIN, "config": None}], ids=["no-plugin", "no-config"])

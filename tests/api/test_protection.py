@@ -20,8 +20,8 @@ from rm_operator.kube.errors import Conflict, Invalid
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import ACCELERATOR_RESOURCES, HORIZONTALPODAUTOSCALERS, PODS
 from rm_operator.kube.store import Store, Stores
-from rm_operator.plan.cutover import switched
 from rm_operator.plan.in_use import NOBODY, Users, protection
+from rm_operator.plan.replacement import labelled
 
 sys.path.append(str(Path(__file__).parents[1] / "unit/plan"))
 from chain import World
@@ -129,9 +129,9 @@ async def test_a_pod_that_is_taken_back_is_as_if_it_had_never_left(
     stores.put(made)
 
     async def switch(active: bool) -> Object:
-        (applied,) = await apply_children(client, stores, [switched(made, active=active)])
+        (applied,) = await apply_children(client, stores, [labelled(made, active=active)])
         assert applied.action is Action.UPDATED
-        (again,) = await apply_children(client, stores, [switched(made, active=active)])
+        (again,) = await apply_children(client, stores, [labelled(made, active=active)])
         assert again.action is Action.UNCHANGED
         return await client.get(PODS, api_namespace, "p")
 

@@ -4,33 +4,31 @@ How many pods each variant is asked for is decided by ``rollout``; here the coun
 answer is turned into Deployments and labels. A pod that goes is taken out of the Service first, and its Deployment
 shrinks once no EndpointSlice names the pod any more; it then ends on its own time. Nothing is remembered but what the
 objects say, so a change of mind in the middle, or a death of the operator, is just another place to go on from.
+Where only one variant runs, pods whose device is not well are replaced by others of it (``replacement``).
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import building, rollout, serving
+from rm_operator.plan import building, replacement, rollout, serving
+from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.model import (
     Object,
     deletion_of,
     from_timestamp,
     is_deleting,
+    labels_of,
     name_of,
-    namespace_of,
     to_timestamp,
     uid_of,
 )
-from rm_operator.plan.rollout import Bounds, Count
+from rm_operator.plan.rollout import Bounds, Count, Step
 from rm_operator.plan.state import State
 from rm_operator.plan.trouble import Trouble, trouble
-
-# Of pods that are equally unready or ready, a ReplicaSet ends those first whose end costs least; others cost 0.
-_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 
 def serve(state: State) -> bool:
@@ -41,16 +39,19 @@ def serve(state: State) -> bool:
     known = {name_of(each): each for each in _running(state)}
     current = known.pop(variant.name, None)
     old = sorted(known.values(), key=lambda each: (each["metadata"].get("creationTimestamp", ""), name_of(each)))
-    step = rollout.advance(
-        _count(state, variant.inputs_hash, current),
-        [_count(state, serving.variant_label(each), each) for each in old],
-        Bounds.of(spec.replicas, spec.rollout),
-    )
+    mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
+    mine_now = _count(state, variant.inputs_hash, current)
+    if old:
+        counts = [_count(state, serving.variant_label(each), each) for each in old]
+        step = rollout.advance(mine_now, counts, Bounds.of(spec.replicas, spec.rollout))
+        # An earlier variant that is wanted again may have been on its way out.
+        for pod in mine:
+            state.select(pod, active=True)
+        replacement.give_up(state, mine, variant.accelerator, missing=mine_now.asked - len(mine))
+    else:
+        step = Step(replacement.replicas(state, mine, variant.accelerator, asked=mine_now.asked), ())
     revision = snapshot.revisions.get(variant.name)
     state.apply += serving.children(variant, revision, snapshot.settings, replicas=step.new)
-    mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
-    # An earlier variant that is wanted again may have been on its way out.
-    state.apply += [switched(pod, active=True) for pod in mine if not serving.is_active(pod)]
     kept = {variant.name} | {
         name_of(each) for each, pods in zip(old, step.old, strict=True) if _shrink(state, each, pods)
     }
@@ -71,12 +72,16 @@ def hold(state: State) -> None:
     """Keeps what runs running, and scaled, while it is not known what should take its place."""
     variants = sorted(_running(state), key=lambda each: (each["metadata"].get("creationTimestamp", ""), name_of(each)))
     counts = [_count(state, serving.variant_label(each), each) for each in variants]
-    for each, replicas in zip(variants, rollout.hold(counts, state.spec.replicas), strict=True):
+    held = rollout.hold(counts, state.spec.replicas)
+    for each, count, replicas in zip(variants, counts, held, strict=True):
+        pods = [pod for pod in state.snapshot.pods_of(serving.variant_label(each)) if serving.is_live(pod)]
+        if len(variants) == 1:
+            accelerator = labels_of(each).get(names.LABEL_ACCELERATOR, "")
+            resize(state, each, replacement.replicas(state, pods, accelerator, asked=count.asked))
+            continue
         resize(state, each, replicas)
-        its_pods = state.snapshot.pods_of(serving.variant_label(each))
-        state.apply += [
-            switched(pod, active=True) for pod in its_pods if serving.is_live(pod) and not serving.is_active(pod)
-        ]
+        for pod in pods:
+            state.select(pod, active=True)
 
 
 def resize(state: State, live: Object, replicas: int) -> None:
@@ -117,12 +122,11 @@ def _shrink(state: State, old: Object, kept: int) -> bool:
     snapshot = state.snapshot
     its_pods = [pod for pod in snapshot.pods_of(serving.variant_label(old)) if serving.is_live(pod)]
     # The order in which the ReplicaSet will end them.
-    its_pods.sort(key=lambda pod: (serving.is_ready(pod), serving.is_active(pod), name_of(pod)))
+    well = {uid_of(pod): uid_of(pod) not in snapshot.sick for pod in its_pods}
+    its_pods.sort(key=lambda pod: (serving.is_ready(pod), serving.is_active(pod), well[uid_of(pod)], name_of(pod)))
     surplus = max(0, len(its_pods) - kept)
     for position, pod in enumerate(its_pods):
-        active = position >= surplus
-        if serving.is_active(pod) != active:
-            state.apply.append(switched(pod, active=active))
+        state.select(pod, active=position >= surplus)
     draining = sum(name_of(pod) in snapshot.routed_pods for pod in its_pods[:surplus])
     replicas = min(int(old["spec"].get("replicas", 1)), kept + draining)
     if replicas > 0:
@@ -130,21 +134,6 @@ def _shrink(state: State, old: Object, kept: int) -> bool:
         return True
     state.delete.append(deletion_of(old))
     return False
-
-
-def switched(pod: Object, *, active: bool) -> dict[str, Any]:
-    """The pod as the Service is to select it, or not."""
-    metadata: dict[str, Any] = {
-        "name": name_of(pod),
-        "namespace": namespace_of(pod),
-        "uid": uid_of(pod),
-        # Stated again, since a child of somebody else is not touched: it is our ReplicaSet's.
-        "ownerReferences": pod["metadata"].get("ownerReferences") or [],
-        "labels": {names.LABEL_ACTIVE: "true" if active else "false"},
-    }
-    if not active:
-        metadata["annotations"] = {_DELETION_COST: "-1"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
 
 
 def _say_what_is_missing(
@@ -158,7 +147,11 @@ def _say_what_is_missing(
         for pod in snapshot.pods_of(variant.inputs_hash)
         if not serving.is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
     ]
-    why = trouble(unready, variant.accelerator_spec.resource_name)
+    why = trouble(unready, requested_resource(variant.accelerator_spec))
+    ailing = [pod for pod in unready if serving.is_live(pod) and uid_of(pod) in snapshot.sick]
+    if ailing:
+        first = min(ailing, key=name_of)
+        why = Trouble(Reason.DEVICE_UNHEALTHY, replacement.told(state, first, snapshot.sick[uid_of(first)]))
     earlier = [pod for each in old for pod in snapshot.pods_of(serving.variant_label(each))]
     if old:
         why = _in_a_cut_over(why, variant, old, [pod for pod in earlier if not serving.is_live(pod)], spec.rollout)
@@ -194,7 +187,7 @@ def _in_a_cut_over(
         return Trouble(Reason.ROLLING_OUT, f"{why.message}; {len(leaving)} pods that had one are ending")
     if settings.strategy is RolloutStrategy.IN_PLACE:
         return why
-    resource = variant.accelerator_spec.resource_name
+    resource = requested_resource(variant.accelerator_spec)
     helps = f"it goes on when a {resource} is free"
     if any(_requests(each, str(resource)) for each in old):
         helps += ", or with rollout.strategy InPlace, which ends old pods first"

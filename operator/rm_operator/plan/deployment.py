@@ -13,7 +13,7 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
 from rm_api.kinds.model_deployment import ModelFacts, Placement, VariantStatus
 
-from rm_operator.plan import autoscaler, building, cutover, in_use, resolve, routing, serving, suspension
+from rm_operator.plan import autoscaler, building, cutover, in_use, replacement, resolve, routing, serving, suspension
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
@@ -41,6 +41,7 @@ def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
         suspension.suspend(state)
     else:
         _walk(state)
+        replacement.tell(state)
     routing.route(state)
     autoscaler.autoscale(state)
     return _finish(state)

@@ -13,7 +13,8 @@ from rm_api.kinds.model_deployment import ModelFacts
 from rm_operator.plan import serving
 from rm_operator.plan.attempt import Attempt
 from rm_operator.plan.conditions import Conditions
-from rm_operator.plan.model import Deletion, Object, Protection, Settings, labels_of
+from rm_operator.plan.device_report import UnhealthyUse
+from rm_operator.plan.model import Deletion, Object, Protection, Settings, labels_of, uid_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 
 
@@ -52,6 +53,10 @@ class DeploymentSnapshot:
     """AcceleratorResources and BuildProfiles that would vanish at once if they were deleted, by kind and name."""
     leaving: frozenset[tuple[str, str]] = frozenset()
     """Kind and name of those that are being deleted: whoever uses them may stay, and nobody comes."""
+    sick: Mapping[str, UnhealthyUse] = field(default_factory=dict)
+    """Devices that are not well, by the uid of the pod that has one."""
+    removals: int = 0
+    """Pods that kubelets refused that may be deleted now."""
 
     def pods_of(self, variant: str) -> list[Object]:
         """Pods of one variant, by its label."""
@@ -75,9 +80,17 @@ class State:
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
     protect: list[Protection] = field(default_factory=list)
+    active: dict[str, bool] = field(default_factory=dict)
+    """Whether the Service is to select a pod, by its uid, where that was decided."""
+    fates: dict[str, str] = field(default_factory=dict)
+    """What becomes of pods whose device is not well, by their uid, in words."""
     requeue_after: float | None = None
     stalled: tuple[Reason, str] | None = None
     status_first: bool = False
+
+    def select(self, pod: Object, *, active: bool) -> None:
+        """The Service is to select the pod, or not to."""
+        self.active[uid_of(pod)] = active
 
     def stall(self, reason: Reason, message: str) -> None:
         """It does not go on until somebody changes something; of several obstacles the first is told."""

@@ -33,6 +33,8 @@ class AcceleratorView:
     """Why it is not ready, for a person."""
     taken: bool = False
     """True of the current one if pods of others hold every device, and the deployment has none."""
+    spare: int | None = None
+    """Healthy devices that no pod has or waits for, and nobody was promised; None as with ``free``."""
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class Operator:
         self._keep_stores(client)
         self._spawn("event recorder", recorder.run())
         workers = Workers(built, self.stores, self.queue, metrics=metrics, tracing=tracing, count=config.workers)
-        self._spawn("leader", self._lead(elector, workers))
+        self._spawn("leader", self._lead(elector, workers, context.openers))
 
     def _keep_stores(self, client: KubeClient) -> None:
         observer = _ReflectorMetrics(self.metrics)
@@ -206,7 +206,7 @@ class Operator:
             self._vitals[name] = reflector
             self._spawn(name, reflector.run())
 
-    async def _lead(self, elector: LeaderElector, workers: Workers) -> None:
+    async def _lead(self, elector: LeaderElector, workers: Workers, openers: Sequence[Callable[[], None]]) -> None:
         """Once everything is known and the Lease is held: work, until cancelled."""
         await self.stores.wait_synced()
         logger.info("all stores are synced")
@@ -216,6 +216,8 @@ class Operator:
             self._spawn("elector", elector.run())
             await elector.leading.wait()
         leading.set(1)
+        for opener in openers:
+            opener()
         working = asyncio.create_task(workers.run(), name="workers")
         try:
             await asyncio.shield(working)

@@ -24,6 +24,11 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing | None = None
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    openers: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_lead(self, opener: Callable[[], None]) -> None:
+        """Have ``opener`` called once this replica works, all stores are synced, and before the first reconcile."""
+        self.openers.append(opener)
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Have ``closer`` awaited when the process stops, after the last reconcile."""

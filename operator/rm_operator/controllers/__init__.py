@@ -7,6 +7,7 @@ from rm_operator.controllers.build_profile import BuildProfileController
 from rm_operator.controllers.indexes import INDEXES
 from rm_operator.controllers.model_deployment import ModelDeploymentController
 from rm_operator.kube.artifact_store import ArtifactStore
+from rm_operator.kube.reports import Reports
 from rm_operator.plan.model import Images, Settings, StoreConfig
 from rm_operator.runtime.controller import Controller
 
@@ -24,6 +25,9 @@ def build(context: Context) -> list[Controller]:
     observe = context.tracing.observe_store if context.tracing is not None else None
     store = ArtifactStore(config.store, plain_http=config.store_plain_http, observe=observe)
     context.on_close(store.close)
+    reports = Reports(context.stores, config.system_namespace)
+    context.on_lead(reports.start)
+    context.on_close(reports.stop)
     return [
         AcceleratorResourceController(context, settings),
         BuildProfileController(context),

@@ -18,6 +18,15 @@ _QUOTA_PREFIX = "requests."
 
 MAX_SHARES = 64
 
+_POSITIVE = (
+    "interval_seconds",
+    "discovery_timeout_seconds",
+    "allocate_timeout_seconds",
+    "pods_interval_seconds",
+    "power_interval_seconds",
+    "power_timeout_seconds",
+)
+
 
 class ConfigError(Exception):
     """The plugin cannot start with this configuration; the message says what to change."""
@@ -41,20 +50,29 @@ class PluginSettings:
     """For one Allocate or PreStartContainer, waiting for others of the same group included."""
     node_wait_seconds: float = 2.0
     """How long Allocate waits for a device node that is not there."""
+    pods_interval_seconds: float = 5.0
+    """Between two questions to the kubelet which pods have devices."""
+    power_interval_seconds: float = 10.0
+    """Between two readings of what devices draw."""
+    power_timeout_seconds: float = 10.0
+    """After this a reading counts as failed."""
+    out_of_band_after_seconds: float = 10.0
+    """How long a device has to be in use without a pod that has it until this is told."""
     shares: int = 1
     """Containers that may have a device at the same time. They share its memory and time; nothing keeps them apart."""
 
     def check(self) -> None:
         """Raises ConfigError for a number that cannot work."""
-        for name in ("interval_seconds", "discovery_timeout_seconds", "allocate_timeout_seconds"):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"plugin.{_camel(name)} must be more than 0")
         if self.unhealthy_after < 1 or self.healthy_after < 1:
             raise ConfigError("plugin.unhealthyAfter and plugin.healthyAfter must be at least 1")
         if not 1 <= self.shares <= MAX_SHARES:
             raise ConfigError(f"plugin.shares must be 1 to {MAX_SHARES}")
-        if self.forget_after_seconds < 0 or self.node_wait_seconds < 0:
-            raise ConfigError("plugin.forgetAfterSeconds and plugin.nodeWaitSeconds must not be negative")
+        for name in ("forget_after_seconds", "node_wait_seconds", "out_of_band_after_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"plugin.{_camel(name)} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

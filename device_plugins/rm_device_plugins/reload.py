@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rm_device_plugins import config
 from rm_device_plugins.config import Config
 from rm_device_plugins.logs import Log
-from rm_device_plugins.plugin import DevicePlugin
-from rm_device_plugins.vendor_class import vendor_class
+from rm_device_plugins.monitor import Monitor
+from rm_device_plugins.vendor import Vendor
 
 log = Log("reload")
 
@@ -24,7 +25,9 @@ def _version(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-async def watch(path: Path, running: Config, vendor: str, plugin: DevicePlugin) -> None:
+async def watch(
+    path: Path, running: Config, new_vendor: Callable[[Mapping[str, object]], Vendor], monitor: Monitor
+) -> None:
     """Looks at the file until cancelled. What cannot be used is told, and what runs goes on as it is."""
     # Unknown at first: the file may have changed since it was read.
     seen: tuple[int, int, int] | None = None
@@ -37,9 +40,9 @@ async def watch(path: Path, running: Config, vendor: str, plugin: DevicePlugin) 
         try:
             wanted = config.load(path, running.resource_name)
             if wanted != running:
-                await plugin.reconfigure(wanted.plugin, vendor_class(vendor)(wanted.vendor))
+                await monitor.reconfigure(wanted.plugin, new_vendor(wanted.vendor))
                 running = wanted
-            plugin.configuration_problem = ""
+            monitor.configuration_problem = ""
         except Exception as error:  # a vendor's module may raise anything
-            plugin.configuration_problem = f"the changed configuration is not in use: {error}"
+            monitor.configuration_problem = f"the changed configuration is not in use: {error}"
             log.error("the changed configuration is not in use", cause=str(error))

@@ -38,6 +38,7 @@ TOOL_FAULT = "toolFault"
 MAJOR = 1
 MINORS = (3, 5, 7, 8, 9)
 NODE_MODE = 0o666
+FAILURES = ("Transient", "NeedsReset", "Dead", "Unknown")
 _SERIALS = uuid.UUID("5d9a3c4e-8a53-5b5e-9c57-0d1f6a2b7c11")
 
 Status = dict[str, Any]
@@ -112,6 +113,8 @@ def change(
     firmware: str | None = None,
     device: int | None = None,
     health: str | None = None,
+    failure: str | None = None,
+    watts: float | None = None,
     serial: str | None = None,
     remove_node: int | None = None,
     restore_node: int | None = None,
@@ -122,13 +125,14 @@ def change(
             status["driver"] = driver
         if firmware is not None:
             status["firmware"] = firmware
-        if health is not None or serial is not None:
+        changes = {"health": health, "failure": failure, "watts": watts, "serial": serial}
+        if any(value is not None for value in changes.values()):
             if device is None:
-                raise SimulatorError("--health and --serial need --device INDEX")
+                raise SimulatorError("--health, --failure, --watts and --serial need --device INDEX")
             entry = _device(status, device)
-            entry["health"] = entry["health"] if health is None else health
+            entry.update({name: value for name, value in changes.items() if value is not None})
             if serial is not None:
-                entry["serial"], entry["uuid"] = serial, _uuid(serial)
+                entry["uuid"] = _uuid(serial)
         if remove_node is not None:
             (root / "dev" / _device(status, remove_node)["node"]).unlink(missing_ok=True)
         if restore_node is not None:
@@ -228,8 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     setter.add_argument("--root", type=Path, default=DEFAULT_ROOT, metavar="DIR")
     setter.add_argument("--driver", metavar="VERSION")
     setter.add_argument("--firmware", metavar="VERSION")
-    setter.add_argument("--device", type=int, metavar="INDEX", help="the device that --health and --serial are about")
+    setter.add_argument("--device", type=int, metavar="INDEX", help="the device that the next four are about")
     setter.add_argument("--health", choices=("ok", "failed"))
+    setter.add_argument("--failure", choices=FAILURES, help="what would help, as the driver says")
+    setter.add_argument("--watts", type=float, help="what it draws")
     setter.add_argument("--serial")
     setter.add_argument("--remove-node", type=int, metavar="INDEX")
     setter.add_argument("--restore-node", type=int, metavar="INDEX")

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar
 
 from rm_device_plugins import sharing
@@ -11,6 +12,33 @@ from rm_device_plugins.kubelet_api import MAX_DEVICE_ID
 
 class VendorError(Exception):
     """The vendor's tool or driver did not do what it should; the message is shown to people as the cause."""
+
+
+class Failure(StrEnum):
+    """What helps a device that is not well."""
+
+    TRANSIENT = "Transient"
+    """It may recover by itself."""
+    NEEDS_RESET = "NeedsReset"
+    """Somebody has to reset it, or to start its node again."""
+    DEAD = "Dead"
+    """It is to be replaced."""
+    UNKNOWN = "Unknown"
+    """The driver does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a device must not be allocated, and what helps. A trouble without a cause is none."""
+
+    cause: str = ""
+    failure: Failure = Failure.UNKNOWN
+
+    def __bool__(self) -> bool:
+        return bool(self.cause)
+
+
+WELL = Trouble()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +68,21 @@ class Device:
     numa_nodes: tuple[int, ...] = ()
     group: str = ""
     """Devices that share hardware (a card, a switch): packed together, and allocated one call at a time."""
+    failure: Failure = Failure.UNKNOWN
+    """What helps, where there is a cause."""
+    firmware: str = ""
+    """Its firmware's version; empty if not known."""
+    parent: str = ""
+    """The physical device that this is a partition of; what ``Discovery.parents`` says of that is true of all of its
+    partitions, at the same time."""
+    out_of_band: str = ""
+    """What uses it at this moment, as the driver tells, in a few words that stay the same while it does. The framework
+    shows it only where no pod has the device."""
+
+    @property
+    def trouble(self) -> Trouble:
+        """``cause`` and ``failure`` in one."""
+        return Trouble(self.cause, self.failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +92,13 @@ class Discovery:
     devices: tuple[Device, ...]
     driver: str = ""
     product: str = ""
+    sdk: str = ""
+    """Version of the vendor's runtime libraries on this host; empty if not known."""
+    firmware: str = ""
+    """The devices' firmware; empty if not known, or if they differ."""
+    parents: Mapping[str, Trouble] = field(default_factory=dict)
+    """Physical devices that are not well, by the name that their partitions call them ``parent``. Partitions that
+    cannot be listed for that reason need not be."""
 
     def check(self, shares: int = 1) -> None:
         """Raises VendorError if IDs are empty, too long or not unique: such a list cannot be advertised."""
@@ -62,6 +112,12 @@ class Discovery:
             if device.id in seen:
                 raise VendorError(f"two devices have the ID {device.id!r}")
             seen.add(device.id)
+
+
+def common_firmware(devices: Sequence[Device]) -> str:
+    """The firmware that all of ``devices`` have; empty where they differ."""
+    versions = {device.firmware for device in devices}
+    return versions.pop() if len(versions) == 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +162,11 @@ class Vendor(ABC):
     @abstractmethod
     async def discover(self) -> Discovery:
         """All devices with their health, every time. Raises if the list is not known to be complete."""
+
+    async def power(self) -> Mapping[str, float]:
+        """What devices draw, in watts, by ID. It runs beside ``discover``, so a library that can hang has to be called
+        on a thread of its own; whatever it does makes no device unhealthy."""
+        return {}
 
     async def allocate(self, devices: Sequence[Device]) -> Allocation:
         """Readies ``devices`` for one container. The same devices may be asked for again; the answer is the same."""

@@ -24,7 +24,7 @@ from rm_device_plugins.conformance.fake_kubelet import FakeKubelet
 from rm_device_plugins.kubelet_api import HEALTHY, UNHEALTHY
 from rm_device_plugins.plugin import DevicePlugin
 from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
-from rm_device_plugins.vendor import Allocation, Device, DeviceNode, Discovery, Mount, Vendor, VendorError
+from rm_device_plugins.vendor import Allocation, Device, DeviceNode, Discovery, Failure, Mount, Vendor, VendorError
 
 RESOURCE = "example.com/npu"
 PATIENCE = 30.0
@@ -438,16 +438,12 @@ class TestHealth:
         vendor = ScriptedVendor(device(0), device(1))
         async with running(directory, vendor, replace(FAST, healthy_after=3, interval_seconds=0.2)) as run:
             await kubelet.until_allocatable(RESOURCE, 2)
-            vendor.devices[0] = device(0, cause="link down")
+            vendor.devices[0] = device(0, cause="link down", failure=Failure.NEEDS_RESET)
             await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1, PATIENCE, "the device is unhealthy")
             report = json.loads((await run.get("/rma/v1/report"))[1])
-            assert report["devices"][0] == {
-                "id": "uuid-0",
-                "serial": "SN0",
-                "node": "/dev/null",
-                "health": "Unhealthy",
-                "cause": "link down",
-            }
+            told = report["devices"][0]
+            assert (told["id"], told["health"], told["cause"]) == ("uuid-0", "Unhealthy", "link down")
+            assert told["failure"] == "NeedsReset"
             vendor.devices[0] = device(0)
             checks = vendor.discoveries
             await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 2, PATIENCE, "the device is healthy again")
@@ -777,12 +773,29 @@ class TestLife:
             assert code == 200
             assert json.loads(text) == {
                 "resource": RESOURCE,
+                "node": "",
                 "driver": "7.1",
+                "sdk": "",
+                "firmware": "",
                 "product": "Test NPU",
                 "devices": [
-                    {"id": "uuid-0", "serial": "SN0", "node": "/dev/null", "health": "Healthy", "cause": ""},
+                    {
+                        "id": "uuid-0",
+                        "index": 0,
+                        "serial": "SN0",
+                        "node": "/dev/null",
+                        "health": "Healthy",
+                        "cause": "",
+                        "failure": "",
+                        "firmware": "",
+                        "group": "",
+                        "parent": "",
+                        "outOfBand": "",
+                        "pods": [],
+                    },
                 ],
                 "message": "",
+                "conflict": "",
             }
             code, text = await run.get("/nothing")
             assert code == 404

@@ -142,10 +142,17 @@ async def test_an_allocated_container_finds_a_real_node_and_the_driver(
         assert (report["resource"], report["driver"], report["product"]) == (RESOURCE, "2.0.1", "Simulated NPU Y7")
         assert report["devices"][3] == {
             "id": ids(root)[3],
+            "index": 3,
             "serial": "SIMY7-0003",
             "node": str(root / "dev" / "npu3"),
             "health": "Healthy",
             "cause": "",
+            "failure": "",
+            "firmware": "1.0.0",
+            "group": "",
+            "parent": "",
+            "outOfBand": "",
+            "pods": [],
         }
 
 

@@ -17,7 +17,17 @@ from rm_device_plugins.allocator import node_problem
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.logs import Log
 from rm_device_plugins.tool import run_tool
-from rm_device_plugins.vendor import Allocation, Device, DeviceNode, Discovery, Mount, Vendor, VendorError
+from rm_device_plugins.vendor import (
+    Allocation,
+    Device,
+    DeviceNode,
+    Discovery,
+    Failure,
+    Mount,
+    Vendor,
+    VendorError,
+    common_firmware,
+)
 
 log = Log("simulator")
 
@@ -83,17 +93,29 @@ class SimulatorVendor(Vendor):
 
     async def discover(self) -> Discovery:
         """Asks the status tool, and checks each node that it names."""
-        output = await run_tool(
-            [*self._wanted.status_tool, "status", "--json", "--driver-dir", str(self._root / "driver")]
-        )
+        output = await self._status()
         try:
             status = json.loads(output)
-            devices = tuple(self._device(status["product"], raw) for raw in status["devices"])
-            return Discovery(devices, driver=str(status["driver"]), product=str(status["product"]))
+            devices = tuple(self._device(status, raw) for raw in status["devices"])
+            return Discovery(
+                devices,
+                driver=str(status["driver"]),
+                product=str(status["product"]),
+                firmware=common_firmware(devices),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise VendorError(f"the status tool's answer makes no sense: {error!r}") from error
 
-    def _device(self, product: str, raw: dict[str, Any]) -> Device:
+    async def _status(self) -> bytes:
+        driver = str(self._root / "driver")
+        return await run_tool([*self._wanted.status_tool, "status", "--json", "--driver-dir", driver])
+
+    async def power(self) -> Mapping[str, float]:
+        """What the status tool says of the devices of which it says something."""
+        devices = json.loads(await self._status())["devices"]
+        return {str(raw["uuid"]): float(raw["watts"]) for raw in devices if "watts" in raw}
+
+    def _device(self, status: dict[str, Any], raw: dict[str, Any]) -> Device:
         node = DeviceNode(
             host_path=str(self._root / "dev" / raw["node"]),
             container_path=f"{CONTAINER_NODES}/{raw['node']}",
@@ -107,10 +129,13 @@ class SimulatorVendor(Vendor):
             id=str(raw["uuid"]),
             index=int(raw["index"]),
             serial=str(raw["serial"]),
-            product=product,
+            product=str(status["product"]),
             nodes=(node,),
             cause=cause,
             numa_nodes=(int(raw["numaNode"]),),
+            failure=Failure(raw.get("failure", Failure.UNKNOWN)),
+            firmware=str(status.get("firmware", "")),
+            out_of_band="the driver reports it as in use" if raw.get("inUse") else "",
         )
 
     async def allocate(self, devices: Sequence[Device]) -> Allocation:

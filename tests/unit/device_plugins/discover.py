@@ -1,6 +1,6 @@
 """Runs a vendor's module as the plugin does, in a process of its own: prints what it discovers each time it is asked.
 
-Lines on standard input: ``discover``, or ``allocate ID,ID``; answers are lines of JSON.
+Lines on standard input: ``discover``, ``power``, or ``allocate ID,ID``; answers are lines of JSON.
 """
 
 import asyncio
@@ -24,6 +24,8 @@ async def main(name: str, settings: str) -> None:
             found.check()
             if verb == "discover":
                 answer = asdict(found)
+            elif verb == "power":
+                answer = dict(await vendor.power())
             else:
                 wanted = [device for device in found.devices if device.id in rest.split(",")]
                 answer = asdict(await vendor.allocate(wanted))

@@ -35,6 +35,9 @@ class VendorProcess:
     def discover(self) -> dict[str, Any]:
         return self._ask("discover")
 
+    def power(self) -> dict[str, Any]:
+        return self._ask("power")
+
     def allocate(self, *ids: str) -> dict[str, Any]:
         return self._ask(f"allocate {','.join(ids)}")
 
@@ -57,3 +60,8 @@ def make_node(path: Path, major: int = 1, minor: int = 3) -> Path:
 def causes(answer: dict[str, Any]) -> dict[str, str]:
     """Why each device must not be allocated, by ID."""
     return {device["id"]: device["cause"] for device in answer["devices"]}
+
+
+def troubles(answer: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Why each unhealthy device must not be allocated and what helps, by ID."""
+    return {device["id"]: (device["cause"], device["failure"]) for device in answer["devices"] if device["cause"]}

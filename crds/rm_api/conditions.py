@@ -47,6 +47,7 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     ADVERTISED = "Advertised"
     ALL_HEALTHY = "AllHealthy"
+    NOT_COUNTED = "NotCounted"
     # the model
     UNKNOWN_SOURCE = "UnknownSource"
     SOURCE_INVALID = "SourceInvalid"

@@ -30,27 +30,32 @@ from rm_operator.kube.lease import LeaderElector
 from rm_operator.kube.listing import Changes
 from rm_operator.kube.reflector import Reflector
 from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
     CONFIGMAPS,
     CONTROLLERREVISIONS,
     CUSTOM,
     DAEMONSETS,
     DEPLOYMENTS,
+    DEVICE_CLASSES,
     ENDPOINTSLICES,
     HORIZONTALPODAUTOSCALERS,
     JOBS,
     NODES,
     PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
     SERVICES,
     Resource,
 )
 from rm_operator.kube.store import Store, Stores
 from rm_operator.kube.throttle import TokenBucket
 from rm_operator.kube.trim import trim_node, trim_pod
+from rm_operator.kube.trim_devices import trim_claim, trim_slice
 from rm_operator.runtime import census
 from rm_operator.runtime.controller import MAX_ASIDE, Controller, Workers, connect
 from rm_operator.runtime.health import HealthServer, LoopWatch, Vital
 from rm_operator.runtime.metrics import Metrics
-from rm_operator.runtime.queue import Queue
+from rm_operator.runtime.queue import Key, Queue
 from rm_operator.runtime.recorder import EventRecorder
 from rm_operator.runtime.tracing import Tracing, start_tracing
 
@@ -63,6 +68,9 @@ SPARE_CONNECTIONS: Final = 48
 """Beside one for each reconcile: for watches, lists and Events, so that none of them waits for a slow reconcile."""
 STOP_SECONDS: Final = 10.0
 KINDS_POLL_SECONDS: Final = 2.0
+CLASSES_POLL_SECONDS: Final = 60.0
+FIRST_WITH_CLASSES: Final = (1, 36)
+"""From this Kubernetes on pods request devices of a class by an extended resource, unless a feature gate says no."""
 MANAGED: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 
@@ -73,6 +81,8 @@ class Reflected:
     resource: Resource
     label_selector: str | None = MANAGED
     transform: Transform | None = None
+    by_class: bool = False
+    """It is about devices that pods request by class, which not every API server has."""
 
 
 REFLECTED: Final = (
@@ -87,6 +97,9 @@ REFLECTED: Final = (
     Reflected(ENDPOINTSLICES),  # they carry their Service's labels
     Reflected(NODES, None, trim_node),
     Reflected(PODS, None, trim_pod),
+    Reflected(DEVICE_CLASSES, None, by_class=True),
+    Reflected(RESOURCE_SLICES, None, trim_slice, by_class=True),
+    Reflected(RESOURCE_CLAIMS, None, trim_claim, by_class=True),
 )
 
 
@@ -193,18 +206,46 @@ class Operator:
         self._spawn("event loop watch", loop_watch.run())
         await self._wait_for_kinds(client)
         self._keep_stores(client)
+        self._spawn("device classes", self._follow_classes(client))
         self._spawn("event recorder", recorder.run())
         workers = Workers(built, self.stores, self.queue, metrics=metrics, tracing=tracing, count=config.workers)
         self._spawn("leader", self._lead(elector, workers, context.openers))
 
     def _keep_stores(self, client: KubeClient) -> None:
-        observer = _ReflectorMetrics(self.metrics)
         for kept in REFLECTED:
-            name = f"reflector of {kept.resource.name}"
-            store = self.stores[kept.resource]
-            reflector = Reflector(client, store, label_selector=kept.label_selector, observer=observer)
-            self._vitals[name] = reflector
-            self._spawn(name, reflector.run())
+            if not kept.by_class:
+                self._keep(kept, client)
+
+    def _keep(self, kept: Reflected, client: KubeClient) -> None:
+        name, store = f"reflector of {kept.resource.name}", self.stores[kept.resource]
+        reflector = Reflector(
+            client, store, label_selector=kept.label_selector, observer=_ReflectorMetrics(self.metrics)
+        )
+        self._vitals[name] = reflector
+        self._spawn(name, reflector.run())
+
+    async def _follow_classes(self, client: HttpClient) -> None:
+        """Keep what is about devices by class, from when on the API server lets pods request them; then wait."""
+        kinds = [kept for kept in REFLECTED if kept.by_class]
+        while True:
+            try:
+                lack = await _lacks_classes(client)
+            except ApiError as error:
+                logger.warning("the API server does not say whether it has device classes: %s", error)
+                await asyncio.sleep(KINDS_POLL_SECONDS)
+                continue
+            for kept in kinds:
+                self.stores[kept.resource].is_unserved(lack)
+            if not lack:
+                break
+            await asyncio.sleep(CLASSES_POLL_SECONDS)
+        for kept in kinds:
+            self._keep(kept, client)
+        for kept in kinds:
+            await self.stores[kept.resource].synced.wait()
+        for _, name in self.stores[ACCELERATOR_RESOURCES].keys():  # noqa: SIM118 - a store is no mapping
+            self.queue.add(Key(ACCELERATOR_RESOURCES.kind, "", name))
+        await asyncio.Event().wait()
 
     async def _lead(self, elector: LeaderElector, workers: Workers, openers: Sequence[Callable[[], None]]) -> None:
         """Once everything is known and the Lease is held: work, until cancelled."""
@@ -270,6 +311,16 @@ class Operator:
         for store in self.stores:
             self.metrics.store_objects.labels(store.resource.name).set(len(store))
         census.observe_objects(self.metrics, self.stores)
+
+
+async def _lacks_classes(client: HttpClient) -> str:
+    """Why pods cannot request devices by class here; empty where they can."""
+    version = await client.version()
+    if version < FIRST_WITH_CLASSES:
+        return f"the API server is {version[0]}.{version[1]}"
+    return (
+        "" if await client.serves(RESOURCE_SLICES) else f"the API server does not serve {RESOURCE_SLICES.api_version}"
+    )
 
 
 class _ReflectorMetrics:

@@ -15,12 +15,16 @@ from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     CONFIGMAPS,
     DAEMONSETS,
+    DEVICE_CLASSES,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
 )
 from rm_operator.kube.store import Store
 from rm_operator.plan import accelerator as planner
+from rm_operator.plan.device_class import NO_CLASS, ClassView, drivers_named
 from rm_operator.plan.in_use import Users, some
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, uid_of
 from rm_operator.runtime.controller import Watch
@@ -41,6 +45,9 @@ class AcceleratorResourceController(PlanningController):
             Watch(PODS, concerned.by_pod),
             Watch(DAEMONSETS, owners_of(self.kind)),
             Watch(CONFIGMAPS, owners_of(self.kind)),
+            Watch(DEVICE_CLASSES, concerned.by_class),
+            Watch(RESOURCE_SLICES, concerned.by_devices),
+            Watch(RESOURCE_CLAIMS, concerned.by_devices),
             Watch(MODEL_DEPLOYMENTS, concerned.by_deployment),
         )
 
@@ -60,8 +67,10 @@ class AcceleratorResourceController(PlanningController):
             children=[
                 *known[DAEMONSETS].by_index("owner", uid_of(obj)),
                 *known[CONFIGMAPS].by_index("owner", uid_of(obj)),
+                *known[DEVICE_CLASSES].by_index("owner", uid_of(obj)),
             ],
             settings=self._settings,
+            by_class=_class_view(obj, known),
             users=self._users(obj, known),
         )
         return planner.plan(snapshot, now)
@@ -71,6 +80,23 @@ class AcceleratorResourceController(PlanningController):
         # Thousands may use it, and their names are told only while it is being deleted.
         named = deployments.keys_by_index("accelerator", name) if is_deleting(obj) else ()
         return some(itertools.starmap(scoped, named), deployments.count("accelerator", name))
+
+
+def _class_view(accelerator: Object, known: Reading) -> ClassView:
+    """What there is of the accelerator's DeviceClass."""
+    name = accelerator["spec"].get("deviceClassName")
+    if name is None:
+        return NO_CLASS
+    classes, slices, claims = known[DEVICE_CLASSES], known[RESOURCE_SLICES], known[RESOURCE_CLAIMS]
+    if slices.unserved:
+        return ClassView(unserved=slices.unserved)
+    found = classes.get(None, name)
+    drivers = drivers_named(found) if found is not None else frozenset()
+    return ClassView(
+        device_class=found,
+        slices=[each for driver in drivers for each in slices.by_index("driver", driver)] if drivers else slices.list(),
+        claims=[each for driver in drivers for each in claims.by_index("driver", driver)] if drivers else claims.list(),
+    )
 
 
 class _Concerned:
@@ -85,6 +111,19 @@ class _Concerned:
         if old is not None and new is not None and _facts(old) == _facts(new):
             return
         for _, name in self._accelerators.keys():  # noqa: SIM118 - a store is no mapping
+            yield Key(self._kind, "", name)
+
+    def by_class(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """Those that are requested by this class, and the one that it was made for."""
+        obj = new or old
+        assert obj is not None
+        for _, name in self._accelerators.keys_by_index("class", name_of(obj)):
+            yield Key(self._kind, "", name)
+        yield from owners_of(self._kind)(old, new)
+
+    def by_devices(self, _old: Object | None, _new: Object | None) -> Iterable[Key]:
+        """All that are requested by a class: which devices these have is for the decision to find out."""
+        for _, name in self._accelerators.keys_by_index("any class", "true"):
             yield Key(self._kind, "", name)
 
     def by_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:

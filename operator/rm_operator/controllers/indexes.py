@@ -14,14 +14,18 @@ from rm_operator.kube.resources import (
     CUSTOM,
     DAEMONSETS,
     DEPLOYMENTS,
+    DEVICE_CLASSES,
     ENDPOINTSLICES,
     HORIZONTALPODAUTOSCALERS,
     JOBS,
     MODEL_DEPLOYMENTS,
     PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
     Resource,
 )
 from rm_operator.plan.artifact import in_build, is_ready
+from rm_operator.plan.device_class import allocated_in
 from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
@@ -110,6 +114,42 @@ def _resource(accelerator: Object) -> list[str]:
     return [name] if name else []
 
 
+def _class(accelerator: Object) -> list[str]:
+    name = accelerator["spec"].get("deviceClassName")
+    return [name] if name else []
+
+
+def _any_class(accelerator: Object) -> list[str]:
+    return ["true"] if accelerator["spec"].get("deviceClassName") else []
+
+
+def _driver(resource_slice: Object) -> list[str]:
+    return [resource_slice["spec"]["driver"]]
+
+
+def _pool(resource_slice: Object) -> list[str]:
+    spec = resource_slice["spec"]
+    return [pool_of(spec["driver"], spec["pool"]["name"])]
+
+
+def pool_of(driver: str, pool: str) -> str:
+    """Index value of a pool of devices, which is unique for its driver."""
+    return f"{driver}/{pool}"
+
+
+def _drivers_allocated(claim: Object) -> list[str]:
+    return sorted({each.driver for each in allocated_in(claim)})
+
+
+def _pools_allocated(claim: Object) -> list[str]:
+    return sorted({pool_of(each.driver, each.pool) for each in allocated_in(claim)})
+
+
+def _claiming_pod(claim: Object) -> list[str]:
+    namespace = claim["metadata"]["namespace"]
+    return [scoped(namespace, owner["name"]) for owner in claim["metadata"].get("ownerReferences") or []]
+
+
 def resources_requested(obj: Object) -> list[str]:
     """Extended resources that a pod requests."""
     spec = obj.get("spec") or {}
@@ -132,12 +172,15 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "profile": profiles_used,
     },
     BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with},
-    ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource},
+    ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource, "class": _class, "any class": _any_class},
     BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},
     DEPLOYMENTS: {"owner": owner_uids},
+    DEVICE_CLASSES: {"owner": owner_uids},
+    RESOURCE_SLICES: {"driver": _driver, "pool": _pool},
+    RESOURCE_CLAIMS: {"driver": _drivers_allocated, "pool": _pools_allocated, "pod": _claiming_pod},
     HORIZONTALPODAUTOSCALERS: {},
     JOBS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     ENDPOINTSLICES: {"service": label(SERVICE_NAME_LABEL)},

@@ -79,6 +79,12 @@ class ReadStore:
         self.note(key)
         return key in self._store
 
+    @property
+    def unserved(self) -> str:
+        """Why the API server has no such kind; empty where it has it."""
+        self._reading.note(self._store.place_of_all())
+        return self._store.unserved
+
     def note(self, key: ObjectKey) -> None:
         """The decision rests on this object, though it is not looked at here."""
         self._reading.note(self._store.place_of(key))

@@ -22,7 +22,7 @@ from rm_operator.kube.errors import (
     TooManyRequests,
     Unreachable,
 )
-from rm_operator.kube.resources import Resource
+from rm_operator.kube.resources import SERVER_VERSION, Resource
 from rm_operator.kube.throttle import TokenBucket
 from rm_operator.kube.wire import APPLY, JSON, METADATA, METADATA_LIST, decoded_list, decoded_object, error_of, events
 
@@ -97,6 +97,12 @@ class HttpClient:
         except NotFound:
             return False
         return any(each["name"] == resource.plural for each in known.get("resources") or ())
+
+    async def version(self) -> tuple[int, int]:
+        """Major and minor version of Kubernetes that the server says it is."""
+        said = await self._request("GET", SERVER_VERSION, "/version")
+        # Some vendors write 36+.
+        return int(said["major"].rstrip("+")), int(said["minor"].rstrip("+"))
 
     async def list(
         self,

@@ -71,7 +71,12 @@ ENDPOINTSLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "En
 HORIZONTALPODAUTOSCALERS: Final = Resource(
     "autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", True
 )
+DEVICE_CLASSES: Final = Resource("resource.k8s.io", "v1", "deviceclasses", "DeviceClass", False)
+RESOURCE_SLICES: Final = Resource("resource.k8s.io", "v1", "resourceslices", "ResourceSlice", False)
+RESOURCE_CLAIMS: Final = Resource("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim", True)
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event", True)
+SERVER_VERSION: Final = Resource("", "", "version", "Version", False)
+"""Not a kind: what the server says of itself."""
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 
 ALL: Final = (
@@ -86,6 +91,9 @@ ALL: Final = (
     CONFIGMAPS,
     ENDPOINTSLICES,
     HORIZONTALPODAUTOSCALERS,
+    DEVICE_CLASSES,
+    RESOURCE_SLICES,
+    RESOURCE_CLAIMS,
     EVENTS,
     LEASES,
 )

@@ -50,6 +50,8 @@ class Store:
         self.synced = asyncio.Event()
         self.resource_version = ""
         """Where the watch stands, as the API server gave it; empty before the first list."""
+        self.unserved = ""
+        """Why the API server has no such kind; empty where it has it."""
         self.accepted: dict[ObjectKey, tuple[str, object]] = {}
         """Per object: hash of what was applied last, and in which ways the server's answer differed from it."""
         self._transform = transform
@@ -152,6 +154,14 @@ class Store:
     def place_of_all(self) -> Place:
         """Touched when any object changes, comes or goes."""
         return (self.resource.kind,)
+
+    def is_unserved(self, why: str) -> None:
+        """The API server has no such kind, and so there are no objects; an empty ``why`` says that it has it now."""
+        changed, self.unserved = self.unserved != why, why
+        if why:
+            self.synced.set()
+        if changed and self.ticks is not None:
+            self.ticks.touch([self.place_of_all()])
 
     def on_change(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` after each change; ``old`` is None for a new object, ``new`` for one gone."""

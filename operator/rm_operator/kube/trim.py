@@ -50,7 +50,7 @@ def trim_node(node: Document) -> Transformed:
     What a kubelet reports every few seconds is not among that, nor the list of images that it has pulled.
     """
     status = node.member("status", _node_status) or _NodeStatus()
-    metadata = _metadata(node)
+    metadata = metadata_of(node)
     labels = node.in_metadata("labels", _labels)
     if labels:
         metadata["labels"] = labels
@@ -83,7 +83,7 @@ def trim_pod(pod: Document) -> Transformed:
     return {
         "apiVersion": PODS.api_version,
         "kind": PODS.kind,
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": kept,
         "status": {"phase": status.phase},
     }
@@ -97,7 +97,8 @@ def is_extended(resource_name: str) -> bool:
     return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
 
 
-def _metadata(document: Document) -> dict[str, Any]:
+def metadata_of(document: Document) -> dict[str, Any]:
+    """What tells an object from others and one version of it from another."""
     namespace, name = document.key
     where = {"namespace": namespace} if namespace else {}
     return {**where, "name": name, "uid": document.uid, "resourceVersion": document.resource_version}

@@ -10,9 +10,10 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import DeviceCounts
 
-from rm_operator.plan import in_use
+from rm_operator.plan import device_class, in_use
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_children import device_children
+from rm_operator.plan.device_class import NO_CLASS, ClassDevices, ClassView, requested_resource
 from rm_operator.plan.in_use import NOBODY, Users
 from rm_operator.plan.model import (
     Object,
@@ -42,6 +43,8 @@ class AcceleratorSnapshot:
     children: Sequence[Object]
     """DaemonSets and ConfigMaps made for it."""
     settings: Settings
+    by_class: ClassView = NO_CLASS
+    """What there is of its DeviceClass, where it has one."""
     users: Users = NOBODY
     """Deployments that are placed on it, or that still run on it."""
 
@@ -62,7 +65,11 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
     conditions = Conditions(accelerator, now)
     nodes = matching_nodes(spec, snapshot.nodes)
-    devices = DeviceCounts()
+    devices, by_class = DeviceCounts(), ClassDevices()
+    if spec.device_class_name:
+        by_class = device_class.count(spec.device_class_name, snapshot.by_class, nodes)
+        nodes = list(by_class.nodes)
+        devices = DeviceCounts(total=by_class.total, healthy=by_class.healthy, allocated=by_class.allocated)
     if spec.resource_name:
         # Another kind may have the same resource on other nodes.
         mine = set(map(name_of, nodes))
@@ -73,7 +80,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
             healthy=_sum(nodes, "allocatable", spec.resource_name),
             allocated=sum(requested(pod, spec.resource_name) for pod in holding),
         )
-    _advertised(conditions, spec, nodes, devices, snapshot.plugin_pods)
+    _advertised(conditions, spec, nodes, devices, by_class, snapshot.plugin_pods)
     conditions.roll_up([ConditionType.DEVICES_ADVERTISED], ready_message="models can be placed on it")
     if leaving:
         in_use.state_use(accelerator, snapshot.users, conditions, "they are deleted or placed elsewhere")
@@ -106,22 +113,28 @@ def _advertised(
     spec: AcceleratorResourceSpec,
     nodes: Sequence[Object],
     devices: DeviceCounts,
+    by_class: ClassDevices,
     plugin_pods: Sequence[Object],
 ) -> None:
-    if spec.resource_name is None:
+    what = requested_resource(spec)
+    if what is None:
         found = bool(nodes)
         message = f"{len(nodes)} nodes" if found else f"no node has the labels {dict(spec.node_selector)}"
         reason = Reason.ADVERTISED if found else Reason.NO_DEVICES
         conditions.set(ConditionType.DEVICES_ADVERTISED, found, reason, message)
     elif devices.healthy > 0:
-        message = f"{devices.healthy} of {devices.total} {spec.resource_name} healthy on {len(nodes)} nodes"
+        message = f"{devices.healthy} of {devices.total} {what} healthy on {len(nodes)} nodes"
         conditions.set(ConditionType.DEVICES_ADVERTISED, True, Reason.ADVERTISED, message)
+    elif by_class.uncounted:
+        # Pods wait where there is none; nobody is kept from trying.
+        conditions.set(ConditionType.DEVICES_ADVERTISED, True, Reason.NOT_COUNTED, by_class.uncounted)
     elif (problem := _plugin_problem(plugin_pods)) is not None:
         conditions.set(ConditionType.DEVICES_ADVERTISED, False, Reason.PLUGIN_NOT_READY, problem)
     else:
-        message = f"no node advertises a healthy {spec.resource_name}"
-        if spec.device_plugin is None:
-            message += "; install the vendor's device plugin, or set devicePlugin"
+        message = by_class.missing or f"no node advertises a healthy {what}"
+        if spec.device_plugin is None and not by_class.unserved:
+            what = "DRA driver" if spec.device_class_name else "device plugin"
+            message += f"; install the vendor's {what}, or set devicePlugin"
         conditions.set(ConditionType.DEVICES_ADVERTISED, False, Reason.NO_DEVICES, message)
 
 

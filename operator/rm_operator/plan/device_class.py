@@ -25,6 +25,9 @@ _ATTRIBUTE: Final = re.compile(
 
 _PARENTHESES: Final = re.compile(r"\s*\(([^()]*)\)\s*")
 
+IDENTIFYING: Final = frozenset({"uuid", "serial", "pciBusID", "pcieRoot", "index", "numaNode"})
+"""Attributes, of any domain, that tell a device from its likes: they are not kept, and no class is counted by them."""
+
 Value = str | int | bool
 _UNUSABLE_EFFECTS: Final = frozenset({"NoSchedule", "NoExecute"})
 
@@ -99,10 +102,20 @@ def selection_of(device_class: Object) -> Selection:
                 drivers.add(found["driver"][1:-1])
             elif (found := _ATTRIBUTE.fullmatch(term)) is not None:
                 name = found["name"] or found["quoted"][1:-1]
+                if name in IDENTIFYING:
+                    raise NotUnderstood(expression)
                 attributes.add((f"{found['domain'][1:-1]}/{name}", _value(found["value"])))
             else:
                 raise NotUnderstood(expression)
     return Selection(frozenset(drivers), frozenset(attributes))
+
+
+def drivers_named(device_class: Object) -> frozenset[str]:
+    """Drivers of which alone the class has devices; empty where it has, or may have, some of any."""
+    try:
+        return selection_of(device_class).drivers
+    except NotUnderstood:
+        return frozenset()
 
 
 def _terms(expression: str) -> Iterator[str]:
@@ -169,6 +182,9 @@ class ClassView:
     """ResourceClaims that have devices, of all drivers or of those that the class names."""
 
 
+NO_CLASS: Final = ClassView()
+
+
 @dataclass(frozen=True)
 class ClassDevices:
     """Devices of a kind that are requested by class."""
@@ -179,7 +195,9 @@ class ClassDevices:
     healthy: int = 0
     allocated: int = 0
     missing: str = ""
-    """Why there are none, where somebody has to do something; for a person."""
+    """Why there can be none; for a person."""
+    unserved: bool = False
+    """The API server has no device classes that pods can request."""
     uncounted: str = ""
     """Why they cannot be counted, though there may be some; for a person."""
 
@@ -187,11 +205,9 @@ class ClassDevices:
 def count(name: str, view: ClassView, nodes: Sequence[Object]) -> ClassDevices:
     """Devices of the DeviceClass ``name`` on ``nodes``, and those that belong to no single node."""
     if view.unserved:
-        return ClassDevices(missing=f"deviceClassName needs Kubernetes 1.36: {view.unserved}")
+        return ClassDevices(missing=f"deviceClassName needs Kubernetes 1.36, and {view.unserved}", unserved=True)
     if view.device_class is None:
-        return ClassDevices(
-            missing=f"there is no DeviceClass {name}; install the vendor's DRA driver, or set devicePlugin"
-        )
+        return ClassDevices(missing=f"there is no DeviceClass {name}")
     try:
         selection = selection_of(view.device_class)
     except NotUnderstood as error:

@@ -8,6 +8,8 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 
+from rm_operator.plan.device_class import requested_resource
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -29,13 +31,17 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
     """What ``status`` says of an accelerator with this spec."""
     devices = status.get("devices") or {}
     healthy, total = int(devices.get("healthy", 0)), int(devices.get("total", 0))
-    counted = spec.resource_name is not None
+    conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
+    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
+    advertised = conditions.get(ConditionType.DEVICES_ADVERTISED)
+    uncounted = advertised is not None and advertised["reason"] == Reason.NOT_COUNTED
+    counted = requested_resource(spec) is not None and not uncounted
     elastic, limit = spec.provisioning.mode is ProvisioningMode.ELASTIC, spec.provisioning.max_devices
     most: int | None = healthy
     there: int | None = total
     if elastic:
         most, there = (None, None) if limit is None else (max(healthy, limit), max(total, limit))
-    ready, reason = _readiness(spec, status, elastic=elastic)
+    ready, reason = _readiness(spec, advertised, elastic=elastic)
     return Observed(
         nodes=int(status.get("nodes", 0)),
         healthy=healthy if counted else None,
@@ -46,12 +52,11 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
     )
 
 
-def _readiness(spec: AcceleratorResourceSpec, status: Mapping[str, Any], *, elastic: bool) -> tuple[bool, str]:
+def _readiness(
+    spec: AcceleratorResourceSpec, advertised: Mapping[str, Any] | None, *, elastic: bool
+) -> tuple[bool, str]:
     if spec.type is AcceleratorType.REMOTE:
         return False, "remote endpoints are not served yet"
-    conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
-    # Not Ready: one that is being deleted is not, but whoever is placed on it stays as long as there are devices.
-    advertised = conditions.get(ConditionType.DEVICES_ADVERTISED)
     if advertised is None:
         return False, "its devices have not been counted yet"
     # No node is what an elastic kind begins with.

@@ -23,14 +23,18 @@ from typing import Final
 from rm_api import names
 from rm_api.conditions import ConditionType
 
-from rm_operator.controllers.indexes import resources_requested
+from rm_operator.controllers.indexes import requested_as, resources_requested
 from rm_operator.kube.client import Object
 from rm_operator.plan.accelerator import requested
 from rm_operator.plan.model import from_timestamp, is_deleting, labels_of, namespace_of
+from rm_operator.plan.replacement import is_marked
 
 ASSUMED_SECONDS: Final = 300.0
 STALLED_SECONDS: Final = 300.0
 IDLE_SECONDS: Final = 1800.0
+
+_NO_NODE: Final = "/"
+"""In place of the node of a device that belongs to no single one; no node is called so."""
 
 Owner = tuple[str, str]
 """Namespace and name of a ModelDeployment."""
@@ -48,6 +52,8 @@ class Supply:
     """Devices that may be promised: those that are healthy, or as many as can be had; None without a limit."""
     total: int | None
     """Devices that are there or can be had, healthy or not; None without a limit."""
+    also: str | None = None
+    """Another extended resource by which pods get these devices, too: that of their DeviceClass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class _Use:
     """None for pods that are not ours; these count by resource and node."""
     devices: Mapping[str, int]
     node: str
+    sick: bool = False
+    """True of a pod of ours whose device is not well: none that can be allocated is taken by it."""
 
 
 class Ledger:
@@ -115,6 +123,7 @@ class Ledger:
         self._accounts: dict[Owner, _Account] = {}
         self._demand: Counter[str] = Counter()
         self._bound: Counter[str] = Counter()
+        self._sick: dict[str, Counter[Owner]] = {}
         self._foreign: dict[str, Counter[str]] = {}
         self._foreign_known: dict[tuple[str, bool], tuple[Supply, int]] = {}
         self._kinds: dict[str, set[str]] = {}
@@ -128,6 +137,21 @@ class Ledger:
         account = self._accounts.get(owner) if owner is not None else None
         others = self._demand[supply.name] - (account.demand(supply.name) if account is not None else 0)
         return supply.most - others - self._foreign_on(supply, bound_only=False)
+
+    def spare(self, supply: Supply) -> int | None:
+        """Healthy devices that no pod has or waits for, and nobody was promised; None without a limit.
+
+        Of a deployment that has a pod on a device that is not well, that pod is not counted, and neither is the device:
+        so this is what there is for pods that are to take over from such ones, whosesoever they are.
+        """
+        if supply.resource is None or supply.most is None:
+            return None
+        taken = self._demand[supply.name] - sum(self._sick.get(supply.name, {}).values())
+        return supply.most - taken - self._foreign_on(supply, bound_only=False)
+
+    def on_sick_devices(self, accelerator: str) -> list[Owner]:
+        """Who has pods there whose device is not well."""
+        return list(self._sick.get(accelerator, ()))
 
     def is_taken(self, supply: Supply, owner: Owner) -> bool:
         """True if ``owner`` has no device there and can get none: others hold all, or were promised the rest."""
@@ -198,12 +222,9 @@ class Ledger:
                 touched.add((use.owner, use.accelerator))
             else:
                 for resource, devices in use.devices.items():
-                    nodes = self._foreign.setdefault(resource, Counter())
-                    nodes[use.node] += sign * devices
-                    if nodes[use.node] <= 0:
-                        del nodes[use.node]
-                    for kind in self._kinds.get(resource, ()):
-                        self._forget_foreign(kind)
+                    if use.node and resource.startswith(names.DEVICE_CLASS_RESOURCE_PREFIX):
+                        continue  # It has them by a claim, and is counted by that.
+                    self._count_foreign(resource, use.node, sign * devices)
                     freed |= self._kinds.get(resource, set()) if sign < 0 else set()
         self._freed([*{accelerator for _, accelerator in touched if before is not None}, *freed])
         for owner, _ in touched:
@@ -212,12 +233,23 @@ class Ledger:
     def accelerator_changed(self, old: Object | None, new: Object | None) -> None:
         """An AcceleratorResource came, changed or went."""
         for obj, known in ((old, False), (new, True)):
-            resource = None if obj is None else obj["spec"].get("resourceName")
+            resource = None if obj is None else requested_as(obj)
             if obj is not None and resource:
-                kinds = self._kinds.setdefault(resource, set())
-                (kinds.add if known else kinds.discard)(obj["metadata"]["name"])
-                for kind in kinds:
-                    self._forget_foreign(kind)
+                self.known_by(obj["metadata"]["name"], resource, known=known)
+
+    def known_by(self, accelerator: str, resource: str, *, known: bool) -> None:
+        """Pods request devices of ``accelerator`` by this extended resource, or do so no more."""
+        kinds = self._kinds.setdefault(resource, set())
+        for kind in (*kinds, accelerator):
+            self._forget_foreign(kind)
+        (kinds.add if known else kinds.discard)(accelerator)
+
+    def held_by_others(self, resource: str, node: str, change: int) -> None:
+        """Claims that are not ours hold so many more devices of a class on a node, or so many fewer."""
+        self._changed()
+        self._count_foreign(resource, node or _NO_NODE, change)
+        if change < 0:
+            self._freed(self._kinds.get(resource, set()))
 
     def nodes_changed(self) -> None:
         """Labels of nodes changed, and with them what pods stand in the way of whom."""
@@ -290,6 +322,11 @@ class Ledger:
             del account.pods[name]
         if use.node:
             self._bound[name] += sign * devices
+        if use.sick:
+            owners = self._sick.setdefault(name, Counter())
+            owners[use.owner] += sign * devices
+            if not owners[use.owner]:
+                del owners[use.owner]
         self._demand[name] += account.demand(name) - before
 
     def _forget_empty(self, owner: Owner) -> None:
@@ -299,18 +336,31 @@ class Ledger:
 
     def _foreign_on(self, supply: Supply, *, bound_only: bool) -> int:
         """Devices of pods that are not ours: of those on its nodes, and of those that may still come to them."""
-        nodes = self._foreign.get(supply.resource or "")
+        nodes = self._foreign.get(supply.resource or "", Counter())
+        also = self._foreign.get(supply.also or "", Counter())
+        pending = 0 if bound_only else nodes.get("", 0) + also.get("", 0)
         if not nodes:
-            return 0
-        pending = 0 if bound_only else nodes.get("", 0)
+            return pending
         if len(self._kinds.get(supply.resource or "", ())) <= 1 or not supply.node_selector:
             return sum(nodes.values()) - nodes.get("", 0) + pending
         known = self._foreign_known.get((supply.name, bound_only))
         if known is None or known[0] is not supply:
             wanted = supply.node_selector.items()
-            on_nodes = sum(count for node, count in nodes.items() if node and wanted <= self._node_labels(node).items())
+            on_nodes = sum(
+                count
+                for node, count in nodes.items()
+                if node == _NO_NODE or (node and wanted <= self._node_labels(node).items())
+            )
             known = self._foreign_known[supply.name, bound_only] = (supply, on_nodes + pending)
         return known[1]
+
+    def _count_foreign(self, resource: str, node: str, change: int) -> None:
+        nodes = self._foreign.setdefault(resource, Counter())
+        nodes[node] += change
+        if nodes[node] <= 0:
+            del nodes[node]
+        for kind in self._kinds.get(resource, ()):
+            self._forget_foreign(kind)
 
     def _forget_foreign(self, kind: str) -> None:
         for bound_only in (True, False):
@@ -343,7 +393,7 @@ def _use_of(pod: Object | None) -> _Use | None:
     name, accelerator = label.get(names.LABEL_DEPLOYMENT), label.get(names.LABEL_ACCELERATOR)
     node = (pod.get("spec") or {}).get("nodeName") or ""
     if name and accelerator:
-        return _Use((namespace_of(pod), name), accelerator, devices, node)
+        return _Use((namespace_of(pod), name), accelerator, devices, node, is_marked(pod))
     return _Use(None, None, devices, node)
 
 

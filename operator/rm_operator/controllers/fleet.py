@@ -1,24 +1,27 @@
 """The fleet as placement sees it: what there is, what is spoken for, and who waits for it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
 
 from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
+from rm_operator.controllers.claims import ClaimsOfOthers
 from rm_operator.controllers.waiting import Waiting
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
     BUILD_PROFILES,
+    DEVICE_CLASSES,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
 )
 from rm_operator.kube.store import Place, Stores
+from rm_operator.plan.device_class import extended_resource, requested_resource
 from rm_operator.plan.model import labels_of, name_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
@@ -66,10 +69,12 @@ class Fleet:
             (MODEL_DEPLOYMENTS, self._deployment_changed),
             (PODS, self._ledger.pod_changed),
             (NODES, self._node_changed),
+            (DEVICE_CLASSES, self._class_changed),
         ):
             for obj in stores[resource]:
                 follow(None, obj)
             stores[resource].on_change(follow)
+        ClaimsOfOthers(stores, self._ledger.held_by_others)
 
     def places(self, deployment: Object) -> tuple[Place, ...]:
         """Where ``Stores.ticks`` is told of changes of what is said here to ``deployment``."""
@@ -94,6 +99,7 @@ class Fleet:
                 ready=kind.seen.ready,
                 reason=kind.seen.reason,
                 taken=name == current and ledger.is_taken(kind.supply, owner),
+                spare=ledger.spare(kind.supply),
             )
             for name, kind in self._kinds.items()
         ]
@@ -136,11 +142,35 @@ class Fleet:
         name = name_of(obj)
         self._ledger.accelerator_changed(old, new)
         self._touch()
-        if new is None:
-            self._kinds.pop(name, None)
-            return
-        self._kinds[name] = _kind(new, self._kinds.get(name))
-        self._offer([name])
+        before = self._kinds.pop(name, None)
+        after = None if new is None else _kind(new, before, self._extended_resource(new))
+        self._rename(name, before, after)
+        if after is not None:
+            self._kinds[name] = after
+            self._offer([name])
+
+    def _class_changed(self, old: Object | None, new: Object | None) -> None:
+        obj = new if new is not None else old
+        assert obj is not None
+        for _, name in self._stores[ACCELERATOR_RESOURCES].keys_by_index("class", name_of(obj)):
+            before = self._kinds.get(name)
+            if before is None or before.supply.also == extended_resource(new):
+                continue
+            after = replace(before, supply=replace(before.supply, also=extended_resource(new)))
+            self._rename(name, before, after)
+            self._kinds[name] = after
+            self._touch()
+            self._offer([name])
+
+    def _rename(self, name: str, before: _Kind | None, after: _Kind | None) -> None:
+        """Tells by which extended resource of its class a kind is known."""
+        for kind, known in ((before, False), (after, True)):
+            if kind is not None and kind.supply.also is not None:
+                self._ledger.known_by(name, kind.supply.also, known=known)
+
+    def _extended_resource(self, accelerator: Object) -> str | None:
+        name = accelerator["spec"].get("deviceClassName")
+        return None if name is None else extended_resource(self._stores[DEVICE_CLASSES].get(None, name))
 
     def _profile_changed(self, old: Object | None, new: Object | None) -> None:
         obj = new if new is not None else old
@@ -174,7 +204,11 @@ class Fleet:
         for name in accelerators:
             kind = self._kinds.get(name)
             if kind is not None and kind.seen.ready:
-                for owner in self._waiting.wake(name, self._ledger.free(kind.supply)):
+                woken = self._waiting.wake(name, self._ledger.free(kind.supply))
+                spare = self._ledger.spare(kind.supply)
+                if spare is None or spare > 0:
+                    woken += self._ledger.on_sick_devices(name)
+                for owner in woken:
                     # It has to answer, whether or not that is news to it: the next in line may be waiting for that.
                     self._ticks.touch([_asked(owner)])
                     self._wake(owner)
@@ -195,7 +229,7 @@ def _asked(owner: Owner) -> Place:
     return "asked", owner
 
 
-def _kind(obj: Object, before: _Kind | None) -> _Kind:
+def _kind(obj: Object, before: _Kind | None, also: str | None) -> _Kind:
     # Most changes are of the status, and the spec need not be validated again.
     spec = (
         before.spec
@@ -203,7 +237,8 @@ def _kind(obj: Object, before: _Kind | None) -> _Kind:
         else AcceleratorResourceSpec.model_validate(obj["spec"])
     )
     seen = observe(spec, obj.get("status") or {})
-    supply = Supply(name_of(obj), spec.resource_name, spec.node_selector, seen.most, seen.total)
+    resource = requested_resource(spec) if seen.healthy is not None else None
+    supply = Supply(name_of(obj), resource, spec.node_selector, seen.most, seen.total, also)
     return _Kind(obj["spec"], spec, supply, seen)
 
 

@@ -25,7 +25,7 @@ from rm_operator.kube.resources import (
     Resource,
 )
 from rm_operator.plan.artifact import in_build, is_ready
-from rm_operator.plan.device_class import allocated_in
+from rm_operator.plan.device_class import allocated_in, implied_resource
 from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
@@ -148,6 +148,13 @@ def _pools_allocated(claim: Object) -> list[str]:
 def _claiming_pod(claim: Object) -> list[str]:
     namespace = claim["metadata"]["namespace"]
     return [scoped(namespace, owner["name"]) for owner in claim["metadata"].get("ownerReferences") or []]
+
+
+def requested_as(accelerator: Object) -> str | None:
+    """The extended resource that pods request for a device of an AcceleratorResource; None where they need none."""
+    spec = accelerator["spec"]
+    name, device_class = spec.get("resourceName"), spec.get("deviceClassName")
+    return name or (implied_resource(device_class) if device_class else None)
 
 
 def resources_requested(obj: Object) -> list[str]:

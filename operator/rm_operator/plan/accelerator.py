@@ -25,7 +25,8 @@ from rm_operator.plan.model import (
     name_of,
 )
 
-_FINISHED = ("Succeeded", "Failed")
+FINISHED = ("Succeeded", "Failed")
+"""Phases of a pod that has ended: what it had others may have."""
 _COUNT = re.compile(r"([0-9]+)(?:(k|Ki|[MGTPE]i?)|[eE]([0-9]+))?")
 _POWERS = "KMGTPE"
 
@@ -170,7 +171,7 @@ def _count(quantity: object) -> int:
 
 def requested(pod: Mapping[str, Any], resource: str) -> int:
     """Devices of ``resource`` that the pod asks for; 0 once it has ended."""
-    if (pod.get("status") or {}).get("phase") in _FINISHED:
+    if (pod.get("status") or {}).get("phase") in FINISHED:
         return 0
     spec = pod.get("spec") or {}
 

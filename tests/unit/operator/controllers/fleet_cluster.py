@@ -14,17 +14,22 @@ from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
     BUILD_PROFILES,
+    DEVICE_CLASSES,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
     resource_of,
 )
 from rm_operator.kube.store import Store, Stores
+from rm_operator.kube.trim_devices import trim_claim, trim_slice
 from rm_operator.plan.model import to_timestamp
 from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, place
 
 Object = dict[str, Any]
-KINDS = (ACCELERATOR_RESOURCES, BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS, NODES, PODS)
+BY_CLASS = {DEVICE_CLASSES: None, RESOURCE_SLICES: trim_slice, RESOURCE_CLAIMS: trim_claim}
+KINDS = (ACCELERATOR_RESOURCES, BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS, NODES, PODS, *BY_CLASS)
 DIGEST = "sha256:" + "0" * 64
 FACTS = ModelFacts(
     source="hf://a/b", revision="r", architecture="X", parameters=10**9, active_parameters=10**9,
@@ -50,7 +55,9 @@ class Cluster:
     version: int = 0
 
     def __post_init__(self) -> None:
-        self.stores = Stores([Store(resource, indexes=INDEXES.get(resource)) for resource in KINDS])
+        self.stores = Stores(
+            [Store(resource, indexes=INDEXES.get(resource), transform=BY_CLASS.get(resource)) for resource in KINDS]
+        )
         self.restart()
         self.put("BuildProfile", "red", PROFILE)
 
@@ -73,9 +80,9 @@ class Cluster:
     ) -> Object:
         """Creates an object or replaces it."""
         self.version += 1
-        version = "v1" if kind in ("Pod", "Node") else names.API_VERSION
+        versions = {resource.kind: resource.api_version for resource in KINDS}
         obj: Object = {
-            "apiVersion": version,
+            "apiVersion": versions[kind],
             "kind": kind,
             "metadata": {"name": name, "uid": f"{kind}-{name}", "resourceVersion": str(self.version), **metadata},
         }

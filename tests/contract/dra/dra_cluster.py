@@ -81,7 +81,10 @@ class Cluster:
     async def __aenter__(self) -> Self:
         await self.client.__aenter__()
         await self.make_node()
-        await self._create(NAMESPACES, {"metadata": {"name": self.namespace}})
+        await self._create(
+            NAMESPACES,
+            {"metadata": {"name": self.namespace, "labels": {"resource.kubernetes.io/admin-access": "true"}}},
+        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -7,15 +7,19 @@ a socket that goes takes the plugin with it. Of several plugins of a driver the 
 import asyncio
 import contextlib
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
+import grpc.aio
 from rm_device_plugins import kubelet_api
 from rm_device_plugins.proto.dra.v1 import api_pb2 as pb
 from rm_device_plugins.proto.drahealth.v1alpha1 import api_pb2 as health_pb
 from rm_device_plugins.proto.pluginregistration.v1 import api_pb2 as registration_pb
+from rm_device_plugins.proto.podresources.v1 import api_pb2 as pods_pb
 from rm_device_plugins.sockets import SocketIdentity, identity
 
 TICK_SECONDS = 0.05
@@ -144,6 +148,44 @@ class PluginWatcher:
             "node_unprepare_resources", pb.NodeUnprepareResourcesRequest(claims=requests(claims))
         )
         return {uid: each.error for uid, each in answer.claims.items()}
+
+
+class _Lister:
+    def __init__(self, holds: Mapping[tuple[str, str, str], tuple[str, str, str]]) -> None:
+        self._holds = holds
+
+    async def list(self, request: Any, context: Any) -> pods_pb.ListPodResourcesResponse:
+        del request, context
+        answer = pods_pb.ListPodResourcesResponse()
+        for (namespace, pod, container), (driver, pool, device) in self._holds.items():
+            found = answer.pod_resources.add(namespace=namespace, name=pod).containers.add(name=container)
+            claim = found.dynamic_resources.add(claim_namespace=namespace, claim_name="claim")
+            claim.claim_resources.add(driver_name=driver, pool_name=pool, device_name=device)
+        return answer
+
+    async def get(self, request: Any, context: Any) -> pods_pb.GetPodResourcesResponse:
+        del request, context
+        return pods_pb.GetPodResourcesResponse()
+
+    async def get_allocatable_resources(self, request: Any, context: Any) -> pods_pb.AllocatableResourcesResponse:
+        del request, context
+        return pods_pb.AllocatableResourcesResponse()
+
+
+@asynccontextmanager
+async def pod_resources(
+    kubelet_dir: Path, holds: Mapping[tuple[str, str, str], tuple[str, str, str]]
+) -> AsyncIterator[None]:
+    """The Pod Resources API: driver, pool and device of each container, by namespace, pod and name."""
+    (kubelet_dir / "pod-resources").mkdir(exist_ok=True)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((kubelet_api.handlers("PodResourcesLister", _Lister(holds), pods_pb),))
+    server.add_insecure_port(f"unix:{kubelet_dir / 'pod-resources' / 'kubelet.sock'}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
 
 
 def requests(claims: Iterable[dict[str, Any]]) -> list[pb.Claim]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from dra_cluster import DRIVER, SLICES, Cluster
+from dra_kubelet import PluginWatcher
 from dra_process import Driver, Node
 from real_api import ApiServer, eventually
 from rm_device_plugins import simulator_tool
@@ -149,9 +150,12 @@ async def test_a_big_pool_is_complete_in_each_generation(dra: Cluster, node: Nod
         assert [name for name, device in (await dra.devices()).items() if effects(device)] == [node.names()[149]]
 
 
-async def test_a_node_without_devices_has_no_slices(dra: Cluster, node: Node) -> None:
+async def test_a_node_without_devices_is_ready_and_has_no_slices(
+    dra: Cluster, node: Node, watcher: PluginWatcher
+) -> None:
     async with node.driver(devices=0) as driver:
-        await until_says(driver, lambda: driver.get("/readyz"), lambda answer: "kubelet" in str(answer[1]))
+        await watcher.until_registered()
+        await until_says(driver, lambda: driver.get("/readyz"), lambda answer: answer[0] == 200)
         assert await dra.slices() == []
 
 

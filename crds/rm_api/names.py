@@ -49,6 +49,7 @@ FINALIZER_IN_USE: Final = f"{GROUP}/in-use"
 FIELD_MANAGER: Final = "rm-abstract-operator"
 FIELD_MANAGER_STATUS: Final = "rm-abstract-operator-status"
 FIELD_MANAGER_IN_USE: Final = "rm-abstract-operator-in-use"
+FIELD_MANAGER_NODES: Final = "rm-abstract-operator-nodes"
 LEASE_NAME: Final = "rm-abstract-operator"
 
 # The artifact store. An artifact is an OCI image: one image config with diff_ids, tar layers, and the facts in

@@ -16,7 +16,7 @@ from rm_api.kinds.model_deployment import ENGINE_VARIABLE
 from rm_local_cluster import existing
 from rm_operator.app import REFLECTED
 from rm_operator.config import Config
-from rm_operator.kube.resources import ALL, CUSTOM, EVENTS, LEASES, resource_of
+from rm_operator.kube.resources import ALL, CUSTOM, EVENTS, LEASES, NODES, resource_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/rm-abstract"
@@ -105,6 +105,9 @@ def test_the_cluster_role_is_what_the_code_needs(rendered: list[Object]) -> None
     for info in OWNERS:
         # blockOwnerDeletion asks for the right to change the owner's finalizers.
         needed[names.GROUP, f"{info.plural}/finalizers"] |= {"update"}
+    # Labels and a condition of nodes.
+    needed[NODES.group, NODES.plural] |= {"patch"}
+    needed[NODES.group, f"{NODES.plural}/status"] |= {"patch"}
     needed[EVENTS.group, EVENTS.plural] |= {"create"}
     assert _granted(_one(rendered, "ClusterRole", "rma-operator")) == needed
 

@@ -6,6 +6,7 @@ from rm_operator.controllers.build_artifact import BuildArtifactController
 from rm_operator.controllers.build_profile import BuildProfileController
 from rm_operator.controllers.indexes import INDEXES
 from rm_operator.controllers.model_deployment import ModelDeploymentController
+from rm_operator.controllers.node import NodeController
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.reports import Reports
 from rm_operator.plan.model import Images, Settings, StoreConfig
@@ -15,7 +16,7 @@ __all__ = ["INDEXES", "build"]
 
 
 def build(context: Context) -> list[Controller]:
-    """The controllers of all four kinds."""
+    """The controllers of our four kinds, and of Nodes."""
     config = context.config
     settings = Settings(
         images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy),
@@ -30,6 +31,7 @@ def build(context: Context) -> list[Controller]:
     context.on_close(reports.stop)
     return [
         AcceleratorResourceController(context, settings),
+        NodeController(context, reports),
         BuildProfileController(context),
         BuildArtifactController(context, settings, store),
         ModelDeploymentController(context, settings),

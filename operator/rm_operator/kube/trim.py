@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, LABEL_MANAGED_BY, MANAGED_BY
+from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, LABEL_MANAGED_BY, MANAGED_BY, NODE_CONDITION_UNHEALTHY
 
 from rm_operator.kube.contents import Fate, Transformed
 from rm_operator.kube.documents import Document, Reader
@@ -33,9 +33,18 @@ class _PodStatus(msgspec.Struct, gc=False):
     phase: str = ""
 
 
+class _Condition(msgspec.Struct, gc=False):
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str | None = msgspec.field(name="lastTransitionTime", default=None)
+
+
 class _NodeStatus(msgspec.Struct, gc=False):
     capacity: dict[str, Any] | None = None
     allocatable: dict[str, Any] | None = None
+    conditions: Sequence[_Condition] | None = None
 
 
 _labels: Final = Reader[_Labels](_Labels)  # type: ignore[arg-type]
@@ -45,7 +54,7 @@ _node_status: Final = Reader(_NodeStatus)
 
 
 def trim_node(node: Document) -> Transformed:
-    """A node's labels, and the extended resources that it has.
+    """A node's labels, the extended resources that it has, and the condition that we write.
 
     What a kubelet reports every few seconds is not among that, nor the list of images that it has pulled.
     """
@@ -54,12 +63,19 @@ def trim_node(node: Document) -> Transformed:
     labels = node.in_metadata("labels", _labels)
     if labels:
         metadata["labels"] = labels
-    return {
-        "apiVersion": NODES.api_version,
-        "kind": NODES.kind,
-        "metadata": metadata,
-        "status": {"capacity": _extended(status.capacity), "allocatable": _extended(status.allocatable)},
-    }
+    kept: dict[str, Any] = {"capacity": _extended(status.capacity), "allocatable": _extended(status.allocatable)}
+    for condition in status.conditions or ():
+        if condition.type == NODE_CONDITION_UNHEALTHY:
+            kept["conditions"] = [
+                {
+                    "type": condition.type,
+                    "status": condition.status,
+                    "reason": condition.reason,
+                    "message": condition.message,
+                    "lastTransitionTime": condition.last_transition_time or "",
+                }
+            ]
+    return {"apiVersion": NODES.api_version, "kind": NODES.kind, "metadata": metadata, "status": kept}
 
 
 def trim_pod(pod: Document) -> Transformed:

@@ -200,7 +200,12 @@ def test_pods_that_say_little_are_read_too(odd: dict[str, Any]) -> None:
 
 def test_of_nodes_labels_and_devices_are_kept() -> None:
     amounts = {"cpu": "1", "vendor.com/npu": "4", "attachable-volumes.kubernetes.io/x": "9"}
-    status = {"images": [{"names": ["x"]}], "capacity": amounts, "allocatable": amounts, "conditions": [{"type": "x"}]}
+    status = {
+        "images": [{"names": ["x"]}],
+        "capacity": amounts,
+        "allocatable": amounts,
+        "conditions": [{"type": "x"}, {}],
+    }
     metadata = {"name": "n", "uid": "u", "resourceVersion": "7"}
     node = {
         "metadata": {**metadata, "labels": {"a": "b"}, "annotations": {"x": "y"}},
@@ -213,6 +218,23 @@ def test_of_nodes_labels_and_devices_are_kept() -> None:
         "metadata": {**metadata, "labels": {"a": "b"}},
         "status": {"capacity": {"vendor.com/npu": "4"}, "allocatable": {"vendor.com/npu": "4"}},
     }
+
+
+def test_of_a_nodes_conditions_only_ours_is_kept() -> None:
+    ours = {"type": "rm-abstract.io/AcceleratorUnhealthy", "status": "True", "reason": "r", "message": "m"}
+    when = {"lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+    def kept(*conditions: dict[str, Any]) -> Any:
+        metadata = {"name": "n", "uid": "u", "resourceVersion": "7"}
+        trimmed = trim_node(document({"metadata": metadata, "status": {"conditions": [*conditions]}}))
+        assert isinstance(trimmed, dict)
+        return trimmed["status"].get("conditions")
+
+    assert kept({"type": "Ready", "status": "True", **when}, {**ours, **when}) == [
+        {**ours, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    ]
+    assert kept({**ours, "lastTransitionTime": None}) == [{**ours, "lastTransitionTime": ""}]
+    assert kept({"type": "Ready", "status": "True"}) is None
 
 
 def test_a_node_that_has_reported_nothing_yet_is_kept() -> None:

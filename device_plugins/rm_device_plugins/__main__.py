@@ -20,6 +20,8 @@ from rm_device_plugins.vendor import Vendor
 from rm_device_plugins.vendor_class import BUILT_IN, vendor_class
 
 ENV_RESOURCE_NAME = "RMA_RESOURCE_NAME"
+ENV_ACCELERATOR = "RMA_ACCELERATOR"
+"""The AcceleratorResource that a device plugin runs for."""
 
 log = logs.Log("main")
 
@@ -34,7 +36,8 @@ def _monitor(options: argparse.Namespace, loaded: config.Config, vendor: Vendor)
     name, settings, port = loaded.resource_name, loaded.plugin, options.port
     if options.observe:
         return Observer(name, settings, vendor, port, PodResources(options.pod_resources))
-    return DevicePlugin(name, settings, vendor, options.plugin_dir, port, options.pod_resources)
+    owner = os.environ.get(ENV_ACCELERATOR, "")
+    return DevicePlugin(name, settings, vendor, options.plugin_dir, port, options.pod_resources, owner)
 
 
 async def _run(options: argparse.Namespace) -> None:

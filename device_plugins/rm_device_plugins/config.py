@@ -58,6 +58,8 @@ class PluginSettings:
     """After this a reading counts as failed."""
     out_of_band_after_seconds: float = 10.0
     """How long a device has to be in use without a pod that has it until this is told."""
+    take_over_after_seconds: float = 30.0
+    """How long another plugin of the same resource has to be gone before this one registers."""
     shares: int = 1
     """Containers that may have a device at the same time. They share its memory and time; nothing keeps them apart."""
 
@@ -70,7 +72,12 @@ class PluginSettings:
             raise ConfigError("plugin.unhealthyAfter and plugin.healthyAfter must be at least 1")
         if not 1 <= self.shares <= MAX_SHARES:
             raise ConfigError(f"plugin.shares must be 1 to {MAX_SHARES}")
-        for name in ("forget_after_seconds", "node_wait_seconds", "out_of_band_after_seconds"):
+        for name in (
+            "forget_after_seconds",
+            "node_wait_seconds",
+            "out_of_band_after_seconds",
+            "take_over_after_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"plugin.{_camel(name)} must not be negative")
 

@@ -1,16 +1,17 @@
 """A device plugin: a vendor's module, an inventory, a registration, and what it reports of itself."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rm_device_plugins.allocator import Allocator
 from rm_device_plugins.config import ConfigError, PluginSettings
 from rm_device_plugins.monitor import Monitor
+from rm_device_plugins.ownership import Ownership, state_file
 from rm_device_plugins.pod_resources import DEFAULT_SOCKET, PodResources
 from rm_device_plugins.registration import Registrar
 from rm_device_plugins.service import PluginService
-from rm_device_plugins.sockets import new_socket_path, slug
+from rm_device_plugins.sockets import new_socket_path
 from rm_device_plugins.vendor import Vendor
 
 
@@ -25,14 +26,17 @@ class DevicePlugin(Monitor):
         plugin_dir: Path,
         port: int,
         pod_resources: Path = DEFAULT_SOCKET,
+        owner: str = "",
     ) -> None:
+        """``owner`` is on whose behalf it runs: instances of one owner follow each other, others are in conflict."""
         if not plugin_dir.is_dir():
             raise ConfigError(f"{plugin_dir} is no directory: mount the kubelet's device plugin directory there")
         new_socket_path(plugin_dir, resource)
-        state_file = plugin_dir / f"{slug(resource)[:200]}.rma-state.json"
-        super().__init__(resource, settings, vendor, port, PodResources(pod_resources), state_file)
+        kept = state_file(plugin_dir, resource, owner, "state")
+        super().__init__(resource, settings, vendor, port, PodResources(pod_resources), kept)
         self.allocator = Allocator(self.inventory, vendor, settings, self._discover_now.set)
-        self.registrar = Registrar(resource, plugin_dir, self._new_service, self.metrics)
+        ownership = Ownership(plugin_dir, resource, owner, self._ids, lambda: self._settings.take_over_after_seconds)
+        self.registrar = Registrar(resource, plugin_dir, self._new_service, self.metrics, ownership)
 
     def _new_service(self, opened: Callable[[], object], closed: Callable[[], None]) -> PluginService:
         return PluginService(self.inventory, self.allocator, self.metrics, opened, closed)
@@ -49,4 +53,7 @@ class DevicePlugin(Monitor):
         return self.registrar.problem
 
     def _conflict(self) -> str:
-        return str(getattr(self.registrar, "conflict", ""))
+        return self.registrar.conflict
+
+    def _ids(self) -> Iterable[str]:
+        return (entry.device.id for entry in self.inventory.entries())

@@ -4,8 +4,12 @@ The open stream is the proof of being registered, as the kubelet takes the devic
 rule: while no stream is open that began with the present ``kubelet.sock``, register, with back-off. It covers a kubelet
 that is not there yet, that restarts, that loses the connection, or that drops us when an older instance leaves.
 
-One case shows in no stream: a younger instance of the same resource came and left again. Kubelets up to 1.36 know one
+One case shows in no stream: a younger plugin of the same resource came and left again. Kubelets up to 1.36 know one
 client for a resource, so the devices went with it although our stream is open. We see its socket go, and register.
+What resource a socket is for does not show, and one registration more does no harm, so any younger one will do.
+
+And one case ends all registering: somebody else has the resource. Then we keep still until he has gone; what is open
+stays open, as the end of our stream might end his registration.
 """
 
 import asyncio
@@ -22,9 +26,19 @@ import grpc.aio
 from rm_device_plugins import kubelet_api
 from rm_device_plugins.logs import Log
 from rm_device_plugins.metrics import Metrics
+from rm_device_plugins.ownership import Ownership
 from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
 from rm_device_plugins.service import PluginService
-from rm_device_plugins.sockets import SocketIdentity, identity, new_socket_path, remove_stale, served_siblings
+from rm_device_plugins.sockets import (
+    SocketIdentity,
+    identity,
+    is_sibling,
+    new_socket_path,
+    others,
+    refuses,
+    remove_stale,
+    served_siblings,
+)
 
 log = Log("registration")
 
@@ -32,6 +46,8 @@ POLL_SECONDS = 0.5
 REGISTER_TIMEOUT_SECONDS = 15.0
 """Longer than the 10 s in which the kubelet connects back before it answers."""
 STREAM_TIMEOUT_SECONDS = 5.0
+SIBLING_SECONDS = 30.0
+"""For so long after another instance of ours was last seen, the end of a stream is put down to it."""
 STEADY_SECONDS = 10.0
 """A stream that lasted this long makes earlier failures forgotten."""
 DRAIN_SECONDS = 5.0
@@ -99,14 +115,18 @@ class Registrar:
         directory: Path,
         new_service: Callable[[Callable[[], object], Callable[[], None]], PluginService],
         metrics: Metrics,
+        ownership: Ownership,
     ) -> None:
         self._resource = resource
         self._directory = directory
         self._new_service = new_service
         self._metrics = metrics
+        self._ownership = ownership
         self._kubelet_path = directory / kubelet_api.KUBELET_SOCKET
         self._kubelet: SocketIdentity | None = None
-        self._siblings: dict[Path, SocketIdentity] = {}
+        self._others: dict[Path, SocketIdentity] = {}
+        self._sibling_at = float("-inf")
+        self._held: tuple[Path, SocketIdentity] | None = None
         self._superseded = False
         self._endpoint: Endpoint | None = None
         self._replaced: list[Endpoint] = []
@@ -116,6 +136,11 @@ class Registrar:
         self._wake = asyncio.Event()
         self.problem = "starting"
         """Why the kubelet does not have our devices; empty if it has."""
+
+    @property
+    def conflict(self) -> str:
+        """Who else has the resource on this node, in words; empty while nobody does."""
+        return self._ownership.conflict
 
     async def run(self) -> None:
         """Serves, registers, and watches both sockets. Ends only by cancellation."""
@@ -145,13 +170,16 @@ class Registrar:
             except OSError as error:
                 self._set_problem(str(error))
                 return
-        self._watch_siblings(endpoint)
+        self._watch_others(endpoint)
         kubelet = identity(self._kubelet_path)
         if kubelet != self._kubelet:
             self._kubelet = kubelet
             self._backoff.reset()
             self._not_before = 0.0
-        if kubelet is None:
+        self._watch_stream(endpoint)
+        if self._yields(endpoint):
+            self._set_problem(f"not registered, as somebody else has the resource: {self.conflict}")
+        elif kubelet is None:
             self._set_problem(f"{self._kubelet_path} is not there: the kubelet is not running")
         elif self._streaming(endpoint) and not self._superseded:
             self._set_problem("")
@@ -211,13 +239,42 @@ class Registrar:
     def _unchanged(self, endpoint: Endpoint) -> bool:
         return endpoint.intact() and identity(self._kubelet_path) == self._kubelet
 
-    def _watch_siblings(self, endpoint: Endpoint) -> None:
-        now = served_siblings(self._directory, self._resource, besides=endpoint.path)
+    def _watch_others(self, endpoint: Endpoint) -> None:
+        # Those of our instances are asked whether they live; strangers are not bothered.
+        siblings = served_siblings(self._directory, self._resource, besides=endpoint.path)
+        strangers = {p: seen for p, seen in others(self._directory).items() if not is_sibling(p, self._resource)}
+        now = siblings | strangers
         born = endpoint.identity.modified_ns if endpoint.identity else 0
-        if any(seen.modified_ns > born for path, seen in self._siblings.items() if path not in now):
-            log.info("a younger instance has left; registering again")
+        if any(seen.modified_ns > born for path, seen in self._others.items() if path not in now):
+            log.info("a younger plugin has left; registering again")
             self._superseded = True
-        self._siblings = now
+        if siblings or any(is_sibling(path, self._resource) for path in self._others):
+            self._sibling_at = asyncio.get_running_loop().time()
+        self._others = now
+
+    def _watch_stream(self, endpoint: Endpoint) -> None:
+        """Tells of a stream that the kubelet ended though nothing has stopped."""
+        held, self._held = self._held, None
+        now = asyncio.get_running_loop().time()
+        if self._kubelet is not None and self._streaming(endpoint):
+            self._held = endpoint.path, self._kubelet
+            return
+        # When an instance of ours leaves, kubelets up to 1.36 end the stream of the one that stays.
+        alone = now - self._sibling_at > SIBLING_SECONDS
+        if alone and held is not None and held == (endpoint.path, self._kubelet) and not refuses(self._kubelet_path):
+            self._ownership.lost_stream(now)
+
+    def _yields(self, endpoint: Endpoint) -> bool:
+        """True while somebody else has the resource; then nothing is said on our streams."""
+        conflict = self._ownership.look(self._own_sockets(endpoint), asyncio.get_running_loop().time())
+        for each in (endpoint, *self._replaced):
+            each.service.mute(bool(conflict))
+        # Whatever the kubelet knows of us afterwards is what it knew before somebody else came.
+        self._superseded = self._superseded or bool(conflict)
+        return bool(conflict)
+
+    def _own_sockets(self, endpoint: Endpoint) -> set[Path]:
+        return {endpoint.path, *(each.path for each in self._replaced)}
 
     def _streaming(self, endpoint: Endpoint) -> bool:
         return any(stream.kubelet == self._kubelet for stream in endpoint.service.streams)

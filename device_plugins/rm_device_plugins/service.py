@@ -43,6 +43,16 @@ class PluginService:
     opened: int = 0
     """Streams that were ever opened."""
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
+    _speaking: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._speaking.set()
+
+    def mute(self, muted: bool) -> None:
+        """Keeps the streams open and says nothing on them: to the kubelet, a list of ours replaces that of another
+        plugin of the same name, and the end of a stream may end that one's registration. Or goes on.
+        """
+        (self._speaking.clear if muted else self._speaking.set)()
 
     def close(self) -> None:
         """Ends the streams, so that stopping the server waits only for calls."""
@@ -73,7 +83,7 @@ class PluginService:
                 yield device_list(snapshot)
                 self.metrics.snapshots.inc()
                 await asyncio.wait({closing}, timeout=COALESCE_SECONDS)
-                changed = asyncio.ensure_future(self.inventory.changed_from(snapshot))
+                changed = asyncio.ensure_future(self._news(snapshot))
                 try:
                     await asyncio.wait({closing, changed}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -83,6 +93,10 @@ class PluginService:
             closing.cancel()
             self.streams.discard(stream)
             self.stream_closed()
+
+    async def _news(self, snapshot: Snapshot) -> None:
+        await self.inventory.changed_from(snapshot)
+        await self._speaking.wait()
 
     async def get_preferred_allocation(
         self, request: pb.PreferredAllocationRequest, context: Any

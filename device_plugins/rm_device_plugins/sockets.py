@@ -7,10 +7,12 @@ import re
 import secrets
 import socket
 import stat
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from rm_device_plugins.config import ConfigError
+from rm_device_plugins.kubelet_api import KUBELET_SOCKET
 from rm_device_plugins.logs import Log
 
 log = Log("sockets")
@@ -60,11 +62,11 @@ async def remove_stale(directory: Path, resource: str) -> list[Path]:
 
     Probed twice with a pause: another instance may have bound its socket and be about to listen.
     """
-    suspects = {path: identity(path) for path in _instances(directory, resource) if _refuses(path)}
+    suspects = {path: identity(path) for path in _instances(directory, resource) if refuses(path)}
     if not suspects:
         return []
     await asyncio.sleep(_PROBE_SECONDS)
-    stale = [path for path, seen in suspects.items() if identity(path) == seen and _refuses(path)]
+    stale = [path for path, seen in suspects.items() if identity(path) == seen and refuses(path)]
     for path in stale:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
@@ -74,21 +76,42 @@ async def remove_stale(directory: Path, resource: str) -> list[Path]:
 
 def served_siblings(directory: Path, resource: str, besides: Path) -> dict[Path, SocketIdentity]:
     """Sockets of other instances of this resource that somebody listens on."""
-    served: dict[Path, SocketIdentity] = {}
-    for path in _instances(directory, resource):
-        seen = identity(path)
-        if path != besides and seen is not None and not _refuses(path):
-            served[path] = seen
-    return served
+    return _served(path for path in _instances(directory, resource) if path != besides)
+
+
+def others_served(directory: Path, besides: Collection[Path]) -> dict[Path, SocketIdentity]:
+    """Sockets of other plugins, whatever their resource, that somebody listens on."""
+    return _served(path for path in others(directory) if path not in besides)
+
+
+def others(directory: Path) -> dict[Path, SocketIdentity]:
+    """Sockets of plugins in the directory, whether or not somebody listens on them."""
+    paths = (directory / name for name in os.listdir(directory) if name != KUBELET_SOCKET)
+    return {path: seen for path in paths if (seen := identity(path)) is not None}
+
+
+def is_sibling(path: Path, resource: str) -> bool:
+    """True if the socket has the name of one of our instances for this resource."""
+    return _pattern(path.parent, resource).fullmatch(path.name) is not None
 
 
 def _instances(directory: Path, resource: str) -> list[Path]:
-    room = MAX_PATH_BYTES - len(os.fsencode(directory)) - 1 - len("-00000000.sock")
-    ours = re.compile(re.escape(slug(resource)[: max(room, 0)]) + r"-[0-9a-f]{8}\.sock")
+    ours = _pattern(directory, resource)
     return [directory / name for name in os.listdir(directory) if ours.fullmatch(name)]
 
 
-def _refuses(path: Path) -> bool:
+def _served(paths: Iterable[Path]) -> dict[Path, SocketIdentity]:
+    known = {path: seen for path in paths if (seen := identity(path)) is not None}
+    return {path: seen for path, seen in known.items() if not refuses(path)}
+
+
+def _pattern(directory: Path, resource: str) -> re.Pattern[str]:
+    room = MAX_PATH_BYTES - len(os.fsencode(directory)) - 1 - len("-00000000.sock")
+    return re.compile(re.escape(slug(resource)[: max(room, 0)]) + r"-[0-9a-f]{8}\.sock")
+
+
+def refuses(path: Path) -> bool:
+    """True if nobody listens on the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -213,12 +213,21 @@ class FakeKubelet:
         resource.healthy = set(snapshot.healthy)
         resource.unhealthy = snapshot.health.keys() - resource.healthy
         self._low(resource)
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
         registered = {name: sorted(each.healthy) for name, each in self.resources.items()}
-        (self.directory / CHECKPOINT).write_text(json.dumps({"RegisteredDevices": registered}))
+        content = {"Data": {"PodDeviceEntries": None, "RegisteredDevices": registered}, "Checksum": 0}
+        (self.directory / CHECKPOINT).write_text(json.dumps(content))
 
     @staticmethod
     def _low(resource: Resource) -> None:
         resource.low = min(resource.low, len(resource.healthy))
+
+    def forget(self, name: str) -> None:
+        """Drops a resource whose plugin has gone, as the kubelet does after five minutes."""
+        del self.resources[name]
+        self._checkpoint()
 
     def resource(self, name: str) -> Resource:
         """What is known of a resource; empty if nothing is."""

@@ -30,6 +30,8 @@ class Config:
     """Image that has ``rma-launch``."""
     store_plain_http: bool = False
     """Speak to the registry without TLS."""
+    driver_service_account: str = "rm-abstract-device-driver"
+    """ServiceAccount of the device drivers that publish ResourceSlices."""
     pod_name: str = "rm-abstract-operator"
     """Name of this replica."""
     metrics_port: int = 8080
@@ -53,6 +55,9 @@ class Config:
             runtime_image=reader.text("RMA_RUNTIME_IMAGE", "the image with rm-abstract"),
             launcher_image=reader.text("RMA_LAUNCHER_IMAGE", "the image with rma-launch"),
             store_plain_http=reader.boolean("RMA_STORE_PLAIN_HTTP", False),
+            driver_service_account=reader.text(
+                "RMA_DRIVER_SERVICE_ACCOUNT", "a ServiceAccount", default="rm-abstract-device-driver"
+            ),
             pod_name=reader.text("POD_NAME", "the pod's name", default="rm-abstract-operator"),
             metrics_port=reader.integer("RMA_METRICS_PORT", 8080, 0, 65535),
             leader_elect=reader.boolean("RMA_LEADER_ELECT", True),

@@ -67,7 +67,7 @@ def _granted(role: Object) -> Rights:
 # What planners make and what they delete, by kind. Their sources name every kind that they make.
 APPLIED = {
     "BuildArtifact", "Deployment", "ControllerRevision", "HorizontalPodAutoscaler", "Job", "Service", "ConfigMap",
-    "Pod",
+    "Pod", "DeviceClass",
 }  # fmt: skip
 # Services and pods go with their owners.
 DELETED = APPLIED - {"Service", "Pod"}
@@ -125,6 +125,19 @@ def test_no_right_is_a_wildcard_and_no_secret_is_read(rendered: list[Object]) ->
         for (group, resource), verbs in _granted(role).items():
             assert "*" not in {group, resource, *verbs}
             assert resource not in ("secrets", "pods/exec", "serviceaccounts/token", "nodes/proxy")
+
+
+def test_device_drivers_have_an_account_that_writes_slices_and_nothing_else(rendered: list[Object]) -> None:
+    role = _one(rendered, "ClusterRole", "rma-device-driver")
+    assert {what: verbs for what, verbs in _granted(role).items() if verbs - {"get", "list", "watch"}} == {
+        ("resource.k8s.io", "resourceslices"): {"list", "watch", "create", "update", "delete"}
+    }
+    binding = _one(rendered, "ClusterRoleBinding", "rma-device-driver")
+    (account,) = binding["subjects"]
+    assert account == {"kind": "ServiceAccount", "name": "rma-device-driver", "namespace": "system"}
+    assert _environment(rendered)["RMA_DRIVER_SERVICE_ACCOUNT"] == account["name"]
+    (condition,) = _policies(rendered)["rma-device-driver"]["matchConditions"]
+    assert "system:serviceaccount:system:rma-device-driver" in condition["expression"]
 
 
 @pytest.mark.parametrize("kind", ["ClusterRoleBinding", "RoleBinding"])
@@ -287,11 +300,12 @@ def _policies(objects: list[Object]) -> dict[str, Object]:
 
 
 def test_policies_are_there_unless_they_are_switched_off(render: Render, rendered: list[Object]) -> None:
-    assert _policies(rendered).keys() == {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"
+    drivers = {"rma-device-driver"}
+    assert _policies(rendered).keys() == drivers | {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"
     off = {"artifacts": {"enabled": False}, "runtime": {"enabled": False}}
-    assert _policies(render(policies=off)) == {}
+    assert _policies(render(policies=off)).keys() == drivers, "no account of ours may lie about other nodes"
     images = {"images": {"allowedPrefixes": ["registry.example:5000/", "localhost/", "ghcr.io/a/b/"]}}
-    assert _policies(render(policies={**off, **images})).keys() == {
+    assert _policies(render(policies={**off, **images})).keys() == drivers | {
         "rma-images-acceleratorresources", "rma-images-buildprofiles",
     }  # fmt: skip
 

@@ -22,6 +22,7 @@ def build(context: Context) -> list[Controller]:
         images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy),
         store=StoreConfig(config.store, config.store_plain_http),
         system_namespace=config.system_namespace,
+        driver_service_account=config.driver_service_account,
     )
     observe = context.tracing.observe_store if context.tracing is not None else None
     store = ArtifactStore(config.store, plain_http=config.store_plain_http, observe=observe)

@@ -91,7 +91,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
 
     # While it is used its device plugin stays as it is. It is not made again: the garbage collector may be taking what
     # belongs to an object that goes, and would take it again.
-    children = device_children(accelerator, spec, snapshot.settings) if not leaving else []
+    children = [] if leaving or by_class.unserved else device_children(accelerator, spec, snapshot.settings)
     kept = {(child["kind"], child["metadata"]["name"]) for child in children}
     stale = [] if leaving else [each for each in snapshot.children if (each["kind"], name_of(each)) not in kept]
     status = {

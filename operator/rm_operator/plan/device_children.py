@@ -8,6 +8,13 @@ from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import DevicePlugin, Observer
 
 from rm_operator.plan import pods
+from rm_operator.plan.device_class_children import (
+    ENV_DRIVER,
+    device_class,
+    driver_arguments,
+    driver_name,
+    driver_paths,
+)
 from rm_operator.plan.model import Object, Settings, name_of, owner_reference
 
 KUBELET_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
@@ -22,6 +29,8 @@ def device_children(
     accelerator: Object, spec: AcceleratorResourceSpec, settings: Settings, *, keep_off: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """DaemonSet of the kind's device plugin and the ConfigMap of its configuration, or DaemonSet of its observer.
+
+    For a kind that is requested by class the plugin is a DRA driver, and its DeviceClass comes with it.
 
     Neither where the kind asks for none. The device plugin keeps off nodes with these values of the hostname label.
     """
@@ -41,7 +50,9 @@ def _plugin(
     metadata = _metadata(accelerator, name, names.ROLE_DEVICE_PLUGIN, settings)
     children: list[dict[str, Any]] = []
     # A directory that is named twice is mounted once: the API server refuses two mounts at one path.
-    host_paths = dict.fromkeys([KUBELET_PLUGIN_DIR, *plugin.host_paths, POD_RESOURCES_DIR])
+    by_class = spec.device_class_name is not None
+    kubelet_dirs = driver_paths(accelerator) if by_class else [KUBELET_PLUGIN_DIR]
+    host_paths = dict.fromkeys([*kubelet_dirs, *plugin.host_paths, POD_RESOURCES_DIR])
     volumes, mounts = _host(host_paths, read_only={POD_RESOURCES_DIR}.difference(plugin.host_paths))
     if plugin.config is not None:
         # The pods take up another configuration by themselves, so their template does not tell one from another.
@@ -50,7 +61,9 @@ def _plugin(
         )
         volumes.append({"name": "config", "configMap": {"name": name}})
         mounts.append({"name": "config", "mountPath": CONFIG_DIR, "readOnly": True})
-    variables = {"RMA_RESOURCE_NAME": str(spec.resource_name), "RMA_ACCELERATOR": name_of(accelerator)}
+    advertised = {ENV_DRIVER: driver_name(accelerator)} if by_class else {"RMA_RESOURCE_NAME": str(spec.resource_name)}
+    variables = {**advertised, "RMA_ACCELERATOR": name_of(accelerator)}
+    arguments = driver_arguments(plugin) if by_class else plugin.args
     container = {
         **_container("device-plugin", plugin.image, settings, _PLUGIN_CAPABILITIES),
         "env": [*pods.env(variables, plugin.env or []), _NODE_NAME],
@@ -58,9 +71,13 @@ def _plugin(
     }
     if plugin.command is not None:
         container["command"] = plugin.command
-    if plugin.args is not None:
-        container["args"] = plugin.args
+    if arguments is not None:
+        container["args"] = arguments
     pod = _pod(spec, container, volumes)
+    if by_class:
+        # What a driver has is told to the API server, and not to the kubelet.
+        pod |= {"automountServiceAccountToken": True, "serviceAccountName": settings.driver_service_account}
+        children.append(device_class(accelerator, spec))
     if keep_off:
         elsewhere = {"key": HOSTNAME_LABEL, "operator": "NotIn", "values": sorted(keep_off)}
         terms = [{"matchExpressions": [elsewhere]}]

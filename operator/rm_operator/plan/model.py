@@ -98,6 +98,8 @@ class Settings:
     store: StoreConfig
     system_namespace: str
     cluster_domain: str = "cluster.local"
+    driver_service_account: str = "rm-abstract-device-driver"
+    """ServiceAccount, in that namespace, of drivers that tell the API server of devices."""
     host_isa: str = "x86_64"
 
 

@@ -1,11 +1,5 @@
-"""NVIDIA's GPUs, through NVML.
+"""NVIDIA's GPUs and their MIG instances, through NVML."""
 
-A GPU is unhealthy while the driver asks for a recovery action (a reset, a reboot), or does not answer for it. Drivers
-that do not know recovery actions tell of trouble by XID events only: an XID that is not an application's own fault
-makes the GPU unhealthy, for good where it takes a reset to recover, and otherwise until nothing was heard for a while.
-"""
-
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,19 +9,24 @@ from typing import Any, Final
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes, read_attribute
 from rm_device_plugins.library import LibraryThread
-from rm_device_plugins.logs import Log
-from rm_device_plugins.vendor import Allocation, Device, DeviceNode, Discovery, Vendor, VendorError
-
-log = Log("nvidia")
+from rm_device_plugins.vendor import (
+    Allocation,
+    Device,
+    DeviceNode,
+    Discovery,
+    Trouble,
+    Vendor,
+    VendorError,
+    common_firmware,
+)
+from rm_device_plugins.vendors import nvidia_mig as mig
+from rm_device_plugins.vendors.nvidia_health import APPLICATION_XIDS, Health, of_error
 
 ENV_VISIBLE: Final = "NVIDIA_VISIBLE_DEVICES"
 CDI_KIND: Final = "nvidia.com/gpu"
-APPLICATION_XIDS: Final = frozenset({8, 13, 31, 43, 45, 68, 109})
-"""What a program did wrong, and the next one need not: illegal accesses, its own page faults, its own time limits."""
-RESET_XIDS: Final = frozenset({48, 62, 64, 74, 79, 95, 110, 119, 120, 136, 140, 143, 155, 156, 158})
-"""After these the GPU has to be reset, or the node to be started again: NVIDIA's catalogue of XIDs says so."""
 _SHARED_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 _INJECTIONS: Final = ("envvar", "cdi", "none")
+_MAX_PIDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +35,47 @@ class NvidiaSettings:
 
     inject: str = "envvar"
     """Who brings the driver's libraries into containers: NVIDIA's runtime (envvar), CDI (cdi), or nobody (none)."""
+    mig: str = "none"
+    """What is a device: GPUs (none), instances of GPUs that are all cut alike (single), or one kind of both (mixed)."""
+    mig_profile: str = ""
+    """With ``mig: mixed`` the instances that are devices, such as ``1g.10gb``; empty for the GPUs that are not cut."""
     ignored_xids: tuple[str, ...] = ()
     """Further XIDs that say nothing of a GPU's health."""
     probation_seconds: float = 600.0
     """For drivers without recovery actions: after so long without a further XID a GPU counts as well again."""
     dev_root: str = "/dev"
     sys_root: str = "/sys"
+    proc_root: str = "/proc"
 
 
-@dataclass
-class _Xid:
-    number: int
-    at: float
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    """A GPU as a device of its own; of one that does not answer, as it was when it did."""
+
+    device: Device
+    cut: bool
+    minor: int = -1
+    parts: tuple[mig.Instance, ...] = ()
 
 
 class NvidiaVendor(Vendor):
-    """All GPUs that NVML lists."""
+    """GPUs that NVML lists, or instances of them."""
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__(settings)
         self._wanted = parse(NvidiaSettings, settings)
         if self._wanted.inject not in _INJECTIONS:
             raise ConfigError(f"inject is {self._wanted.inject!r}; it must be one of {', '.join(_INJECTIONS)}")
+        mig.check(self._wanted.mig, self._wanted.mig_profile)
         try:
             self._ignored = APPLICATION_XIDS | {int(text) for text in self._wanted.ignored_xids}
         except ValueError as error:
             raise ConfigError(f"ignoredXids must be numbers in quotes: {error}") from error
         self._thread = LibraryThread("NVML")
+        self._power_thread = LibraryThread("NVML, for power")
         self._nvml: Any = None
-        self._events: Any = None
-        self._watched: set[str] = set()
-        self._xids: dict[str, _Xid] = {}
-        self._last: dict[int, Device] = {}
+        self._health: Any = None
+        self._last: dict[int, _Gpu] = {}
 
     async def prepare(self) -> None:
         """Loads NVML. Raises VendorError where the driver or its library is not to be found."""
@@ -83,7 +91,7 @@ class NvidiaVendor(Vendor):
                 f"NVML cannot be started: {error}. The plugin's pod needs the driver's libraries: run it with NVIDIA's "
                 "runtime class, or mount them"
             ) from error
-        self._events = nvml.nvmlEventSetCreate()
+        self._health = Health(nvml, self._ignored, self._wanted.probation_seconds)
 
     async def discover(self) -> Discovery:
         """Asks NVML for everything anew."""
@@ -93,54 +101,108 @@ class NvidiaVendor(Vendor):
         nvml = self._nvml
         try:
             count, driver = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetDriverVersion()
+            cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
         except nvml.NVMLError as error:
             raise VendorError(f"NVML does not list the GPUs: {error}") from error
-        self._hear()
-        devices = []
+        self._health.hear()
+        gpus = []
         for index in range(count):
             try:
-                device = self._device(index)
+                gpu = self._gpu(index)
             except nvml.NVMLError as error:
                 # A GPU that fell off the bus is still counted. Others must not suffer for it.
                 if index not in self._last:
                     raise VendorError(f"GPU {index} cannot be identified: {error}") from error
-                device = replace(self._last[index], cause=f"NVML: {error}")
-            self._last[index] = device
-            devices.append(device)
-        return Discovery(tuple(devices), driver=driver, product=devices[0].product if devices else "")
+                gpu = self._last[index]
+                trouble = of_error(nvml, error)
+                gpu = replace(gpu, device=replace(gpu.device, cause=trouble.cause, failure=trouble.failure))
+            self._last[index] = gpu
+            gpus.append(gpu)
+        devices, parents = self._wanted_of(gpus)
+        return Discovery(
+            tuple(devices),
+            driver=driver,
+            product=devices[0].product if devices else "",
+            sdk=f"{cuda // 1000}.{cuda % 1000 // 10}",
+            firmware=common_firmware(devices),
+            parents=parents,
+        )
 
-    def _device(self, index: int) -> Device:
+    def _gpu(self, index: int) -> _Gpu:
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = nvml.nvmlDeviceGetUUID(handle)
-        self._watch(handle, uuid)
-        cause = ""
-        nodes: tuple[DeviceNode, ...] = ()
-        try:
-            nodes = self._nodes(nvml.nvmlDeviceGetMinorNumber(handle))
-        except VendorError as error:
-            cause = str(error)
-        return Device(
+        self._health.watch(handle, uuid)
+        minor = nvml.nvmlDeviceGetMinorNumber(handle)
+        cut = self._wanted.mig != "none" and mig.is_cut(nvml, handle)
+        trouble, nodes = self._nodes(minor)
+        # Asked for even if it has no node: what the driver says of it is remembered there.
+        said = self._health.gpu(handle, uuid) or (Trouble() if cut else self._health.any_instance(uuid))
+        trouble = trouble or said
+        device = Device(
             id=uuid,
             index=index,
-            serial=self._serial(handle) or uuid,
+            serial=self._or_empty(nvml.nvmlDeviceGetSerial, handle) or uuid,
             product=nvml.nvmlDeviceGetName(handle),
             nodes=nodes,
-            cause=cause or self._trouble(handle, uuid),
+            cause=trouble.cause,
             numa_nodes=self._numa(handle),
+            failure=trouble.failure,
+            firmware=self._or_empty(nvml.nvmlDeviceGetVbiosVersion, handle),
+            out_of_band="" if cut else self._processes(handle),
+        )
+        return _Gpu(device, cut, minor, tuple(mig.instances(nvml, handle)) if cut else ())
+
+    def _wanted_of(self, gpus: Sequence[_Gpu]) -> tuple[list[Device], dict[str, Trouble]]:
+        """The devices that the configuration asks for, and GPUs that are cut and not well."""
+        cut = [gpu for gpu in gpus if gpu.cut]
+        whole = [gpu.device for gpu in gpus if not gpu.cut]
+        if not cut or (self._wanted.mig == "mixed" and not self._wanted.mig_profile):
+            return ([] if self._wanted.mig_profile else whole), {}
+        answering = [gpu for gpu in cut if not gpu.device.trouble]
+        if self._wanted.mig == "single":
+            mig.check_alike({g.device.index: list(g.parts) for g in answering or cut}, [d.index for d in whole])
+        profile = self._wanted.mig_profile.replace("+", ".")
+        parts = [self._part(gpu, part) for gpu in cut for part in gpu.parts if profile in ("", part.profile)]
+        return parts, {gpu.device.id: gpu.device.trouble for gpu in cut if gpu.device.trouble}
+
+    def _part(self, gpu: _Gpu, part: mig.Instance) -> Device:
+        whole = gpu.device
+        nodes: tuple[DeviceNode, ...] = ()
+        trouble = self._health.instance(whole.id, part.gpu_instance)
+        try:
+            nodes = mig.capability_nodes(self._wanted.proc_root, self._wanted.dev_root, gpu.minor, part)
+        except VendorError as error:
+            trouble = Trouble(str(error))
+        return Device(
+            id=part.uuid,
+            index=mig.MAX_INSTANCES * whole.index + part.place,
+            serial=f"{whole.serial}-gi{part.gpu_instance}-ci{part.compute_instance}",
+            product=part.name,
+            nodes=(*whole.nodes, *nodes),
+            cause=trouble.cause,
+            numa_nodes=whole.numa_nodes,
+            group=whole.id,
+            failure=trouble.failure,
+            firmware=whole.firmware,
+            parent=whole.id,
+            out_of_band="" if whole.cause else self._processes(part.handle),
         )
 
-    def _nodes(self, minor: int) -> tuple[DeviceNode, ...]:
+    def _nodes(self, minor: int) -> tuple[Trouble, tuple[DeviceNode, ...]]:
         dev = self._wanted.dev_root
-        own = character_device(f"{dev}/nvidia{minor}", f"/dev/nvidia{minor}")
-        shared = [name for name in _SHARED_NODES if Path(dev, name).exists()]
-        return own, *(character_device(f"{dev}/{name}", f"/dev/{name}") for name in shared)
-
-    def _serial(self, handle: Any) -> str:
         try:
-            return str(self._nvml.nvmlDeviceGetSerial(handle))
+            own = character_device(f"{dev}/nvidia{minor}", f"/dev/nvidia{minor}")
+            shared = [name for name in _SHARED_NODES if Path(dev, name).exists()]
+            return Trouble(), (own, *(character_device(f"{dev}/{name}", f"/dev/{name}") for name in shared))
+        except VendorError as error:
+            return Trouble(str(error)), ()
+
+    def _or_empty(self, ask: Any, handle: Any) -> str:
+        try:
+            return str(ask(handle))
         except self._nvml.NVMLError:
-            return ""  # boards without one say that it is not supported
+            return ""  # boards that have no such thing say that it is not supported
 
     def _numa(self, handle: Any) -> tuple[int, ...]:
         # NVML writes the domain with eight digits, and the kernel with four.
@@ -151,75 +213,31 @@ class NvidiaVendor(Vendor):
         except VendorError:
             return ()
 
-    # Health
-
-    def _watch(self, handle: Any, uuid: str) -> None:
-        if uuid in self._watched:
-            return
-        nvml = self._nvml
+    def _processes(self, handle: Any) -> str:
+        """The processes that compute on it, by their numbers on the host; the plugin's pod has to see those."""
         try:
-            wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
-            if wanted:
-                nvml.nvmlDeviceRegisterEvents(handle, wanted, self._events)
-        except nvml.NVMLError as error:
-            log.warning("no events of this GPU", device=uuid, cause=str(error))
-        self._watched.add(uuid)
-
-    def _hear(self) -> None:
-        """Takes in the events since the last time."""
-        nvml = self._nvml
-        while True:
-            try:
-                event = nvml.nvmlEventSetWait_v2(self._events, 0)
-            except nvml.NVMLError:
-                return  # nothing more, which NVML calls a timeout; what else it may be shows in the queries
-            number = int(event.eventData)
-            if event.eventType != nvml.nvmlEventTypeXidCriticalError or number in self._ignored:
-                continue
-            try:
-                uuid = nvml.nvmlDeviceGetUUID(event.device)
-            except nvml.NVMLError as error:
-                log.warning("an XID of a GPU that does not say which it is", xid=number, cause=str(error))
-                continue
-            before = self._xids.get(uuid)
-            if before is None or before.number not in RESET_XIDS:
-                self._xids[uuid] = _Xid(number, time.monotonic())
-            log.warning("XID", device=uuid, xid=number)
-
-    def _trouble(self, handle: Any, uuid: str) -> str:
-        xid = self._xids.get(uuid)
-        heard = f"XID {xid.number}" if xid is not None else ""
-        action = self._recovery_action(handle)
-        if action is not None:
-            if not action:
-                # The driver has the last word: a reset has happened, or none is needed.
-                self._xids.pop(uuid, None)
-                return ""
-            return f"the driver asks for {action}" + (f" after {heard}" if heard else "")
-        if xid is None:
+            pids = sorted({int(each.pid) for each in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)})
+        except self._nvml.NVMLError:
             return ""
-        if xid.number in RESET_XIDS:
-            return f"{heard}: the GPU has to be reset; restart this plugin afterwards"
-        if time.monotonic() - xid.at < self._wanted.probation_seconds:
-            return heard
-        del self._xids[uuid]
-        return ""
+        if not pids:
+            return ""
+        more = f" and {len(pids) - _MAX_PIDS} more" if len(pids) > _MAX_PIDS else ""
+        return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids[:_MAX_PIDS]))}{more}"
 
-    def _recovery_action(self, handle: Any) -> str | None:
-        """What the driver wants to be done, empty if nothing; None if it does not know such a thing."""
+    async def power(self) -> Mapping[str, float]:
+        """What each GPU draws; of instances nobody knows. NVML may be called from several threads."""
+        return await self._power_thread.call(self._power) if self._nvml is not None else {}
+
+    def _power(self) -> dict[str, float]:
         nvml = self._nvml
-        (answer,) = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
-        if answer.nvmlReturn != nvml.NVML_SUCCESS:
-            return None
-        actions = {
-            nvml.NVML_GPU_RECOVERY_ACTION_NONE: "",
-            nvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "a reset of the GPU",
-            nvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: "a restart of the node",
-            nvml.NVML_GPU_RECOVERY_ACTION_DRAIN_P2P: "a drain of its peer-to-peer traffic",
-            nvml.NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET: "a drain and a reset of the GPU",
-        }
-        number = int(answer.value.uiVal)
-        return actions.get(number, f"recovery action {number}")
+        watts = {}
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                watts[str(nvml.nvmlDeviceGetUUID(handle))] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            except nvml.NVMLError:
+                continue  # lost, or a board without a sensor
+        return watts
 
     async def allocate(self, devices: Sequence[Device]) -> Allocation:
         """Names the GPUs to whoever brings the driver's libraries into the container."""

@@ -1,80 +1,23 @@
 """The module for NVIDIA's GPUs with NVIDIA's own Python bindings, over a stand-in for the driver's library."""
 
+import json
+import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nvml_driver import UNKNOWN, A, B, Driver
 from rm_device_plugins.config import ConfigError
 from rm_device_plugins.vendors.nvidia import NvidiaVendor
-from vendor_process import VendorProcess, causes, make_node
-
-A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000"
-UNKNOWN = -1
-
-
-class Driver:
-    """The state that the stand-in shows."""
-
-    def __init__(self, directory: Path) -> None:
-        self.file, self.xids = directory / "nvml", directory / "xids"
-        self.gpus = {A: ["1650001", 0, "00000000:3B:00.0", 0, 0], B: ["-", 1, "00000000:D8:00.0", 0, 0]}
-        self.say()
-        self.xids.write_text("")
-
-    def say(self, uuid: str = "", *, action: int | None = None, lost: bool = False, init: int = 0) -> None:
-        if uuid:
-            self.gpus[uuid][4] = int(lost)
-            if action is not None:
-                self.gpus[uuid][3] = action
-        lines = [" ".join(map(str, [name, *values])) for name, values in self.gpus.items()]
-        self.file.write_text("\n".join([f"580.95.05 {init}", *lines]) + "\n")
-
-    def xid(self, index: int, number: int) -> None:
-        with self.xids.open("a") as file:
-            file.write(f"{index} {number}\n")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).parent / "stand_ins" / "nvml.c"
-    subprocess.run(
-        ["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(directory / "libnvidia-ml.so.1"), str(source)],
-        check=True,
-    )
-    return directory
-
-
-@pytest.fixture
-def driver(tmp_path: Path) -> Driver:
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        make_node(tmp_path / "dev" / name)
-    for bus, node in (("0000:3b:00.0", "0"), ("0000:d8:00.0", "1")):
-        (tmp_path / "sys/bus/pci/devices" / bus).mkdir(parents=True)
-        (tmp_path / "sys/bus/pci/devices" / bus / "numa_node").write_text(f"{node}\n")
-    return Driver(tmp_path)
-
-
-@pytest.fixture
-def start(tmp_path: Path, library: Path, driver: Driver) -> Iterator[Callable[..., VendorProcess]]:
-    with ExitStack() as running:
-
-        def start(**settings: object) -> VendorProcess:
-            roots = {"devRoot": str(tmp_path / "dev"), "sysRoot": str(tmp_path / "sys")}
-            environment = {
-                "LD_LIBRARY_PATH": str(library), "NVML_STAND_IN": str(driver.file),
-                "NVML_STAND_IN_XIDS": str(driver.xids),
-            }  # fmt: skip
-            return running.enter_context(VendorProcess("nvidia", {**roots, **settings}, **environment))
-
-        yield start
+from vendor_process import VendorProcess, causes, troubles
 
 
 def test_gpus_are_found(start: Callable[..., VendorProcess], tmp_path: Path) -> None:
     found = start().discover()
     assert found.get("driver") == "580.95.05", found
+    assert (found["sdk"], found["firmware"], found["parents"]) == ("13.1", "96.00.B1.00.01", {})
     assert found["product"] == "NVIDIA H200"
     first, second = found["devices"]
     assert (first["id"], first["index"], first["serial"], first["numa_nodes"]) == (A, 0, "1650001", [0])
@@ -89,31 +32,65 @@ def test_the_driver_asks_for_a_reset_and_later_does_not(start: Callable[..., Ven
     vendor.discover()
     driver.xid(1, 79)
     driver.say(B, action=1)
-    assert causes(vendor.discover()) == {A: "", B: "the driver asks for a reset of the GPU after XID 79"}
+    assert troubles(vendor.discover()) == {B: ("the driver asks for a reset of the GPU after XID 79", "NeedsReset")}
     driver.say(B, action=0)
     assert causes(vendor.discover()) == {A: "", B: ""}
 
 
 @pytest.mark.parametrize(
-    ("xid", "settings", "cause"),
+    ("action", "trouble"),
     [
-        (31, {}, ""),
-        (48, {}, "XID 48: the GPU has to be reset; restart this plugin afterwards"),
-        (61, {}, "XID 61"),
-        (61, {"probationSeconds": 0}, ""),
-        (48, {"probationSeconds": 0}, "XID 48: the GPU has to be reset; restart this plugin afterwards"),
-        (61, {"ignoredXids": ["61"]}, ""),
+        (0, None),
+        (1, ("the driver asks for a reset of the GPU", "NeedsReset")),
+        (2, ("the driver asks for a restart of the node", "NeedsReset")),
+        (3, ("the driver asks for a drain of its peer-to-peer traffic", "Transient")),
+        (4, ("the driver asks for a drain and a reset of the GPU", "NeedsReset")),
+        (6, ("the driver asks for a reset of its bus", "NeedsReset")),
+        (7, ("the driver asks for a restart of the node", "NeedsReset")),
+        (5, ("the driver asks for recovery action 5", "Unknown")),
+    ],
+)
+def test_what_the_driver_asks_for(
+    start: Callable[..., VendorProcess], driver: Driver, action: int, trouble: tuple[str, str] | None
+) -> None:
+    driver.say(A, action=action)
+    assert troubles(start().discover()).get(A) == trouble
+
+
+def test_a_gpu_whose_memory_cannot_be_mended_is_dead(start: Callable[..., VendorProcess], driver: Driver) -> None:
+    driver.more("remap 0 1", "remap 1 0")
+    driver.say(A, action=1)
+    found = troubles(start().discover())
+    assert found == {A: ("rows of its memory could not be remapped: it has to be replaced", "Dead")}
+
+
+RESET_48 = ("XID 48: the GPU has to be reset; restart this plugin afterwards", "NeedsReset")
+
+
+@pytest.mark.parametrize(
+    ("xid", "settings", "trouble"),
+    [
+        (31, {}, None),
+        (48, {}, RESET_48),
+        (61, {}, ("XID 61", "Transient")),
+        (61, {"probationSeconds": 0}, None),
+        (48, {"probationSeconds": 0}, RESET_48),
+        (61, {"ignoredXids": ["61"]}, None),
     ],
 )
 def test_drivers_that_tell_of_trouble_by_xids_only(
-    start: Callable[..., VendorProcess], driver: Driver, xid: int, settings: dict[str, object], cause: str
+    start: Callable[..., VendorProcess],
+    driver: Driver,
+    xid: int,
+    settings: dict[str, object],
+    trouble: tuple[str, str] | None,
 ) -> None:
     driver.say(A, action=UNKNOWN)
     driver.say(B, action=UNKNOWN)
     vendor = start(**settings)
     vendor.discover()
     driver.xid(0, xid)
-    assert causes(vendor.discover()) == {A: cause, B: ""}
+    assert troubles(vendor.discover()) == ({} if trouble is None else {A: trouble})
 
 
 def test_an_xid_that_needs_a_reset_is_not_hidden_by_a_later_one(
@@ -133,7 +110,7 @@ def test_a_gpu_that_is_lost_is_unhealthy_and_the_others_are_not(
     vendor = start()
     vendor.discover()
     driver.say(A, lost=True)
-    assert causes(vendor.discover()) == {A: "NVML: GPU is lost", B: ""}
+    assert troubles(vendor.discover()) == {A: ("NVML: GPU is lost", "NeedsReset")}
     driver.say(A, lost=False)
     assert causes(vendor.discover()) == {A: "", B: ""}
 
@@ -160,6 +137,54 @@ def test_without_a_driver_it_says_what_to_do_and_tries_again(
     assert causes(vendor.discover()) == {A: "", B: ""}
 
 
+def test_processes_that_compute_are_told(start: Callable[..., VendorProcess], driver: Driver) -> None:
+    driver.more("process 0 812", *(f"process 1 {pid}" for pid in (9, 3, 7, 5, 3, 11)))
+    found = {device["id"]: device["out_of_band"] for device in start().discover()["devices"]}
+    assert found == {A: "process 812", B: "processes 3, 5, 7, 9 and 1 more"}
+
+
+def test_power_is_what_the_boards_with_a_sensor_say(start: Callable[..., VendorProcess], driver: Driver) -> None:
+    driver.more("watts 1 345678")
+    vendor = start()
+    vendor.discover()
+    assert vendor.power() == {B: 345.678}
+    driver.say(B, lost=True)
+    assert vendor.power() == {}
+
+
+def test_power_that_hangs_harms_no_discovery(driver: Driver) -> None:
+    driver.more("watts 0 hang")
+    program = """
+import asyncio, json, sys
+from rm_device_plugins.tool import DeadlineError, bounded
+from rm_device_plugins.vendors.nvidia import NvidiaVendor
+
+async def main():
+    vendor = NvidiaVendor(json.loads(sys.argv[1]))
+    await vendor.prepare()
+    try:
+        await bounded("power", vendor.power(), 0.5)
+    except DeadlineError as error:
+        print(error)
+    print([device.cause for device in (await vendor.discover()).devices])
+    try:
+        await vendor.power()
+    except Exception as error:
+        print(error)
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(driver.settings)],
+        env={**os.environ, **driver.environment}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.stdout.splitlines() == [
+        "power did not end within 0.5 s",
+        "['', '']",
+        "NVML, for power has not answered an earlier call yet",
+    ], ended.stderr
+
+
 @pytest.mark.parametrize(
     ("inject", "envs", "cdi"),
     [
@@ -179,6 +204,9 @@ def test_allocation(start: Callable[..., VendorProcess], inject: str, envs: dict
         ({"inject": "magic"}, "inject is 'magic'; it must be one of envvar, cdi, none"),
         ({"ignoredXids": ["x"]}, "ignoredXids must be numbers in quotes"),
         ({"probation": 3}, "unknown setting probation"),
+        ({"mig": "all"}, "mig is 'all'; it must be one of none, single, mixed"),
+        ({"migProfile": "1g.10gb"}, "migProfile is for mig: mixed; with mig: none"),
+        ({"mig": "single", "migProfile": "1g.10gb"}, "migProfile is for mig: mixed; with mig: single"),
     ],
 )
 def test_settings_that_are_wrong(settings: dict[str, object], says: str) -> None:

@@ -11,6 +11,7 @@ from rm_api.conditions import ConditionType, Reason
 from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.errors import Invalid
 from rm_operator.plan import accelerator, profile
+from rm_operator.plan.device_class import ClassView
 from rm_operator.plan.in_use import NOBODY, some
 from rm_operator.plan.refusal import stated
 from rolling import image, roll, served
@@ -181,6 +182,21 @@ def an_accelerator(*, devices: int = 0, users: int = 0, crashing: bool = False) 
     return list(made.status["conditions"])
 
 
+def accelerator_by_class() -> list[Object]:
+    """Conditions of one whose DeviceClass selects in a way that cannot be counted."""
+    spec = {**NPU.to_wire(), "resourceName": None, "deviceClassName": "npu"}
+    made = accelerator.plan(
+        accelerator.AcceleratorSnapshot(
+            accelerator={"metadata": {"name": "npu", "uid": "u"}, "spec": spec}, nodes=[], requesting=[],
+            plugin_pods=[], children=[], settings=SETTINGS,
+            by_class=ClassView(device_class={"spec": {"selectors": [{"cel": {"expression": "1 == 1"}}]}}),
+        ),
+        NOW,
+    )  # fmt: skip
+    assert made.status is not None
+    return list(made.status["conditions"])
+
+
 def a_profile(**step: Any) -> list[Object]:
     """Conditions of a BuildProfile."""
     spec = PROFILE.to_wire()
@@ -218,6 +234,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.READY: served,
     Reason.ACCEPTED: a_profile,
     Reason.ADVERTISED: lambda: an_accelerator(devices=1),
+    Reason.NOT_COUNTED: accelerator_by_class,
     # the model
     Reason.UNKNOWN_SOURCE: lambda: failed("resolve", 64, "UnknownSource"),
     Reason.SOURCE_INVALID: lambda: failed("resolve", 64, "SourceInvalid"),

@@ -114,8 +114,9 @@ class ApiClient:
                     *lines, rest = (rest + part).split(b"\n")
                     for line in lines:
                         event = json.loads(line)
+                        told = event["object"]
                         if event["type"] == "ERROR":
-                            raise _refused(int(event["object"].get("code", 0)), json.dumps(event["object"]).encode())
+                            raise _refused(int(told.get("code", 0)), json.dumps(told).encode())
                         yield event
             except _FAULTS as error:
                 raise ApiError(f"the watch of the API server broke off: {error!r}") from error
@@ -185,7 +186,8 @@ class ApiClient:
         return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + content
 
 
-_FAULTS = (OSError, EOFError, ValueError, KeyError, HTTPException, asyncio.LimitOverrunError, TimeoutError)
+_FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, HTTPException, asyncio.LimitOverrunError)
+"""What can become of an exchange; a timeout is an OSError."""
 
 
 def _said(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from rm_device_plugins.dra import slices
 from rm_device_plugins.dra.api import NODES, SLICES, ApiClient, ApiError
 from rm_device_plugins.inventory import Inventory
 from rm_device_plugins.logs import Log
-from rm_device_plugins.registration import Backoff
+from rm_device_plugins.registration import STEADY_SECONDS, Backoff
 
 log = Log("publisher")
 
@@ -60,7 +60,9 @@ class Publisher:
 
     async def run(self) -> None:
         """Works until it is cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 await self._list()
                 await self._follow()
@@ -69,7 +71,11 @@ class Publisher:
                     # Who comes back may be another version.
                     self._taints = True
                     self._say(f"the ResourceSlices cannot be kept: {error}")
-                await asyncio.sleep(self._backoff.next())
+            except (KeyError, TypeError, ValueError) as error:
+                self._say(f"the ResourceSlices cannot be kept: the API server's answer makes no sense: {error!r}")
+            if loop.time() - began > STEADY_SECONDS:
+                self._backoff.reset()
+            await asyncio.sleep(self._backoff.next())
 
     async def _list(self) -> None:
         found = await self._api.list(SLICES, self._selector())
@@ -131,7 +137,6 @@ class Publisher:
             self._taints = False
             log.warning("the API server keeps no device taints; unhealthy devices are left out of the ResourceSlices")
             await self._write()
-        self._backoff.reset()
         self._say("")
 
     async def _write(self) -> bool:

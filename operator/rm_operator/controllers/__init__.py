@@ -31,7 +31,7 @@ def build(context: Context) -> list[Controller]:
     context.on_lead(reports.start)
     context.on_close(reports.stop)
     return [
-        AcceleratorResourceController(context, settings),
+        AcceleratorResourceController(context, settings, reports),
         NodeController(context, reports),
         BuildProfileController(context),
         BuildArtifactController(context, settings, store),

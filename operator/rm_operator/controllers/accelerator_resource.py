@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Final
 
 from rm_api import names
 
@@ -11,6 +12,7 @@ from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import accelerators_used, owners_of, resources_requested, scoped
 from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
+from rm_operator.kube.reports import Reports
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     CONFIGMAPS,
@@ -25,10 +27,14 @@ from rm_operator.kube.resources import (
 from rm_operator.kube.store import Store
 from rm_operator.plan import accelerator as planner
 from rm_operator.plan.device_class import NO_CLASS, ClassView, drivers_named
+from rm_operator.plan.device_health import Reported
 from rm_operator.plan.in_use import Users, some
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, uid_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
+
+REPORTS_SECONDS: Final = 0.5
+"""After a report has changed, until what it means for the kind is decided."""
 
 
 class AcceleratorResourceController(PlanningController):
@@ -36,9 +42,12 @@ class AcceleratorResourceController(PlanningController):
 
     resource = ACCELERATOR_RESOURCES
 
-    def __init__(self, context: Context, settings: Settings) -> None:
+    def __init__(self, context: Context, settings: Settings, reports: Reports) -> None:
         super().__init__(context)
         self._settings = settings
+        self._reports = reports
+        # Where a whole fleet changes, one decision after another must not be about each node.
+        reports.on_report(lambda name, _: context.queue.add_after(Key(self.kind, "", name), REPORTS_SECONDS))
         concerned = _Concerned(context.stores[ACCELERATOR_RESOURCES])
         self.watches = (
             Watch(NODES, concerned.by_node),
@@ -72,8 +81,13 @@ class AcceleratorResourceController(PlanningController):
             settings=self._settings,
             by_class=_class_view(obj, known),
             users=self._users(obj, known),
+            reported=self._reported(name_of(obj), known),
         )
         return planner.plan(snapshot, now)
+
+    def _reported(self, name: str, known: Reading) -> Reported:
+        known.note(self._reports.place_of(name))
+        return Reported(self._reports.of(name), awaited=self._reports.awaited(name))
 
     def _users(self, obj: Object, known: Reading) -> Users:
         deployments, name = known[MODEL_DEPLOYMENTS], name_of(obj)

@@ -21,7 +21,7 @@ from rm_operator.kube.errors import ApiError, NotLeader
 from rm_operator.kube.resources import Resource, resource_of
 from rm_operator.kube.store import key_of
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.model import Plan, PlannedEvent, from_timestamp, is_deleting
+from rm_operator.plan.model import Plan, PlannedEvent, Regarding, from_timestamp, is_deleting
 from rm_operator.plan.refusal import Refusal, stated
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -206,7 +206,13 @@ class PlanningController(ABC):
 
     def _emit(self, obj: Object, events: Sequence[PlannedEvent]) -> None:
         for event in events:
-            self.__context.recorder.emit(obj, event.type, event.reason, event.message)
+            about = obj if event.about is None else _as_object(event.about)
+            self.__context.recorder.emit(about, event.type, event.reason, event.message)
+
+
+def _as_object(about: Regarding) -> Object:
+    metadata = {"namespace": about.namespace, "name": about.name, "uid": about.uid}
+    return {"apiVersion": about.api_version, "kind": about.kind, "metadata": metadata}
 
 
 def _between(since: str, until: str) -> float | None:

@@ -10,14 +10,16 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import DeviceCounts
 
-from rm_operator.plan import device_class, in_use
+from rm_operator.plan import device_class, device_health, in_use, ownership
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_children import device_children
 from rm_operator.plan.device_class import NO_CLASS, ClassDevices, ClassView, requested_resource
+from rm_operator.plan.device_health import Health, Reported
 from rm_operator.plan.in_use import NOBODY, Users
 from rm_operator.plan.model import (
     Object,
     Plan,
+    PlannedEvent,
     Settings,
     deletion_of,
     is_deleting,
@@ -48,6 +50,8 @@ class AcceleratorSnapshot:
     """What there is of its DeviceClass, where it has one."""
     users: Users = NOBODY
     """Deployments that are placed on it, or that still run on it."""
+    reported: Reported = device_health.NOTHING
+    """What the programs on its nodes report."""
 
 
 def matching_nodes(spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> list[Object]:
@@ -65,7 +69,8 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         return Plan(protect=protect)
     spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
     conditions = Conditions(accelerator, now)
-    nodes = matching_nodes(spec, snapshot.nodes)
+    nodes = selected = matching_nodes(spec, snapshot.nodes)
+    holding: Sequence[Object] = ()
     devices, by_class = DeviceCounts(), ClassDevices()
     if spec.device_class_name:
         by_class = device_class.count(spec.device_class_name, snapshot.by_class, nodes)
@@ -81,6 +86,8 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
             healthy=_sum(nodes, "allocatable", spec.resource_name),
             allocated=sum(requested(pod, spec.resource_name) for pod in holding),
         )
+    health = device_health.examine(accelerator, spec, selected, devices, snapshot.reported, holding, conditions)
+    devices = devices.model_copy(update={"used_out_of_band": health.used_out_of_band})
     _advertised(conditions, spec, nodes, devices, by_class, snapshot.plugin_pods)
     conditions.roll_up([ConditionType.DEVICES_ADVERTISED], ready_message="models can be placed on it")
     if leaving:
@@ -98,6 +105,8 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         "observedGeneration": accelerator["metadata"].get("generation", 0),
         "nodes": len(nodes),
         "devices": devices.to_wire(),
+        "versions": [each.to_wire() for each in ownership.versions(name_of(accelerator), spec, nodes)],
+        "unhealthy": health.to_wire(),
         "conditions": conditions.to_list(),
     }
     return Plan(
@@ -105,8 +114,14 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         delete=tuple(deletion_of(child) for child in stale if not is_deleting(child)),
         protect=protect,
         status=status,
-        events=conditions.transitions(),
+        events=_events(conditions, health),
     )
+
+
+def _events(conditions: Conditions, health: Health) -> tuple[PlannedEvent, ...]:
+    """Devices by name, rather than that there are some."""
+    summaries = {Reason.DEVICE_UNHEALTHY.value, Reason.ALL_HEALTHY.value} if health.events else set()
+    return (*(each for each in conditions.transitions() if each.reason not in summaries), *health.events)
 
 
 def _advertised(

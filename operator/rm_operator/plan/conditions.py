@@ -72,6 +72,12 @@ class Conditions:
         else:
             self.set(condition, None, otherwise, message)
 
+    def as_before(self, condition: ConditionType) -> None:
+        """States what an earlier reconcile said, whatever it was; nothing, where it said nothing."""
+        entry = self._before.get(condition.value)
+        if entry is not None:
+            self._after[condition] = {**entry, "observedGeneration": self._generation}
+
     def is_true(self, condition: ConditionType) -> bool:
         """True if the condition was stated True in this reconcile."""
         return self._after.get(condition, {}).get("status") == "True"

@@ -44,12 +44,25 @@ class Protection:
 
 
 @dataclass(frozen=True)
+class Regarding:
+    """An object that an event is about."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class PlannedEvent:
     """An event on a transition; the recorder drops repetitions."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    about: Regarding | None = None
+    """None for the object that was decided on."""
 
 
 @dataclass(frozen=True)

@@ -163,12 +163,12 @@ def taken() -> World:
     return world
 
 
-def an_accelerator(*, devices: int = 0, users: int = 0, crashing: bool = False) -> list[Object]:
+def an_accelerator(*, devices: int = 0, sick: int = 0, users: int = 0, crashing: bool = False) -> list[Object]:
     """Conditions of an AcceleratorResource."""
     going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if users else {}
     obj = {"metadata": {"name": "npu", "uid": "u", **going}, "spec": NPU.to_wire()}
-    amount = {"acme.com/npu": str(devices)}
-    node = {"metadata": {"name": "n"}, "status": {"capacity": amount, "allocatable": amount}}
+    amount, healthy = {"acme.com/npu": str(devices)}, {"acme.com/npu": str(devices - sick)}
+    node = {"metadata": {"name": "n"}, "status": {"capacity": amount, "allocatable": healthy}}
     state = {"waiting": {"reason": "CrashLoopBackOff"}}
     pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}
     made = accelerator.plan(
@@ -234,6 +234,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.READY: served,
     Reason.ACCEPTED: a_profile,
     Reason.ADVERTISED: lambda: an_accelerator(devices=1),
+    Reason.ALL_HEALTHY: lambda: an_accelerator(devices=1),
     Reason.NOT_COUNTED: accelerator_by_class,
     # the model
     Reason.UNKNOWN_SOURCE: lambda: failed("resolve", 64, "UnknownSource"),
@@ -271,6 +272,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.IN_USE: lambda: an_accelerator(devices=1, users=1),
     Reason.PLUGIN_NOT_READY: lambda: an_accelerator(crashing=True),
     Reason.NO_DEVICES: an_accelerator,
+    Reason.DEVICE_UNHEALTHY: lambda: an_accelerator(devices=2, sick=1),
     Reason.REFUSED: lambda: refused(Invalid(422, "Invalid", "spec.replicas: must be less than 5")),
     Reason.INTERNAL_ERROR: lambda: refused(ZeroDivisionError("division by zero")),
 }
@@ -297,6 +299,7 @@ def test_every_reason_has_its_scenario() -> None:
 
 
 def test_every_type_is_stated() -> None:
-    found = [served(), failed("build", 64, "UnsupportedModel"), deployed(), an_accelerator(), a_profile()]
+    accelerator_ = an_accelerator(devices=1)
+    found = [served(), failed("build", 64, "UnsupportedModel"), deployed(), accelerator_, a_profile()]
     stated_types = {entry["type"] for each in found for entry in conditions(each)}
     assert stated_types == set(ConditionType)

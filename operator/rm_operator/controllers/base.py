@@ -32,7 +32,7 @@ REWORD_SECONDS: Final = 60.0
 """A refusal is put in other words this often at most: a number in a message must not cause a write each time."""
 
 
-class _Changed(Enum):
+class Changed(Enum):
     """What carrying out a plan came to, but for the status."""
 
     NOTHING = auto()
@@ -97,7 +97,7 @@ class PlanningController(ABC):
         try:
             plan = await self._decide(obj, known, now)
             changed = await self._carry_out(key, obj, plan, known)
-            if changed is _Changed.CHILDREN:
+            if changed is Changed.CHILDREN:
                 # One status tells of the children and of what they make of it, instead of one after the other.
                 known = self._reading()
                 newest = self._of(key, known)
@@ -109,7 +109,7 @@ class PlanningController(ABC):
             told = key in self._told
             if plan.status is not None and (told or not plan.status_first):
                 written = await self._write(self._now(key, obj), plan.status)
-                if not written and not told and changed is _Changed.NOTHING:
+                if not written and not told and changed is Changed.NOTHING:
                     at_rest.remember(key, known.result, moment, plan.requeue_after)
             self._emit(obj, plan.events)
         except Exception as error:
@@ -132,7 +132,7 @@ class PlanningController(ABC):
         finally:
             self.__context.metrics.decide_seconds.labels(self.kind).observe(loop.time() - started)
 
-    async def _carry_out(self, key: Key, obj: Object, plan: Plan, known: Reading) -> "_Changed":
+    async def _carry_out(self, key: Key, obj: Object, plan: Plan, known: Reading) -> Changed:
         """Everything of ``plan`` but the status that comes last; returns what that changed."""
         client, stores = self.__context.client, self.__context.stores
         first = plan.status_first and plan.status is not None
@@ -151,9 +151,9 @@ class PlanningController(ABC):
             resource = resource_of({"apiVersion": deletion.api_version, "kind": deletion.kind})
             await client.delete(resource, deletion.namespace or None, deletion.name, uid=deletion.uid)
         if first or plan.protect or plan.delete:
-            return _Changed.MORE
+            return Changed.MORE
         same = all(each.action is Action.UNCHANGED for each in applied)
-        return _Changed.NOTHING if same else _Changed.CHILDREN
+        return Changed.NOTHING if same else Changed.CHILDREN
 
     async def _tell(self, key: Key, obj: Object, error: Exception) -> None:
         """Have the status and an Event say why ``error`` stands in the way of ``obj``, if a person should know."""

@@ -1,20 +1,25 @@
 """Controller of ModelDeployments."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Final
 
 from rm_api import names
 from rm_api.conditions import Reason
 
 from rm_operator.context import Context
-from rm_operator.controllers.base import PlanningController
+from rm_operator.controllers.allowance import Allowance
+from rm_operator.controllers.base import Changed, PlanningController
+from rm_operator.controllers.capacity import Owner
 from rm_operator.controllers.fleet import Fleet
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, owners_of, scoped
 from rm_operator.controllers.reading import InNamespace, Reading
+from rm_operator.controllers.sickness import Sickness
 from rm_operator.kube.client import Object
+from rm_operator.kube.reports import Reports
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
@@ -39,6 +44,9 @@ from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
+REMOVED_AT_ONCE: Final = 100
+REMOVED_PER_SECOND: Final = 10.0
+"""Pods that kubelets refused, of all deployments together: they come as fast as pods can be made."""
 _PROTECTED = (ACCELERATOR_RESOURCES, BUILD_PROFILES)
 _CHILDREN = (CONTROLLERREVISIONS, DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, JOBS, SERVICES)
 
@@ -48,10 +56,14 @@ class ModelDeploymentController(PlanningController):
 
     resource = MODEL_DEPLOYMENTS
 
-    def __init__(self, context: Context, settings: Settings) -> None:
+    def __init__(self, context: Context, settings: Settings, reports: Reports) -> None:
         super().__init__(context)
         self._settings = settings
-        self._fleet = Fleet(context.stores, lambda owner: context.queue.add(Key(self.kind, *owner)))
+        self._admission_failures = context.metrics.admission_failures
+        self._removals = Allowance(most=REMOVED_AT_ONCE, per_second=REMOVED_PER_SECOND)
+        wake: Callable[[Owner], None] = lambda owner: context.queue.add(Key(self.kind, *owner))  # noqa: E731
+        self._fleet = Fleet(context.stores, wake)
+        self._sickness = Sickness(reports, context.stores, wake)
         concerned = _Concerned(context.stores[MODEL_DEPLOYMENTS])
         self.watches = (
             *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
@@ -80,6 +92,7 @@ class ModelDeploymentController(PlanningController):
         known.note(*self._fleet.places(obj))
         # A promise lasts as long as the build may.
         known[BUILD_ARTIFACTS].note((namespace, (obj.get("status") or {}).get("artifact") or ""))
+        pods = known[PODS].by_index("deployment", scoped(namespace, name))
         snapshot = planner.DeploymentSnapshot(
             deployment=obj,
             sharers=known[MODEL_DEPLOYMENTS].uids_by_index("source", source),
@@ -91,7 +104,7 @@ class ModelDeploymentController(PlanningController):
             artifacts=InNamespace(known[BUILD_ARTIFACTS], namespace),
             revisions=revisions,
             variants=known[DEPLOYMENTS].by_index("owner", uid),
-            pods=known[PODS].by_index("deployment", scoped(namespace, name)),
+            pods=pods,
             service=service,
             routed_pods=frozenset(
                 endpoint["targetRef"]["name"]
@@ -108,11 +121,21 @@ class ModelDeploymentController(PlanningController):
                 for resource in _PROTECTED
                 for _, name in known[resource].keys_by_index("leaving", "true")
             ),
+            sick=self._sickness.of(pods, known),
+            used_outside=self._sickness.used_outside(pods, known),
+            removals=self._removals.left(now),
         )
         plan = planner.plan(snapshot, now)
         later = self._fleet.settle(obj, plan.placement, now)
         moments = [each for each in (plan.requeue_after, later) if each is not None]
         return replace(plan, requeue_after=min(moments, default=None))
+
+    async def _carry_out(self, key: Key, obj: Object, plan: Plan, known: Reading) -> Changed:
+        self._removals.take(sum(plan.cleared.values()))
+        changed = await super()._carry_out(key, obj, plan, known)
+        for (resource, reason), number in plan.cleared.items():
+            self._admission_failures.labels(resource, reason).inc(number)
+        return changed
 
 
 async def _named(obj: Object, resource: Resource, known: Reading) -> Object | None:

@@ -14,7 +14,7 @@ from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import building, replacement, rollout, serving
+from rm_operator.plan import building, rejected, replacement, rollout, serving
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.model import (
     Object,
@@ -26,6 +26,7 @@ from rm_operator.plan.model import (
     to_timestamp,
     uid_of,
 )
+from rm_operator.plan.rejected import rejection_of
 from rm_operator.plan.rollout import Bounds, Count, Step
 from rm_operator.plan.state import State
 from rm_operator.plan.trouble import Trouble, trouble
@@ -59,10 +60,10 @@ def serve(state: State) -> bool:
 
     ready = sum(map(serving.serves, mine))
     if ready >= spec.replicas:
-        message = f"{ready} of {spec.replicas} pods ready on {variant.accelerator}"
-        state.conditions.set(
-            ConditionType.AVAILABLE, True, Reason.SERVING, message if spec.replicas else "scaled to zero"
+        message = (
+            f"{ready} of {spec.replicas} pods ready on {variant.accelerator}" if spec.replicas else "scaled to zero"
         )
+        state.conditions.set(ConditionType.AVAILABLE, True, Reason.SERVING, _with_refusals(state, message))
         return True
     _say_what_is_missing(state, variant, current, mine, old)
     return False
@@ -145,7 +146,7 @@ def _say_what_is_missing(
     unready = [
         pod
         for pod in snapshot.pods_of(variant.inputs_hash)
-        if not serving.is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+        if not serving.is_ready(pod) and not is_deleting(pod) and not _long_refused(state, pod)
     ]
     why = trouble(unready, requested_resource(variant.accelerator_spec))
     ailing = [pod for pod in unready if serving.is_live(pod) and uid_of(pod) in snapshot.sick]
@@ -157,7 +158,8 @@ def _say_what_is_missing(
         why = _in_a_cut_over(why, variant, old, [pod for pod in earlier if not serving.is_live(pod)], spec.rollout)
     serving_still = sum(map(serving.serves, earlier))
     meanwhile = f"; {serving_still} pods of the previous variant keep serving" if serving_still else ""
-    message = f"{ready} of {spec.replicas} pods ready: {why.message}{meanwhile}"
+    outside = "".join(f"; {said}" for pod in unready if (said := snapshot.used_outside.get(uid_of(pod))) is not None)
+    message = _with_refusals(state, f"{ready} of {spec.replicas} pods ready: {why.message}{outside}{meanwhile}")
 
     limit = timedelta(seconds=spec.rollout.deadline_seconds)
     due = _last_progress(state, current, mine) + limit
@@ -169,6 +171,21 @@ def _say_what_is_missing(
         return
     state.requeue((due - state.now).total_seconds())
     state.conditions.set(ConditionType.AVAILABLE, False, why.reason, message)
+
+
+def _long_refused(state: State, pod: Object) -> bool:
+    """True if a kubelet refused the pod a while ago: what keeps those from being ready that came after it is news."""
+    rejection = rejection_of(pod)
+    if rejection is None:
+        return False
+    until = rejection.at + rejected.BATCH_SECONDS
+    if until > state.now:
+        state.requeue((until - state.now).total_seconds())
+    return until <= state.now
+
+
+def _with_refusals(state: State, message: str) -> str:
+    return "; ".join([message, *(said for said in state.refused if said not in message)])
 
 
 def _in_a_cut_over(

@@ -13,7 +13,18 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
 from rm_api.kinds.model_deployment import ModelFacts, Placement, VariantStatus
 
-from rm_operator.plan import autoscaler, building, cutover, in_use, replacement, resolve, routing, serving, suspension
+from rm_operator.plan import (
+    autoscaler,
+    building,
+    cutover,
+    in_use,
+    rejected,
+    replacement,
+    resolve,
+    routing,
+    serving,
+    suspension,
+)
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
@@ -37,6 +48,11 @@ def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
         now,
     )
     state.delete += [deletion_of(leftover) for leftover in snapshot.leftovers]
+    said_before = (snapshot.deployment.get("status") or {}).get("conditions") or ()
+    clearing = rejected.clear(snapshot.pods, said_before, now, removals=snapshot.removals)
+    state.refused = clearing.said
+    state.delete += clearing.delete
+    state.requeue(clearing.after)
     if state.spec.suspend:
         suspension.suspend(state)
     else:
@@ -44,7 +60,7 @@ def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
         replacement.tell(state)
     routing.route(state)
     autoscaler.autoscale(state)
-    return _finish(state)
+    return _finish(state, clearing)
 
 
 def _walk(state: State) -> None:
@@ -118,7 +134,7 @@ _STEPS: tuple[tuple[Callable[[State], bool], ConditionType, Reason], ...] = (
 _PARTS = (*(condition for _, condition, _ in _STEPS), ConditionType.ROUTED)
 
 
-def _finish(state: State) -> Plan:
+def _finish(state: State, clearing: rejected.Clearing) -> Plan:
     snapshot, conditions = state.snapshot, state.conditions
     url = serving.url(snapshot.deployment, snapshot.settings)
     conditions.roll_up(_PARTS, ready_message=f"serving at {url}")
@@ -143,8 +159,9 @@ def _finish(state: State) -> Plan:
         protect=tuple(state.protect),
         status={key: value for key, value in status.items() if value is not None},
         status_first=state.status_first,
-        events=conditions.transitions(),
+        events=(*conditions.transitions(), *clearing.events),
         requeue_after=state.requeue_after,
+        cleared=clearing.cleared,
         placement=state.placement,
     )
 

@@ -5,7 +5,7 @@ and deterministic. The controllers gather the snapshot and carry the plan out.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -81,6 +81,8 @@ class Plan:
     events: tuple[PlannedEvent, ...] = ()
     requeue_after: float | None = None
     """Seconds until the object is looked at again though nothing changes."""
+    cleared: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Of what is deleted, pods that kubelets had refused: how many, by resource and the kubelet's reason."""
     placement: PlacementResult | None = None
     """Where a deployment was placed, for those who keep count of devices; None where nothing was decided."""
 

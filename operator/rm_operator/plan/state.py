@@ -55,6 +55,8 @@ class DeploymentSnapshot:
     """Kind and name of those that are being deleted: whoever uses them may stay, and nobody comes."""
     sick: Mapping[str, UnhealthyUse] = field(default_factory=dict)
     """Devices that are not well, by the uid of the pod that has one."""
+    used_outside: Mapping[str, str] = field(default_factory=dict)
+    """Devices that something outside of Kubernetes uses and that a pod that is not ready has: in words, by its uid."""
     removals: int = 0
     """Pods that kubelets refused that may be deleted now."""
 
@@ -82,6 +84,8 @@ class State:
     protect: list[Protection] = field(default_factory=list)
     active: dict[str, bool] = field(default_factory=dict)
     """Whether the Service is to select a pod, by its uid, where that was decided."""
+    refused: tuple[str, ...] = ()
+    """Which nodes refuse its pods, and why."""
     fates: dict[str, str] = field(default_factory=dict)
     """What becomes of pods whose device is not well, by their uid, in words."""
     requeue_after: float | None = None

@@ -1,5 +1,6 @@
 """Why serving pods are not ready: the most telling reason that the pods themselves give."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan.attempt import PULL_PROBLEMS
 from rm_operator.plan.model import Object, name_of
+from rm_operator.plan.rejected import Rejection, rejection_of, told
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,18 @@ def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Troubl
     """The most telling reason why pods of a variant are not ready; Starting where nothing is wrong."""
     if not variant_pods:
         return Trouble(Reason.STARTING, "the pods are being made")
-    found = [_trouble_of(pod, resource_name) for pod in sorted(variant_pods, key=name_of)]
+    refused = {name_of(pod): rejection for pod in variant_pods if (rejection := rejection_of(pod)) is not None}
+    nodes = Counter(each.node for each in refused.values())
+    found = [
+        _rejected(refused[name_of(pod)], nodes) if name_of(pod) in refused else _trouble_of(pod, resource_name)
+        for pod in sorted(variant_pods, key=name_of)
+    ]
     return min(found, key=lambda each: (each.reason is Reason.STARTING, each.reason is Reason.NO_DEVICE))
 
 
 def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
     status = pod.get("status") or {}
     name = name_of(pod)
-    if status.get("reason") == "UnexpectedAdmissionError":
-        return Trouble(
-            Reason.NO_DEVICE, f"{name}: the kubelet could not allocate a device: {status.get('message', '')}"
-        )
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = condition.get("message", "")
@@ -62,6 +65,11 @@ def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
         None,
     )
     return Trouble(Reason.STARTING, f"{name}: {stage} runs" if stage else f"{name} is starting")
+
+
+def _rejected(rejection: Rejection, nodes: Mapping[str, int]) -> Trouble:
+    reason = Reason.NO_DEVICE if rejection.lacks_device else Reason.UNSCHEDULABLE
+    return Trouble(reason, told(rejection, again=nodes[rejection.node] > 1))
 
 
 def _lacks_devices(message: str, resource_name: str) -> bool:

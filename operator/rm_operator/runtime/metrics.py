@@ -170,6 +170,12 @@ class Metrics:
         self.devices = Gauge(
             "rm_operator_devices", "Devices of all accelerators", ["type", "vendor", "state"], registry=r
         )
+        self.admission_failures = Counter(
+            "rm_operator_admission_failures",
+            "Serving pods that kubelets had refused to run, when they are cleared away",
+            ["resource", "reason"],
+            registry=r,
+        )
         self.events = Counter("rm_operator_events", "Kubernetes Events by fate", ["result"], registry=r)
         self.loop_lag = Gauge("rm_operator_event_loop_lag_seconds", "Worst delay of the event loop lately", registry=r)
 

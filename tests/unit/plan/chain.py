@@ -108,7 +108,7 @@ class World:
         for part, ours in self._set[key].items():
             intent = metadata.get(part, {})
             others = {name: value for name, value in before["metadata"].get(part, {}).items() if name not in ours}
-            if others or intent:
+            if others or intent or part in before["metadata"]:
                 merged[part] = {**others, **intent}
         return merged
 
@@ -287,7 +287,11 @@ class World:
                 self.remove("Pod", pod["metadata"]["name"])
         for each in self.of("Deployment"):
             self._replicate(each)
-        mine = [pod for pod in self.of("Pod") if names.LABEL_VARIANT in pod["metadata"]["labels"]]
+        mine = [
+            pod
+            for pod in self.of("Pod")
+            if names.LABEL_VARIANT in pod["metadata"]["labels"] and pod.get("status", {}).get("phase") != "Failed"
+        ]
         used = sum("nodeName" in pod["spec"] for pod in mine)
         for pod in mine:
             if "nodeName" not in pod["spec"] and used < devices:
@@ -434,6 +438,7 @@ class World:
             service=self.objects.get(("Service", name)),
             routed_pods=self.routed() if self.slices is None else self.slices,
             settings=SETTINGS,
+            removals=100,
             autoscaler=self.objects.get(("HorizontalPodAutoscaler", name)),
             unprotected={
                 (each["kind"], each["metadata"]["name"]): each

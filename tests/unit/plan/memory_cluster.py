@@ -9,9 +9,10 @@ replaced, so everybody may keep them.
 
 import asyncio
 import copy
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -278,6 +279,12 @@ class Surroundings:
         """Repository → what the artifact store answers."""
         self.ran: list[str] = []
         """Names of the Jobs that ran to their end, in order."""
+        self.unwell: set[int] = set()
+        """Numbers of the devices that are not healthy: the kubelet allocates others."""
+        self.allocated: dict[str, int] = {}
+        """uid of a pod → number of its device."""
+        self.refusing = 0
+        """So many of the next pods the kubelet refuses."""
         node = {
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"},
             "status": {word: {"acme.com/npu": str(devices)} for word in ("capacity", "allocatable")},
@@ -302,6 +309,13 @@ class Surroundings:
     def parts(self) -> tuple[Callable[[], None], ...]:
         """Everybody that acts, each on its own."""
         return self.collect, self.run_jobs, self.route, self.replicate, self.start_pods
+
+    def devices_are(self, unwell: Iterable[int], *, number: int | None = None) -> None:
+        """From now on these devices are not well; pods that have one run on, and are told of."""
+        self.unwell, self.devices = set(unwell), self.devices if number is None else number
+        counts = {"capacity": self.devices, "allocatable": self.devices - len(self.unwell)}
+        status = {word: {"acme.com/npu": str(count)} for word, count in counts.items()}
+        self.api.update(("Node", "", "node"), lambda live: live.update(status=status))
 
     def run_jobs(self) -> None:
         """The Job controller and the kubelet: first a Job's pod, then its end."""
@@ -384,12 +398,17 @@ class Surroundings:
         for pod in sorted(mine, key=_cost_of_ending)[: max(0, len(mine) - wanted)]:
             self.api.remove(_key(pod))
         taken = {pod["metadata"]["name"] for pod in mine}
-        for number in range(wanted):
+        for number in itertools.count():
+            if len(taken) >= wanted:
+                break
             name = f"{metadata['name']}-{number}"
-            if len(taken) < wanted and name not in taken and ("Pod", NAMESPACE, name) not in self.api.objects:
-                taken.add(name)
+            there = self.api.objects.get(("Pod", NAMESPACE, name))
+            if there is None:
                 labels = spec["template"]["metadata"]["labels"]
                 self._make_pod(name, labels, "ReplicaSet", "rs", f"rs-{metadata['uid']}", spec["template"])
+            if there is None or not _has_failed(there):
+                # One that is on its way out has its name until it is gone.
+                taken.add(name)
         mine = self.pods_of(deployment)
         status = {
             "observedGeneration": metadata["generation"], "replicas": len(mine), "updatedReplicas": len(mine),
@@ -405,12 +424,18 @@ class Surroundings:
             for pod in self.api.of("Pod")
             if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences") or ())
             and "deletionTimestamp" not in pod["metadata"]
+            and not _has_failed(pod)
         ]
 
     def start_pods(self) -> None:
         """The scheduler, and the kubelet for pods that serve."""
-        serving = [pod for pod in self.api.of("Pod") if names.LABEL_VARIANT in pod["metadata"]["labels"]]
-        used = sum(map(_devices, (pod for pod in serving if "nodeName" in pod["spec"])))
+        pods = [pod for pod in self.api.of("Pod") if names.LABEL_VARIANT in pod["metadata"]["labels"]]
+        serving = [pod for pod in pods if not _has_failed(pod)]
+        alive = {pod["metadata"]["uid"] for pod in serving}
+        self.allocated = {uid: number for uid, number in self.allocated.items() if uid in alive}
+        placed = [pod for pod in serving if "nodeName" in pod["spec"]]
+        on_sick = sum(self.allocated.get(pod["metadata"]["uid"]) in self.unwell for pod in placed)
+        used = sum(map(_devices, placed)) - on_sick
         for pod in serving:
             if "nodeName" in pod["spec"]:
                 if not is_ready(pod) and "starts" not in self.held:
@@ -418,11 +443,43 @@ class Surroundings:
                     conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": moment}]
                     status = {"phase": "Running", "conditions": conditions}
                     self.api.update(_key(pod), lambda live, status=status: live.update(status=status))  # type: ignore[misc]
-            elif used + _devices(pod) <= self.devices:
+            elif used + _devices(pod) <= self.devices - len(self.unwell):
+                if self.refusing and _devices(pod):
+                    self.refusing -= 1
+                    self.api.update(_key(pod), self._refuse)
+                    continue
                 used += _devices(pod)
+                if _devices(pod):
+                    taken = {*self.allocated.values(), *self.unwell}
+                    number = next(number for number in itertools.count() if number not in taken)
+                    self.allocated[pod["metadata"]["uid"]] = number
                 self.api.update(_key(pod), _scheduled)
             else:
                 self.api.update(_key(pod), _unschedulable)
+
+        self._tell_health()
+
+    def _refuse(self, pod: Object) -> None:
+        pod["spec"]["nodeName"] = "node"
+        message = "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate acme.com/npu"
+        started = to_timestamp(self.api.now)
+        pod["status"] = {
+            "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": message, "startTime": started
+        }  # fmt: skip
+
+    def _tell_health(self) -> None:
+        """The kubelet says in the pods' status how their devices are, once one is not well."""
+        for pod in self.api.of("Pod"):
+            number = self.allocated.get(pod["metadata"]["uid"])
+            status = pod.get("status") or {}
+            first, *others = status.get("containerStatuses") or [{"name": "engine", "image": "x"}]
+            if number is None or (number not in self.unwell and "allocatedResourcesStatus" not in first):
+                continue
+            health = "Unhealthy" if number in self.unwell else "Healthy"
+            told = {"name": "acme.com/npu", "resources": [{"resourceID": f"npu{number}", "health": health}]}
+            first = {**first, "allocatedResourcesStatus": [told]}
+            whole = {**status, "containerStatuses": [first, *others]}
+            self.api.update(_key(pod), lambda live, whole=whole: live.update(status=whole))  # type: ignore[misc]
 
     def route(self) -> None:
         """The EndpointSlice controller."""
@@ -455,6 +512,10 @@ def _cost_of_ending(pod: Object) -> tuple[bool, int, str]:
     """The order in which a ReplicaSet ends pods."""
     annotations = pod["metadata"].get("annotations") or {}
     return is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0)), pod["metadata"]["name"]
+
+
+def _has_failed(pod: Object) -> bool:
+    return bool(pod.get("status", {}).get("phase") == "Failed")
 
 
 def _scheduled(pod: Object) -> None:
@@ -648,6 +709,7 @@ class Installation:
         other.surroundings.__dict__ |= {
             "api": other.api, "held": set(self.surroundings.held), "ran": [],
             "outcomes": copy.deepcopy(self.surroundings.outcomes), "registry": dict(self.surroundings.registry),
+            "allocated": dict(self.surroundings.allocated), "unwell": set(self.surroundings.unwell),
         }  # fmt: skip
         other.watch, other.deaths, other._in_flight = lambda: None, 0, []
         other.replica = Replica(other.api, other.surroundings)

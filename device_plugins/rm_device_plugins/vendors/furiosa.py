@@ -8,7 +8,7 @@ from typing import Any
 from rm_device_plugins.config import parse
 from rm_device_plugins.device_nodes import character_device
 from rm_device_plugins.library import LibraryThread
-from rm_device_plugins.vendor import Device, DeviceNode, Discovery, Vendor, VendorError
+from rm_device_plugins.vendor import Device, DeviceNode, Discovery, Vendor, VendorError, common_firmware
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class FuriosaVendor(Vendor):
         super().__init__(settings)
         parse(FuriosaSettings, settings)
         self._thread = LibraryThread("furiosa-smi")
+        self._power_thread = LibraryThread("furiosa-smi, for power")
         self._library: Any = None
 
     async def prepare(self) -> None:
@@ -41,8 +42,12 @@ class FuriosaVendor(Vendor):
         found = self._library.list_devices()
         devices = tuple(map(self._device, found))
         driver = self._library.driver_info() if devices else None
-        version = f"{driver.major}.{driver.minor}.{driver.patch}" if driver is not None else ""
-        return Discovery(devices, driver=version, product=devices[0].product if devices else "")
+        return Discovery(
+            devices,
+            driver=_version(driver),
+            product=devices[0].product if devices else "",
+            firmware=common_firmware(devices),
+        )
 
     def _device(self, handle: Any) -> Device:
         about = handle.device_info()
@@ -62,4 +67,16 @@ class FuriosaVendor(Vendor):
             nodes=tuple(nodes),
             cause=cause,
             numa_nodes=(int(about.numa_node),) if int(about.numa_node) >= 0 else (),
+            firmware=_version(getattr(about, "firmware_version", None)),
         )
+
+    async def power(self) -> Mapping[str, float]:
+        """What the library says that the cards draw."""
+        return await self._power_thread.call(self._power) if self._library is not None else {}
+
+    def _power(self) -> dict[str, float]:
+        return {str(each.device_info().uuid): float(each.power_consumption()) for each in self._library.list_devices()}
+
+
+def _version(said: Any) -> str:
+    return f"{said.major}.{said.minor}.{said.patch}" if said is not None else ""

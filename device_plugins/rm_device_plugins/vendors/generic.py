@@ -12,7 +12,7 @@ from pathlib import Path
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes, read_attribute
 from rm_device_plugins.kubelet_api import MAX_DEVICE_ID
-from rm_device_plugins.vendor import Device, Discovery, Vendor, VendorError
+from rm_device_plugins.vendor import Device, Discovery, Failure, Trouble, Vendor, VendorError, common_firmware
 
 _NUMBER = re.compile(r"(\d+)\D*$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -33,6 +33,14 @@ class GenericSettings:
     """A file whose content says how the device is."""
     healthy: tuple[str, ...] = ()
     """Contents of ``healthFile`` that mean that all is well."""
+    transient: tuple[str, ...] = ()
+    """Contents that mean that it may recover by itself."""
+    needs_reset: tuple[str, ...] = ()
+    """Contents that mean that somebody has to reset it."""
+    dead: tuple[str, ...] = ()
+    """Contents that mean that it is to be replaced."""
+    firmware_file: str = ""
+    """A file that holds the firmware's version."""
     numa_file: str = ""
     """A file that holds the number of the NUMA node, such as ``/sys/class/accel/{name}/device/numa_node``."""
 
@@ -51,6 +59,17 @@ class GenericVendor(Vendor):
             raise ConfigError(f"{relative[0]!r} is no absolute path")
         if bool(self._wanted.health_file) != bool(self._wanted.healthy):
             raise ConfigError("healthFile and healthy belong together: give both or none")
+        self._failures = {
+            **dict.fromkeys(self._wanted.transient, Failure.TRANSIENT),
+            **dict.fromkeys(self._wanted.needs_reset, Failure.NEEDS_RESET),
+            **dict.fromkeys(self._wanted.dead, Failure.DEAD),
+        }
+        if self._failures and not self._wanted.health_file:
+            raise ConfigError("transient, needsReset and dead are contents of healthFile, which is not given")
+        named = (*self._wanted.healthy, *self._wanted.transient, *self._wanted.needs_reset, *self._wanted.dead)
+        twice = next((content for content in named if named.count(content) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"{twice!r} is said to mean two things of healthy, transient, needsReset and dead")
 
     async def discover(self) -> Discovery:
         """Looks for the paths. None at all is no failure: a node may have none of these devices."""
@@ -65,15 +84,18 @@ class GenericVendor(Vendor):
         for position, (real, path) in enumerate(sorted(found.items())):
             number = _NUMBER.search(os.path.basename(real))
             serial, cause = self._identity(real, path)
+            trouble, firmware = Trouble(cause), ""
             numa: tuple[int, ...] = ()
             nodes = shared
             try:
                 nodes = (character_device(path), *shared)
                 if self._wanted.numa_file:
                     numa = numa_nodes(read_attribute(_file(self._wanted.numa_file, real)))
-                cause = cause or self._trouble(real)
+                if self._wanted.firmware_file:
+                    firmware = read_attribute(_file(self._wanted.firmware_file, real))
+                trouble = trouble or self._trouble(real)
             except VendorError as error:
-                cause = str(error)
+                trouble = Trouble(str(error))
             devices.append(
                 Device(
                     id=_short(serial),
@@ -81,11 +103,13 @@ class GenericVendor(Vendor):
                     serial=serial,
                     product=self._wanted.product,
                     nodes=nodes,
-                    cause=cause,
+                    cause=trouble.cause,
                     numa_nodes=numa,
+                    failure=trouble.failure,
+                    firmware=firmware,
                 )
             )
-        return Discovery(tuple(devices), product=self._wanted.product)
+        return Discovery(tuple(devices), product=self._wanted.product, firmware=common_firmware(devices))
 
     def _identity(self, real: str, path: str) -> tuple[str, str]:
         """The serial, and why the device cannot be trusted where it cannot be read."""
@@ -94,11 +118,14 @@ class GenericVendor(Vendor):
         serial = read_attribute(_file(self._wanted.serial_file, real))
         return (serial, "") if serial else (path.strip("/"), "its serial is empty")
 
-    def _trouble(self, real: str) -> str:
+    def _trouble(self, real: str) -> Trouble:
         if not self._wanted.health_file:
-            return ""
-        said = read_attribute(_file(self._wanted.health_file, real))
-        return "" if said in self._wanted.healthy else f"{_file(self._wanted.health_file, real)} says {said!r}"
+            return Trouble()
+        file = _file(self._wanted.health_file, real)
+        said = read_attribute(file)
+        if said in self._wanted.healthy:
+            return Trouble()
+        return Trouble(f"{file} says {said!r}", self._failures.get(said, Failure.UNKNOWN))
 
 
 def _paths(patterns: Iterable[str]) -> list[str]:

@@ -10,20 +10,36 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes
+from rm_device_plugins.logs import Log
 from rm_device_plugins.tool import run_tool
-from rm_device_plugins.vendor import Allocation, Device, DeviceNode, Discovery, Vendor, VendorError
+from rm_device_plugins.vendor import (
+    Allocation,
+    Device,
+    DeviceNode,
+    Discovery,
+    Failure,
+    Trouble,
+    Vendor,
+    VendorError,
+    common_firmware,
+)
+
+log = Log("rebellions")
 
 ENV_VISIBLE: Final = "RBLN_VISIBLE_DEVICES"
 GROUP_NODE: Final = "/dev/rsd0"
 _LOCK_POLL_SECONDS: Final = 0.05
 _WELL: Final = frozenset({"ready", "busy", "0", "1"})
 """Busy is well: a device that computes. By number only these two mean the same to all versions of the driver."""
+_BUSY: Final = frozenset({"busy", "1"})
+_PASSING: Final = frozenset({"init", "probing", "finish"})
+"""States between others. What ends a fault is not documented."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +68,46 @@ class RebellionsVendor(Vendor):
         status = await self._status()
         try:
             devices = tuple(map(self._device, status["devices"]))
-            product = devices[0].product if devices else ""
-            return Discovery(devices, driver=str(status["KMD_version"]), product=product)
+            found = Discovery(
+                devices,
+                driver=str(status["KMD_version"]),
+                product=devices[0].product if devices else "",
+                firmware=common_firmware(devices),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise VendorError(f"the status tool's answer makes no sense: {error!r}") from error
+        return replace(found, devices=await self._with_groups(devices))
+
+    async def _with_groups(self, devices: tuple[Device, ...]) -> tuple[Device, ...]:
+        """The devices, with what uses the RSD group that one is in: whoever works with one member has all of them."""
+        busy = {device.index for device in devices if device.out_of_band}
+        if not busy:
+            return devices
+        try:
+            groups = await self._groups()
+        except VendorError as error:
+            # Nobody's health depends on it.
+            log.warning("RSD groups are not known", cause=str(error))
+            return devices
+        uses = {
+            index: f"RSD group {number}, of which {', '.join(map(str, sorted(members & busy)))} is BUSY"
+            for number, members in groups.items()
+            for index in members
+            if members & busy
+        }
+        return tuple(replace(device, out_of_band=uses.get(device.index, device.out_of_band)) for device in devices)
+
+    async def _groups(self) -> dict[int, set[int]]:
+        """Indexes of devices by the number of their RSD group."""
+        groups: dict[int, set[int]] = {}
+        for raw in (await self._status("-g")).get("devices") or []:
+            try:
+                groups.setdefault(int(raw["group_id"]), set()).add(int(raw["npu"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise VendorError(f"the status tool's answer makes no sense: {error!r}") from error
+        # Group 0 is where devices without a group are.
+        groups.pop(0, None)
+        return groups
 
     async def _status(self, *options: str) -> dict[str, Any]:
         output = await run_tool([*self._wanted.status_tool, *options, "-j"])
@@ -69,32 +121,39 @@ class RebellionsVendor(Vendor):
 
     def _device(self, raw: dict[str, Any]) -> Device:
         name = str(raw["device"])
-        cause = ""
+        trouble, busy = self._state(name)
         nodes: tuple[DeviceNode, ...] = ()
         try:
             nodes = (character_device(f"{self._wanted.dev_root}/{name}", f"/dev/{name}"),)
         except VendorError as error:
-            cause = str(error)
+            trouble = Trouble(str(error))
         return Device(
             id=str(raw["uuid"]),
             index=int(raw["npu"]),
             serial=str(raw["sid"]),
             product=str(raw["name"]),
             nodes=nodes,
-            cause=cause or self._trouble(name),
+            cause=trouble.cause,
             numa_nodes=numa_nodes(str(raw["pci"]["numa_node"])),
             group=str(raw["sid"]),
+            failure=trouble.failure,
+            firmware=str(raw.get("fw_ver", "")),
+            out_of_band="the driver reports it as BUSY" if busy else "",
         )
 
-    def _trouble(self, name: str) -> str:
+    def _state(self, name: str) -> tuple[Trouble, bool]:
+        """What is wrong with the device, and whether it computes."""
         file = Path(self._wanted.sys_root, "class", "rebellions", name, "status")
         try:
             said = file.read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             # What cannot be asked is not assumed to be well.
-            return f"{file}: {error.strerror}"
-        words = said.lower().split()
-        return "" if words and _WELL.intersection(words) else f"the driver reports its state as {said or 'nothing'}"
+            return Trouble(f"{file}: {error.strerror}"), False
+        words = set(said.lower().split())
+        if words & _WELL:
+            return Trouble(), bool(words & _BUSY)
+        failure = Failure.TRANSIENT if words & _PASSING else Failure.UNKNOWN
+        return Trouble(f"the driver reports its state as {said or 'nothing'}", failure), False
 
     async def allocate(self, devices: Sequence[Device]) -> Allocation:
         """Puts several devices into one RSD group, and names the devices to the engine."""
@@ -131,14 +190,7 @@ class RebellionsVendor(Vendor):
 
         Raises VendorError where a group would lose some devices of it, and keep others: somebody works with it.
         """
-        groups: dict[int, set[int]] = {}
-        for raw in (await self._status("-g")).get("devices") or []:
-            try:
-                groups.setdefault(int(raw["group_id"]), set()).add(int(raw["npu"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise VendorError(f"the status tool's answer makes no sense: {error!r}") from error
-        # Group 0 is where devices without a group are.
-        groups.pop(0, None)
+        groups = await self._groups()
         overlapping = {number: members for number, members in groups.items() if members & wanted}
         for number, members in overlapping.items():
             if members == wanted:

@@ -77,4 +77,16 @@ class UpmemVendor(Vendor):
             cause=cause,
             numa_nodes=numa,
             group=module,
+            out_of_band=_use(rank),
         )
+
+
+def _use(rank: Path) -> str:
+    """Whether somebody has taken the rank: the driver counts, and does not say who it is."""
+    try:
+        owned, users = read_attribute(rank / "is_owned"), read_attribute(rank / "usage_count")
+    except VendorError:
+        return ""
+    if owned in ("", "0"):
+        return ""
+    return f"a program that owns the rank (usage count {users or 'not known'})"

@@ -69,6 +69,24 @@ def test_health_and_numa_node_are_read(tmp_path: Path) -> None:
     assert [device.numa_nodes for device in found.devices] == [(), (1,), (1,)]
 
 
+def test_what_helps_is_what_the_configuration_says_of_the_files_content(tmp_path: Path) -> None:
+    for number, state in enumerate(("ok", "warm", "hung", "burnt", "odd")):
+        make_node(tmp_path / f"dev/accel{number}")
+        (tmp_path / f"sys/accel{number}").mkdir(parents=True)
+        (tmp_path / f"sys/accel{number}/state").write_text(state)
+        (tmp_path / f"sys/accel{number}/fw").write_text("2.7\n")
+    found = GenericVendor(
+        {
+            "match": [f"{tmp_path}/dev/accel*"], "healthFile": f"{tmp_path}/sys/{{name}}/state", "healthy": ["ok"],
+            "transient": ["warm"], "needsReset": ["hung"], "dead": ["burnt"],
+            "firmwareFile": f"{tmp_path}/sys/{{name}}/fw",
+        }
+    )._discover()  # fmt: skip
+    helps = [device.failure.value for device in found.devices if device.cause]
+    assert helps == ["Transient", "NeedsReset", "Dead", "Unknown"]
+    assert (found.firmware, found.devices[0].firmware) == ("2.7", "2.7")
+
+
 def test_what_is_no_device_node_is_unhealthy(tmp_path: Path) -> None:
     (tmp_path / "accel0").write_text("a file")
     (device,) = GenericVendor({"match": [f"{tmp_path}/accel*"]})._discover().devices
@@ -83,6 +101,11 @@ def test_what_is_no_device_node_is_unhealthy(tmp_path: Path) -> None:
         ({"match": ["dev/x"]}, "'dev/x' is no absolute path"),
         ({"match": ["/dev/x"], "nodes": ["y"]}, "'y' is no absolute path"),
         ({"match": ["/dev/x"], "healthFile": "/f"}, "belong together"),
+        ({"match": ["/dev/x"], "dead": ["x"]}, "transient, needsReset and dead are contents of healthFile"),
+        (
+            {"match": ["/dev/x"], "healthFile": "/f", "healthy": ["ok"], "dead": ["x"], "transient": ["x"]},
+            "'x' is said to mean two things",
+        ),
     ],
 )
 def test_generic_settings_that_are_wrong(settings: dict[str, object], says: str) -> None:
@@ -129,11 +152,29 @@ async def test_ranks_are_found(tmp_path: Path) -> None:
     found.check()
 
 
-async def test_a_rank_in_use_is_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("owned", "count", "use"),
+    [
+        ("0", "0", ""),
+        ("1", "1", "a program that owns the rank (usage count 1)"),
+        ("1", "", "a program that owns the rank (usage count not known)"),
+        ("", "", ""),
+    ],
+)
+async def test_a_rank_in_use_is_well(tmp_path: Path, owned: str, count: str, use: str) -> None:
     make_node(tmp_path / "dev/dpu_rank0")
-    (rank(tmp_path, 0, "D1", 0) / "is_owned").write_text("1\n")
+    directory = rank(tmp_path, 0, "D1", 0)
+    (directory / "is_owned").write_text(f"{owned}\n")
+    (directory / "usage_count").write_text(f"{count}\n")
     (device,) = (await upmem(tmp_path).discover()).devices
-    assert device.cause == ""
+    assert (device.cause, device.out_of_band) == ("", use)
+
+
+async def test_a_driver_that_does_not_tell_of_owners(tmp_path: Path) -> None:
+    make_node(tmp_path / "dev/dpu_rank0")
+    (rank(tmp_path, 0, "D1", 0) / "is_owned").unlink()
+    (device,) = (await upmem(tmp_path).discover()).devices
+    assert (device.cause, device.out_of_band) == ("", "")
 
 
 async def test_a_rank_without_its_node_is_unhealthy_alone(tmp_path: Path) -> None:

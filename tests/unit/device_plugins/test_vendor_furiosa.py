@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vendor_process import VendorProcess, causes, make_node
+from vendor_process import VendorProcess, causes, make_node, troubles
 
 
 def test_the_vendors_library_without_devices() -> None:
@@ -18,9 +18,10 @@ def test_the_vendors_library_without_devices() -> None:
 def npu(tmp_path: Path, index: int, **state: Any) -> dict[str, Any]:
     info = {
         "uuid": f"A76AAD68-6855-40B1-9E86-D080852D1C8{index}", "index": index, "serial": f"RNGD000{index}",
-        "name": "RNGD", "numa_node": index,
+        "name": "RNGD", "numa_node": index, "firmware_version": "1.8.2",
     }  # fmt: skip
-    return {"info": info, "files": [str(tmp_path / f"dev/rngd/npu{index}pe0-7")], "alive": True, **state}
+    files = [str(tmp_path / f"dev/rngd/npu{index}pe0-7")]
+    return {"info": info, "files": files, "alive": True, "watts": 41.5 + index, **state}
 
 
 @contextmanager
@@ -37,11 +38,12 @@ def test_devices_are_found(tmp_path: Path) -> None:
         make_node(tmp_path / f"dev/rngd/npu{index}pe0-7")
     with stand_in(tmp_path, devices=[npu(tmp_path, 0), npu(tmp_path, 1, alive=False)]) as vendor:
         found = vendor.discover()
-    assert (found["driver"], found["product"]) == ("2026.1.2", "RNGD")
+        assert list(vendor.power().values()) == [41.5, 42.5]
+    assert (found["driver"], found["firmware"], found["product"]) == ("2026.1.2", "1.8.2", "RNGD")
     first, second = found["devices"]
     assert (first["serial"], first["index"], first["numa_nodes"]) == ("RNGD0000", 0, [0])
     assert first["nodes"][0]["container_path"] == str(tmp_path / "dev/rngd/npu0pe0-7")
-    assert causes(found) == {first["id"]: "", second["id"]: "the driver says that it does not answer"}
+    assert troubles(found) == {second["id"]: ("the driver says that it does not answer", "Unknown")}
 
 
 def test_one_device_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:

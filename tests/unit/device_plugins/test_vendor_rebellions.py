@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rm_device_plugins.config import ConfigError
 from rm_device_plugins.vendors.rebellions import RebellionsVendor
-from vendor_process import VendorProcess, causes, make_node
+from vendor_process import VendorProcess, causes, make_node, troubles
 
 STAND_IN = '''#!{python}
 """Stand-in for rbln-smi."""
@@ -90,23 +90,49 @@ def test_devices_are_found(host: Host) -> None:
     assert (found["driver"], found["product"]) == ("2.0.1", "RBLN-CA25")
     last = found["devices"][3]
     assert (last["id"], last["index"], last["serial"], last["numa_nodes"]) == ("uuid-3", 3, "CARD1", [1])
+    assert (found["firmware"], last["firmware"], last["out_of_band"]) == ("1.0", "1.0", "")
     assert (last["group"], last["nodes"][0]["container_path"]) == ("CARD1", "/dev/rbln3")
     assert set(causes(found).values()) == {""}
 
 
 @pytest.mark.parametrize(
-    ("status", "well"),
+    ("status", "failure"),
     [
-        ("READY", True), ("1 BUSY", True), ("0", True), ("1", True),
-        ("INIT", False), ("PROBING", False), ("2", False), ("3 FAULT", False), ("3", False), ("", False),
+        ("READY", ""), ("1 BUSY", ""), ("0", ""), ("1", ""),
+        ("INIT", "Transient"), ("PROBING", "Transient"), ("4 FINISH", "Transient"),
+        ("2", "Unknown"), ("3 FAULT", "Unknown"), ("3", "Unknown"), ("", "Unknown"),
     ],
 )  # fmt: skip
-def test_what_the_driver_says_of_a_device(host: Host, status: str, well: bool) -> None:
+def test_what_the_driver_says_of_a_device(host: Host, status: str, failure: str) -> None:
     host.status(1, status)
     with host.vendor() as vendor:
-        found = causes(vendor.discover())
-    assert found["uuid-0"] == ""
-    assert found["uuid-1"] == ("" if well else f"the driver reports its state as {status or 'nothing'}")
+        found = troubles(vendor.discover())
+    said = f"the driver reports its state as {status or 'nothing'}"
+    assert found == ({"uuid-1": (said, failure)} if failure else {})
+
+
+def uses(vendor: VendorProcess) -> list[str]:
+    return [device["out_of_band"] for device in vendor.discover()["devices"]]
+
+
+def test_a_device_that_computes_is_in_use_and_so_is_all_of_its_group(host: Host) -> None:
+    with host.vendor() as vendor:
+        vendor.allocate("uuid-0", "uuid-1")
+        assert uses(vendor) == ["", "", "", ""], "a group alone computes nothing"
+        host.status(0, "BUSY")
+        host.status(3, "1 BUSY")
+        group = "RSD group 1, of which 0 is BUSY"
+        assert uses(vendor) == [group, group, "", "the driver reports it as BUSY"]
+
+
+def test_groups_that_cannot_be_asked_for_make_nobody_sick(host: Host) -> None:
+    tool = host.tool.read_text()
+    host.tool.write_text(tool.replace("import json, sys", "import json, sys\nif '-g' in sys.argv: sys.exit('too old')"))
+    host.status(0, "BUSY")
+    with host.vendor() as vendor:
+        found = vendor.discover()
+    assert troubles(found) == {}
+    assert found["devices"][0]["out_of_band"] == "the driver reports it as BUSY"
 
 
 def test_a_state_that_cannot_be_read_is_not_taken_for_well(host: Host) -> None:

@@ -17,10 +17,14 @@ class Device:
     raw: dict[str, Any]
 
     def device_info(self) -> Any:
-        return SimpleNamespace(**self.raw["info"])
+        info = {**self.raw["info"], "firmware_version": _version(self.raw["info"]["firmware_version"])}
+        return SimpleNamespace(**info)
 
     def device_files(self) -> list[Any]:
         return [SimpleNamespace(path=path, cores=[0]) for path in self.raw["files"]]
+
+    def power_consumption(self) -> float:
+        return float(self.raw["watts"])
 
     def liveness(self) -> bool:
         if "error" in self.raw:
@@ -38,5 +42,9 @@ def list_devices() -> list[Device]:
 
 
 def driver_info() -> Any:
-    major, minor, patch = _state()["driver"].split(".")
+    return _version(_state()["driver"])
+
+
+def _version(text: str) -> Any:
+    major, minor, patch = text.split(".")
     return SimpleNamespace(major=int(major), minor=int(minor), patch=int(patch), metadata="", prerelease="")

@@ -265,29 +265,42 @@ def uid(prefix: str, number: int) -> str:
 
 
 def managed_fields(obj: Mapping[str, Any], manager: str, *, subresource: str = "") -> Object:
-    """A managedFields entry that owns ``obj``, of about the size that the API server's own has."""
-    owned = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
+    """A managedFields entry that owns what ``obj`` says, of about the size that the API server's own has."""
+    said = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind", "metadata")}
+    metadata = {name: value for name, value in obj.get("metadata", {}).items() if name in _OWNED_METADATA}
     entry = {
         "manager": manager, "operation": "Apply", "apiVersion": obj["apiVersion"], "time": CREATED,
-        "fieldsType": "FieldsV1", "fieldsV1": _fields(owned),
+        "fieldsType": "FieldsV1", "fieldsV1": _fields(({"metadata": metadata} if metadata else {}) | said),
     }  # fmt: skip
     return entry | ({"subresource": subresource} if subresource else {})
 
 
-def _fields(value: Mapping[str, Any]) -> Object:
+_OWNED_METADATA = ("annotations", "labels", "ownerReferences")
+_ATOMIC_IN: Mapping[str, frozenset[str]] = {"status": frozenset({"model", "placement"})}
+"""Members that are owned as a whole, as the CRDs say."""
+
+
+def _fields(value: Mapping[str, Any], atomic: frozenset[str] = frozenset()) -> Object:
     found: Object = {}
     for name, member in value.items():
-        if isinstance(member, Mapping):
-            found[f"f:{name}"] = _fields(member)
-        elif (
-            isinstance(member, list) and member and all(isinstance(each, Mapping) and "name" in each for each in member)
-        ):
+        if name in atomic:
+            found[f"f:{name}"] = {}
+        elif isinstance(member, Mapping):
+            found[f"f:{name}"] = _fields(member, _ATOMIC_IN.get(name, frozenset()))
+        elif isinstance(member, list) and (key := _key_of(member)) is not None:
             found[f"f:{name}"] = {
-                f'k:{{"name":"{each["name"]}"}}': {".": {}, **_fields(each)} for each in member
+                f'k:{{"{key}":"{each[key]}"}}': {".": {}, **_fields(each)} for each in member
             }  # fmt: skip
         else:
             found[f"f:{name}"] = {}
     return found
+
+
+def _key_of(members: list[Any]) -> str | None:
+    """The member that tells them apart, where they are objects that have one."""
+    return next(
+        (key for key in ("name", "type") if members and all(isinstance(e, Mapping) and key in e for e in members)), None
+    )
 
 
 def entry(resource: Resource, obj: Mapping[str, Any]) -> Entry:

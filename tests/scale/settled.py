@@ -242,7 +242,8 @@ async def settled(deployments: int, *, prefix: str = "model", **spec: Any) -> Se
     for key, live in engine.api.objects.items():
         resource, intent = key[0], engine.api.sent.get(key)
         metadata = {name: value for name, value in live["metadata"].items() if name != "resourceVersion"}
-        fields = [objects.managed_fields(intent or live, "rm-abstract-operator")]
+        said = intent or {name: value for name, value in live.items() if name != "status"}
+        fields = [objects.managed_fields(said, "rm-abstract-operator")]
         if "status" in live:
             status = {"apiVersion": live["apiVersion"], "status": live["status"]}
             fields.append(objects.managed_fields(status, "rm-abstract-operator-status", subresource="status"))

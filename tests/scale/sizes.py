@@ -11,7 +11,7 @@ class Sizes:
     nodes: int = 5_000
     foreign_pods: int = 150_000
     burst: int = 1_000
-    changes_per_second: int = 100
+    changes_per_second: tuple[int, ...] = (30, 100)
     change_seconds: float = 20.0
     idle_seconds: float = 60.0
     reconciles: int = 50_000

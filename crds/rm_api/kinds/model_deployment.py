@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from rm_api.base import (
     CONDITIONS,
     LIST_SET,
+    MAP_ATOMIC,
     ApiModel,
     Condition,
     DecimalNumber,
@@ -387,9 +388,9 @@ class ModelDeploymentStatus(ApiModel):
     """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     url: Annotated[str, Field(max_length=512)] | None = None
     """Base URL of the OpenAI API inside the cluster."""
-    model: ModelFacts | None = None
+    model: Annotated[ModelFacts | None, Field(json_schema_extra=MAP_ATOMIC)] = None
     """What is known of the model; pinned until spec.model changes."""
-    placement: Placement | None = None
+    placement: Annotated[Placement | None, Field(json_schema_extra=MAP_ATOMIC)] = None
     """Where it runs, and why there: all that was looked at, with figures or a reason."""
     artifact: Annotated[str, Field(max_length=63)] | None = None
     """BuildArtifact that the placement needs."""

@@ -11,7 +11,7 @@ from typing import Any
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
-from rm_api.kinds.model_deployment import ModelFacts, Placement, VariantStatus
+from rm_api.kinds.model_deployment import Candidate, ModelFacts, Placement, VariantStatus
 
 from rm_operator.plan import (
     autoscaler,
@@ -35,6 +35,7 @@ __all__ = ["DeploymentSnapshot", "plan"]
 
 _spec_of = Specs(ModelDeploymentSpec, most=64)
 _facts_status: Memo[[ModelFacts], dict[str, Any]] = Memo(ModelFacts.to_wire, most=64)
+_candidate: Memo[[Candidate], dict[str, Any]] = Memo(Candidate.to_wire, most=1024)
 
 
 def plan(snapshot: DeploymentSnapshot, now: datetime) -> Plan:
@@ -181,12 +182,8 @@ def _judge(state: State) -> None:
 def _placement_status(state: State) -> dict[str, Any]:
     assert state.placement is not None
     result = state.placement
-    return Placement(
-        policy=state.spec.policy.type,
-        chosen=result.chosen,
-        profile=result.profile,
-        candidates=list(result.candidates),
-    ).to_wire()
+    placement = Placement(policy=state.spec.policy.type, chosen=result.chosen, profile=result.profile)
+    return {**placement.to_wire(), "candidates": list(map(_candidate, result.candidates))}
 
 
 def _variant_statuses(state: State) -> list[dict[str, Any]]:

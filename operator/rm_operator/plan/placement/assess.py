@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.model_deployment import Term
+from rm_api.kinds.model_deployment import Candidate, Term
 
 from rm_operator.plan.placement import filters
 from rm_operator.plan.placement.estimate import Estimate, estimate
@@ -37,7 +37,7 @@ class Obstacle(NamedTuple):
 class Fit:
     """How the model would run on an accelerator that can serve it."""
 
-    __slots__ = ("behind", "estimate", "rank", "score", "terms", "value", "way")
+    __slots__ = ("behind", "candidate", "estimate", "rank", "score", "terms", "value", "way")
 
     def __init__(self, way: Way, figures: Estimate, score: float | None, rank: Rank) -> None:
         self.way = way
@@ -50,6 +50,8 @@ class Fit:
         """What it is ranked by, in words; None until somebody wants to read them."""
         self.behind: tuple[Fit, str] | None = None
         """How far it is behind the best of those that it was compared with last, in words."""
+        self.candidate: Candidate | None = None
+        """As it was explained last."""
 
 
 class Assessment:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rm_api.kinds.accelerator_resource import ProvisioningMode
 from rm_api.kinds.model_deployment import Candidate, PolicyType, Term
 
+from rm_operator.plan.memo import Memo
 from rm_operator.plan.placement.assess import Fit
 from rm_operator.plan.placement.machine import GIB, machine_of
 from rm_operator.plan.placement.question import Question
@@ -109,16 +110,19 @@ class Explanation:
         self._leader = leader
 
     def eligible(self, one: Ranked) -> Candidate:
-        """One of the candidates that could take it."""
-        return Candidate.model_construct(
-            name=one.name,
-            eligible=True,
-            score=None if one.fit.score is None else f"{one.fit.score:.{SCORE_DECIMALS}f}",
-            profile=None if one.fit.way.profile is None else one.fit.way.profile.name,
-            terms=_terms(one),
-            provenance=one.fit.estimate.provenance.value,
-            reason=line(self._why(one), MAX_REASON),
-        )
+        """One of the candidates that could take it; the same object as long as the same is to be said."""
+        fit, reason = one.fit, line(self._why(one), MAX_REASON)
+        if fit.candidate is None or fit.candidate.reason != reason:
+            fit.candidate = Candidate.model_construct(
+                name=one.name,
+                eligible=True,
+                score=None if fit.score is None else f"{fit.score:.{SCORE_DECIMALS}f}",
+                profile=None if fit.way.profile is None else fit.way.profile.name,
+                terms=_terms(one),
+                provenance=fit.estimate.provenance.value,
+                reason=reason,
+            )
+        return fit.candidate
 
     def placed(self) -> str:
         """The line for a deployment that has a place."""
@@ -202,9 +206,12 @@ class Explanation:
         return f"{decimal(float(f'{ratio:.2e}'))} times that of {best.name}"
 
 
-def removed(name: str, sentence: str) -> Candidate:
-    """A candidate that a filter removed."""
+def _removed(name: str, sentence: str) -> Candidate:
     return Candidate.model_construct(name=name, eligible=False, reason=line(sentence, MAX_REASON))
+
+
+removed: Memo[[str, str], Candidate] = Memo(_removed, most=1024)
+"""A candidate that a filter removed, by its name and the filter's sentence."""
 
 
 def no_accelerator(request: PlacementRequest) -> str:

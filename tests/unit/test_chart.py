@@ -299,6 +299,23 @@ def _policies(objects: list[Object]) -> dict[str, Object]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("earlier", "missing"),
+    [
+        ({"policies": None}, "policies.artifacts"),
+        ({"policies": {"runtime": None}}, "policies.runtime"),
+        ({"operator": {"tracing": None}}, "operator.tracing"),
+    ],
+    ids=["no-policies", "no-runtime-policy", "no-tracing"],
+)
+def test_values_of_an_earlier_chart_are_refused_with_what_helps(
+    render: Render, earlier: dict[str, Any], missing: str
+) -> None:
+    # None takes a default away, as --reuse-values does with those that are newer than the values.
+    with pytest.raises(Refused, match=rf"{missing} is missing.*--reset-then-reuse-values"):
+        render(**earlier)
+
+
 def test_policies_are_there_unless_they_are_switched_off(render: Render, rendered: list[Object]) -> None:
     drivers = {"rma-device-driver"}
     assert _policies(rendered).keys() == drivers | {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"

@@ -33,3 +33,16 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
+
+{{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
+{{- define "rma.complete" -}}
+{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry" }}
+{{- $found := $.Values }}
+{{- range splitList "." $path }}
+{{- $found = get ($found | default dict) . }}
+{{- end }}
+{{- if or (kindIs "invalid" $found) (eq (toString $found) "") }}
+{{- fail (printf "the value %s is missing: these are the values of an earlier chart, and --reuse-values takes no new defaults; use helm upgrade --reset-then-reuse-values" $path) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -35,5 +35,5 @@ def build(context: Context) -> list[Controller]:
         NodeController(context, reports),
         BuildProfileController(context),
         BuildArtifactController(context, settings, store),
-        ModelDeploymentController(context, settings),
+        ModelDeploymentController(context, settings, reports),
     ]

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -115,6 +116,42 @@ def _autoscaled_for_a_while(cluster: Installation) -> None:
     cluster.settle()
 
 
+def _device_fails(cluster: Installation) -> None:
+    """One of the devices in use: the pod on it is replaced, once that has lasted."""
+    cluster.surroundings.devices_are({0})
+    cluster.settle()
+
+
+def _device_fails_while_requests_come(cluster: Installation) -> None:
+    """The EndpointSlices name the pod that leaves for a while."""
+    cluster.surroundings.devices_are({1})
+    cluster.surroundings.held = {"slices"}
+    cluster.settle()
+    cluster.surroundings.held = set()
+    cluster.settle()
+
+
+def _device_recovers_too_late(cluster: Installation) -> None:
+    """Its pod's successor is starting by then."""
+    cluster.surroundings.held = {"starts"}
+    cluster.surroundings.devices_are({0})
+    cluster.settle()
+    cluster.surroundings.devices_are(())
+    cluster.settle()
+    cluster.surroundings.held = set()
+    cluster.settle()
+
+
+def _refused_by_the_kubelet(cluster: Installation) -> None:
+    """More often than is kept in mind; then the node takes the pod."""
+    cluster.surroundings.refusing = 5
+    cluster.deploy(replicas=3)
+    cluster.settle()
+    cluster.api.now += timedelta(minutes=11)
+    cluster.replica.wake_due()
+    cluster.settle()
+
+
 def _deleted(cluster: Installation) -> None:
     cluster.api.remove(MODEL)
     cluster.settle()
@@ -141,6 +178,10 @@ SCENARIOS = (
     Scenario("suspended and resumed", lambda: at("ready"), _suspended_and_resumed, "Ready"),
     Scenario("suspended while it is built", lambda: at("build"), _suspended_and_resumed, "Ready"),
     Scenario("autoscaled for a while", lambda: at("ready"), _autoscaled_for_a_while, "Ready"),
+    Scenario("device falls ill", lambda: at("ready", 2), _device_fails, "Ready", longer=True),
+    Scenario("device falls ill while requests come", lambda: at("ready", 2), _device_fails_while_requests_come, "Ready"),
+    Scenario("device recovers too late", lambda: at("ready", 2), _device_recovers_too_late, "Ready", longer=True),
+    Scenario("refused by the kubelet", lambda: at("ready", 2), _refused_by_the_kubelet, "Ready"),
     *(
         Scenario(f"deleted at {stage}", partial(at, stage), _deleted, "")
         for stage in ("resolve", "build", "pods", "starts", "ready")

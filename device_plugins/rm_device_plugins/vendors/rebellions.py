@@ -8,6 +8,8 @@ import asyncio
 import fcntl
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +40,7 @@ _LOCK_POLL_SECONDS: Final = 0.05
 _WELL: Final = frozenset({"ready", "busy", "0", "1"})
 """Busy is well: a device that computes. By number only these two mean the same to all versions of the driver."""
 _BUSY: Final = frozenset({"busy", "1"})
+_POWER: Final = re.compile(r"\d+(\.\d+)?(?=\s*(W|/|$))")
 _PASSING: Final = frozenset({"init", "probing", "finish"})
 """States between others. What ends a fault is not documented."""
 
@@ -77,6 +80,13 @@ class RebellionsVendor(Vendor):
         except (KeyError, TypeError, ValueError) as error:
             raise VendorError(f"the status tool's answer makes no sense: {error!r}") from error
         return replace(found, devices=await self._with_groups(devices))
+
+    async def power(self) -> Mapping[str, float]:
+        """What the status tool says that cards draw, in equal parts for the devices of a card."""
+        devices = (await self._status())["devices"]
+        on_card = Counter(str(raw["sid"]) for raw in devices)
+        said = {str(raw["uuid"]): (_POWER.match(str(raw.get("card_power", ""))), str(raw["sid"])) for raw in devices}
+        return {uuid: float(watts.group()) / on_card[card] for uuid, (watts, card) in said.items() if watts}
 
     async def _with_groups(self, devices: tuple[Device, ...]) -> tuple[Device, ...]:
         """The devices, with what uses the RSD group that one is in: whoever works with one member has all of them."""

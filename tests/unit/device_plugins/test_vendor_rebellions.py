@@ -142,6 +142,23 @@ def test_a_state_that_cannot_be_read_is_not_taken_for_well(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "watts"),
+    [
+        (["58.4W", "58.4W", "61W", "61W"], {"uuid-0": 29.2, "uuid-1": 29.2, "uuid-2": 30.5, "uuid-3": 30.5}),
+        (["20W/150W", "N/A", "", "12 W"], {"uuid-0": 10.0, "uuid-3": 6.0}),
+        ([], {}),
+    ],
+)
+def test_power_is_the_cards_and_its_devices_share_it(host: Host, said: list[str], watts: dict[str, float]) -> None:
+    devices = json.loads(host.state.read_text())["devices"]
+    for raw, power in zip(devices, said, strict=False):
+        raw["card_power"] = power
+    host.write(devices=devices)
+    with host.vendor() as vendor:
+        assert vendor.power() == watts
+
+
+@pytest.mark.parametrize(
     ("state", "says"),
     [
         ({"answer": "Segmentation fault", "code": 139}, "rbln-smi ended with 139: Segmentation fault"),

@@ -69,8 +69,8 @@ APPLIED = {
     "BuildArtifact", "Deployment", "ControllerRevision", "HorizontalPodAutoscaler", "Job", "Service", "ConfigMap",
     "Pod", "DeviceClass",
 }  # fmt: skip
-# Services and pods go with their owners.
-DELETED = APPLIED - {"Service", "Pod"}
+# Services go with their owners.
+DELETED = APPLIED - {"Service"}
 ROLLED_OUT = {"DaemonSet"}
 KEPT_WHILE_IN_USE = (kinds.ACCELERATOR_RESOURCE, kinds.BUILD_PROFILE)
 OWNERS = (kinds.ACCELERATOR_RESOURCE, kinds.MODEL_DEPLOYMENT, kinds.BUILD_ARTIFACT)

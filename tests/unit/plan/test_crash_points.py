@@ -179,7 +179,7 @@ SCENARIOS = (
     Scenario("suspended while it is built", lambda: at("build"), _suspended_and_resumed, "Ready"),
     Scenario("autoscaled for a while", lambda: at("ready"), _autoscaled_for_a_while, "Ready"),
     Scenario("device falls ill", lambda: at("ready", 2), _device_fails, "Ready", longer=True),
-    Scenario("device falls ill while requests come", lambda: at("ready", 2), _device_fails_while_requests_come, "Ready"),
+    Scenario("device falls ill, requests come", lambda: at("ready", 2), _device_fails_while_requests_come, "Ready"),
     Scenario("device recovers too late", lambda: at("ready", 2), _device_recovers_too_late, "Ready", longer=True),
     Scenario("refused by the kubelet", lambda: at("ready", 2), _refused_by_the_kubelet, "Ready"),
     *(

@@ -42,7 +42,7 @@ def spec(driver: str, uid: str, requests: Iterable[Request]) -> tuple[bytes, dic
     A device's own comes first: by it the kubelet shows the device's health. What a request's devices have in common is
     with its first one.
     """
-    kind = naming.resource_name(driver)
+    kind = naming.cdi_kind(driver)
     devices: list[Json] = []
     ids: dict[tuple[str, str], tuple[str, ...]] = {}
     for request in requests:
@@ -98,7 +98,7 @@ class Specs:
 
     def __init__(self, directory: Path, driver: str) -> None:
         self._directory = directory
-        self._prefix = f"{driver}-{naming.CDI_CLASS}_"
+        self._prefix = f"{driver}-{naming.DEVICES}_"
 
     def prepare(self) -> None:
         """Makes the directory, and clears what an interrupted write has left. Raises OSError."""

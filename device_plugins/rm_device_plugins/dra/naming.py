@@ -9,12 +9,11 @@ MAX_DRIVER_NAME = 60
 """The API takes 63 characters; the service's socket needs room in a path of 107 bytes."""
 MAX_LABEL = 63
 MAX_OBJECT_NAME = 253
-CDI_CLASS = "device"
+DEVICES = "device"
 DEFAULT_DOMAIN = "rm-abstract.io"
 
-_DRIVER = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_NODE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _UID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9]{0,126}[A-Za-z0-9])?")
 
 
@@ -23,10 +22,10 @@ def driver_name(wanted: str | None, vendor: str) -> str:
     name = wanted or f"{vendor}.{DEFAULT_DOMAIN}"
     if not wanted and not _LABEL.fullmatch(vendor):
         raise ConfigError(f"the vendor {vendor!r} gives the driver no name: set RMA_DRA_DRIVER, or --driver")
-    if len(name) > MAX_DRIVER_NAME or not _DRIVER.fullmatch(name):
+    if len(name) > MAX_DRIVER_NAME or not _DOMAIN.fullmatch(name):
         raise ConfigError(
             f"the driver's name {name!r} is malformed: it must be a lower-case DNS domain of at most {MAX_DRIVER_NAME} "
-            "characters that begins with a letter, such as npu.example.com"
+            "characters, such as npu.example.com"
         )
     return name
 
@@ -35,14 +34,19 @@ def check_node(name: str) -> str:
     """``name``, which is also that of the pool. Raises ConfigError unless it is a node's."""
     if not name:
         raise ConfigError("no node's name: set NODE_NAME by the downward API (spec.nodeName), or --node")
-    if len(name) > MAX_OBJECT_NAME or not _NODE.fullmatch(name):
+    if len(name) > MAX_OBJECT_NAME or not _DOMAIN.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be a node's name")
     return name
 
 
 def resource_name(driver: str) -> str:
-    """What stands for the devices where a device plugin has the name of its resource; it is the kind of CDI, too."""
-    return f"{driver}/{CDI_CLASS}"
+    """What stands for the devices where a device plugin has the name of its resource."""
+    return f"{driver}/{DEVICES}"
+
+
+def cdi_kind(driver: str) -> str:
+    """The kind of the driver's CDI devices. What comes before the slash has to begin with a letter there."""
+    return f"{driver}/{DEVICES}" if driver[0].isalpha() else f"rma.{driver}/{DEVICES}"
 
 
 def device_name(device_id: str) -> str:

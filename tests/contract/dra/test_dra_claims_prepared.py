@@ -13,7 +13,6 @@ from rm_device_plugins import simulator_tool
 
 Json = dict[str, Any]
 Runtime = Callable[..., Json]
-KIND = f"{DRIVER}/device"
 
 
 def cdi_ids(answer: Any) -> list[str]:
@@ -68,6 +67,17 @@ async def test_a_container_gets_the_devices_of_its_request(
         assert node.cdi_files() == [f"{DRIVER}-device_{uid}.json"]
         assert await watcher.unprepare(claim) == {uid: ""}
         assert (node.cdi_files(), node.records()) == ([], [])
+
+
+async def test_a_kind_may_be_called_by_a_number(
+    dra: Cluster, node: Node, watcher: PluginWatcher, cdi_runtime: Runtime
+) -> None:
+    """Names of CDI devices begin with a letter, and those of objects need not."""
+    async with node.driver("--driver=4090.rm-abstract.io"):
+        await watcher.until_registered()
+        claim = await dra.claim({"npu": node.names()[:1]}, driver="4090.rm-abstract.io")
+        container = cdi_runtime(node.cdi_dir, *cdi_ids(await only(watcher, claim)))
+        assert environment(container)["DEVICE_INDEXES"] == "0"
 
 
 async def test_asking_again_changes_nothing(dra: Cluster, node: Node, watcher: PluginWatcher) -> None:

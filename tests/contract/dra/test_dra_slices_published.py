@@ -1,14 +1,17 @@
 """ResourceSlices of a running driver, in a real API server."""
 
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from dra_cluster import DRIVER, SLICES, Cluster
+from dra_cluster import DRIVER, SLICES, Cluster, prepare
 from dra_kubelet import PluginWatcher
 from dra_process import Driver, Node
 from real_api import ApiServer, eventually
 from rm_device_plugins import simulator_tool
+from rm_operator.kube.errors import ApiError
 
 TAINT = f"{DRIVER}/unhealthy"
 
@@ -191,29 +194,45 @@ async def test_a_server_with_another_certificate_never_sees_the_token(
         await until_count(dra, 2)
 
 
-async def test_without_device_taints_an_unhealthy_device_is_left_out(
+async def test_an_api_server_without_device_taints_and_its_upgrade(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    import tempfile
-    from pathlib import Path
-
-    import dra_cluster
-
+    """Without them an unhealthy device is left out; with them it is there, and tainted."""
     server = ApiServer(tmp_path_factory.mktemp("no-taints"), server_flags=["--feature-gates=DRADeviceTaints=false"])
     server.start()
     try:
-        await dra_cluster.prepare(server)
+        await prepare(server)
         async with Cluster(server) as dra:
             with tempfile.TemporaryDirectory(prefix="dra") as directory:
-                node = Node(dra, Path(directory))
-                async with node.driver(devices=3) as driver:
-                    await until_count(dra, 3)
-                    simulator_tool.change(node.simulator, device=1, health="failed")
-                    (found,) = await until_count(dra, 2)
-                    assert node.names()[1] not in await dra.devices()
-                    assert generation(found) <= 3
-                    assert (await driver.report())["devices"][1]["health"] == "Unhealthy"
-                    simulator_tool.change(node.simulator, device=1, health="ok")
-                    await until_count(dra, 3)
+                await _through_the_upgrade(dra, Node(dra, Path(directory)))
     finally:
         server.stop()
+
+
+async def _through_the_upgrade(dra: Cluster, node: Node) -> None:
+    async with node.driver(devices=3) as driver:
+        await until_count(dra, 3)
+        simulator_tool.change(node.simulator, device=1, health="failed")
+        (found,) = await until_count(dra, 2)
+        sick = node.names()[1]
+        assert sick not in await dra.devices()
+        assert generation(found) <= 3, "once with the taint, once without the device"
+        assert (await driver.report())["devices"][1]["health"] == "Unhealthy"
+        simulator_tool.change(node.simulator, device=1, health="ok")
+        await until_count(dra, 3)
+        simulator_tool.change(node.simulator, device=1, health="failed")
+        await until_count(dra, 2)
+        dra.server.kill()
+        await until_says(driver, driver.report, lambda told: "cannot be kept" in told.get("message", ""))
+        assert (await driver.get("/readyz"))[0] == 503
+        dra.server._flags["kube-apiserver"] = ()
+        dra.server.start()
+
+        async def tainted() -> bool:
+            try:
+                return bool(effects((await dra.devices()).get(sick, {})))
+            except ApiError:
+                return False
+
+        await eventually(tainted, "the later server is told of the taint", 120)
+        await until_says(driver, driver.report, lambda told: told.get("message") == "")

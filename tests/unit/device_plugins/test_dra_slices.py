@@ -54,12 +54,12 @@ def test_an_id_that_is_a_label_is_its_name() -> None:
     assert naming.device_name("GPU-8f3a").startswith("gpu-8f3a-")
 
 
-@pytest.mark.parametrize("name", ["npu.example.com", "npu", "a-b.c"])
+@pytest.mark.parametrize("name", ["npu.example.com", "npu", "a-b.c", "4090.rm-abstract.io"])
 def test_a_drivers_name_is_taken(name: str) -> None:
     assert naming.driver_name(name, "x:Y") == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a.", "A.b", "1a.b", "a_b", "a" * 61, "a..b", "a/b"])
+@pytest.mark.parametrize("name", ["", "-a", "a.", "A.b", "a_b", "a" * 61, "a..b", "a/b"])
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         naming.driver_name(name, "x:Y")

@@ -3,8 +3,9 @@
 import asyncio
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -143,14 +144,24 @@ def conformance(
             return
         target = _target(command, image, socket, inject, resource, env, arguments, runtime, run_options, siblings)
         timing = Timing(allowance=allowance, patience=patience, quiet=quiet_seconds)
-        result = asyncio.run(
-            run(target, chosen if patterns else None, timing, jobs=jobs, progress=_progress(len(chosen)))
-        )
+        progress = _progress(len(chosen))
+        work = run(target, chosen if patterns else None, timing, jobs=jobs, progress=progress)
+        result = asyncio.run(_until_signal(work))
     except CannotRun as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(COULD_NOT_RUN)
+    except asyncio.CancelledError:
+        click.echo("Error: asked to end; what was started has been ended", err=True)
+        sys.exit(COULD_NOT_RUN)
     _write(result, json_file, junit_file)
     sys.exit(0 if result.passed else FAILED)
+
+
+async def _until_signal(work: "Coroutine[None, None, Report]") -> "Report":
+    """The result of ``work``. SIGTERM cancels it, as Ctrl-C does, so that no plugin and no container is left behind."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def _progress(cases: int) -> "Callable[[Result], None]":

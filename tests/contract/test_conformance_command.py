@@ -73,6 +73,17 @@ def test_what_cannot_be_run_is_said_with_what_to_do(arguments: list[str], says: 
     assert result.exit_code == 2
 
 
+def test_a_directory_too_long_for_sockets_is_said_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / "a-directory-with-a-long-name"
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    result = conformance("--command", "true")
+    assert f"TMPDIR is {long}, too long for the sockets in it" in result.output
+    assert result.exit_code == 2
+
+
 def test_an_image_needs_a_container_runtime(tmp_path: Path) -> None:
     result = conformance("--image", "example.com/plugin:1", path=str(tmp_path))
     assert "none of docker, podman, nerdctl, ctr is on the PATH" in result.output
@@ -217,12 +228,13 @@ def test_the_documentation_has_every_case_with_its_rule_and_every_action_of_the_
     [
         (
             "podman",
-            "run --rm --name NAME --volume /s:/var/lib/kubelet/device-plugins --env R=a/b --privileged IMG --port=1",
+            "run --rm --name NAME --volume /s:/var/lib/kubelet/device-plugins --env R=a/b "
+            "--env RMA_CONFORMANCE_INSTANCE=NAME --privileged IMG --port=1",
         ),
         (
             "ctr",
             "run --rm --net-host --mount type=bind,src=/s,dst=/var/lib/kubelet/device-plugins,options=rbind:rw "
-            "--env R=a/b --privileged IMG NAME --port=1",
+            "--env R=a/b --env RMA_CONFORMANCE_INSTANCE=NAME --privileged IMG NAME --port=1",
         ),
     ],
 )

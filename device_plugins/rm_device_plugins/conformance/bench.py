@@ -43,10 +43,12 @@ class Plugin:
     async def call(self, method: str, request: Any, seconds: float | None = None) -> Any:
         """The answer; raises Refused for an error, and Violation if there is none in time."""
         limit = self._timing.patience if seconds is None else seconds
+        began = time.monotonic()
         try:
             return await getattr(self.client, method)(request, timeout=limit)
         except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            # A plugin may well answer with this code, for a deadline of its own.
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() - began >= limit:
                 raise Violation(f"{method} was not answered within {limit:g} s") from error
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
                 raise Violation(f"{method} failed: {error.code().name}: {error.details()}") from error

@@ -22,9 +22,12 @@ PLACEHOLDERS = {
     "work_dir": "an empty directory, different for each instance",
 }
 ENV_SOCKET_DIR = "RMA_CONFORMANCE_SOCKET_DIR"
+ENV_INSTANCE = "RMA_CONFORMANCE_INSTANCE"
+"""The container's name, in its environment: by it a process is known to be the plugin's."""
 RUNTIMES = ("docker", "podman", "nerdctl", "ctr")
 _COMMAND_SECONDS = 60.0
 _PULL_SECONDS = 1800.0
+_REMOVE_AGAIN_SECONDS = 1.0
 
 
 class Instance:
@@ -42,10 +45,12 @@ class Instance:
         code: int | None = self._process.returncode
         return code
 
-    @property
-    def pid(self) -> int | None:
-        """Of the plugin's own process, where it is a child of ours."""
-        return None if self._container else int(self._process.pid)
+    async def pid(self) -> int | None:
+        """Of the plugin's own process; None where it is not one of this machine's."""
+        if self._container is None:
+            return int(self._process.pid)
+        launcher, name = self._container
+        return await launcher.pid(name)
 
     def output(self, size: int = 4000) -> str:
         """The end of what it said."""
@@ -61,10 +66,13 @@ class Instance:
     async def kill(self) -> None:
         """Ends it and its children without asking, and waits."""
         self.expected = False
+        if self._container is not None:
+            launcher, name = self._container
+            await launcher.remove(name, self._process)
+            return
         await self._signal(signal.SIGKILL)
-        if self._container is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         try:
             await asyncio.wait_for(self._process.wait(), _COMMAND_SECONDS)
         except TimeoutError:
@@ -187,6 +195,7 @@ class ImageLauncher:
     def argv(self, name: str, socket_dir: Path, values: Mapping[str, str]) -> list[str]:
         """The command that runs a container called ``name``."""
         env = [f"{key}={template.fill(value, values)}" for key, value in self._env.items()]
+        env.append(f"{ENV_INSTANCE}={name}")
         arguments = [template.fill(word, values) for word in self._arguments]
         if self.kind == "ctr":
             mount = f"type=bind,src={socket_dir},dst={DEFAULT_PLUGIN_DIR},options=rbind:rw"
@@ -216,6 +225,37 @@ class ImageLauncher:
         else:
             await self._call("kill", "--signal", number.name, name)
 
+    async def remove(self, name: str, process: Any) -> None:
+        """Ends the container and takes it away, also one that is only being made; waits for ``process``, its client."""
+        waiting = asyncio.ensure_future(process.wait())
+        try:
+            async with asyncio.timeout(_COMMAND_SECONDS):
+                while not waiting.done():
+                    await self._remove(name)
+                    await asyncio.wait({waiting}, timeout=_REMOVE_AGAIN_SECONDS)
+                await self._remove(name)
+        except TimeoutError:
+            raise CannotJudge(f"the container {name} does not end though it was removed") from None
+        finally:
+            waiting.cancel()
+
+    async def _remove(self, name: str) -> None:
+        if self.kind == "ctr":
+            await self._call("task", "rm", "--force", name)
+            await self._call("containers", "rm", name)
+        else:
+            await self._call("rm", "--force", name)
+
+    async def pid(self, name: str) -> int | None:
+        """The plugin's process, where the runtime names it and it is a process of this machine with our mark."""
+        if self.kind == "ctr":
+            _, listed = await self._call("task", "ls")
+            rows = [line.split() for line in listed.splitlines()]
+            said = next((row[1] for row in rows if row[:1] == [name] and len(row) > 1), "")
+        else:
+            _, said = await self._call("inspect", "--format", "{{.State.Pid}}", name)
+        return int(said) if said.strip().isdigit() and _marked(said.strip(), name) else None
+
     async def _call(self, *arguments: str, seconds: float = _COMMAND_SECONDS) -> tuple[int, str]:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -232,6 +272,15 @@ class ImageLauncher:
             await process.wait()
             raise CannotRun(f"{' '.join((*self._runtime, *arguments))} did not end within {seconds:g} s") from None
         return process.returncode or 0, output.decode(errors="replace")
+
+
+def _marked(pid: str, name: str) -> bool:
+    """True if it is the instance's process on this machine: the runtime may have a machine of its own."""
+    try:
+        marks = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"{ENV_INSTANCE}={name}".encode() in marks
 
 
 def find_runtime(given: Sequence[str] | None) -> tuple[tuple[str, ...], str]:

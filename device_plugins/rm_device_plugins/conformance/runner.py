@@ -2,6 +2,8 @@
 
 import asyncio
 import fnmatch
+import functools
+import os
 import shutil
 import tempfile
 import time
@@ -10,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import grpc
+import grpc.aio
 
 from rm_device_plugins.conformance import cases as _definitions
 from rm_device_plugins.conformance.bench import Bench, Plugin, Refused
@@ -30,11 +35,13 @@ from rm_device_plugins.conformance.model import (
     Verdict,
     Violation,
 )
-from rm_device_plugins.sockets import identity
+from rm_device_plugins.sockets import MAX_PATH_BYTES, identity
 
 assert _definitions  # its import defines the cases
 
 DEFAULT_JOBS = 4
+_LONGEST_TMPDIR = 40
+"""Leaves a plugin some forty characters for the name of its socket."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,36 @@ async def run(
     ``jobs`` plugins run at a time. Raises CannotRun where there is nothing to test.
     """
     started = time.monotonic()
+    _keep_grpc()
     if target.launcher is not None:
         await target.launcher.check()
     elif target.socket is None or identity(target.socket) is None:
         raise CannotRun(f"--socket: {target.socket} is no unix socket; name the one that the plugin listens on")
     wanted = list(CASES.values()) if chosen is None else list(chosen)
-    place = Path(tempfile.mkdtemp(prefix="rma-cf-"))
+    place = _place()
     suite = _Suite(target, timing or Timing(), timings or {}, jobs, place, progress)
     try:
         results = await suite.run(_with_required(wanted))
     finally:
         await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
     return Report(tuple(results[case.id] for case in CASES.values() if case.id in results), time.monotonic() - started)
+
+
+def _place() -> Path:
+    """A directory for the run. Raises CannotRun where plugins could not have sockets in it."""
+    within = tempfile.gettempdir()
+    if len(os.fsencode(within)) > _LONGEST_TMPDIR:
+        raise CannotRun(
+            f"TMPDIR is {within}, too long for the sockets in it (the kernel takes paths of {MAX_PATH_BYTES} bytes); "
+            f"name a directory of at most {_LONGEST_TMPDIR} characters"
+        )
+    return Path(tempfile.mkdtemp(prefix="rma-cf-"))
+
+
+@functools.cache
+def _keep_grpc() -> None:
+    """Keeps grpc's thread for good: it ends with the last server and channel, and waiting for that may never end."""
+    grpc.aio.init_grpc_aio()
 
 
 def _with_required(wanted: Sequence[Case]) -> list[Case]:

@@ -23,12 +23,13 @@ type inventory struct {
 	mutex   sync.Mutex
 	devices map[string]bool
 	known   bool
+	away    map[string]bool
 	changed chan struct{}
 }
 
 func newInventory(hardware hardware, file, prefix, defect string) *inventory {
 	i := &inventory{hardware: hardware, defect: defect, prefix: prefix, file: file}
-	i.devices, i.changed = map[string]bool{}, make(chan struct{})
+	i.devices, i.away, i.changed = map[string]bool{}, map[string]bool{}, make(chan struct{})
 	if text, err := os.ReadFile(file); err == nil && defect != "forgets-inventory" {
 		var ids []string
 		if json.Unmarshal(text, &ids) == nil {
@@ -129,7 +130,13 @@ func (i *inventory) observed(listed map[string]bool) {
 			delete(next, id)
 		}
 	}
+	for _, card := range cards {
+		if i.defect == "stays-gone" && i.hardware.has("removed-"+card) {
+			i.away[card] = true
+		}
+	}
 	for id, well := range listed {
+		well = well && !i.away[cardOf(id)]
 		id = i.prefix + id
 		was, present := devices[id]
 		if i.defect == "no-rescan" && i.known && !present {

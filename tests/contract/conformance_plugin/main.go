@@ -137,6 +137,9 @@ func (h hardware) well(card, id, defect string) bool {
 	if defect == "busy-is-unhealthy" && h.has("busy-"+id) {
 		return false
 	}
+	if defect == "fails-all" {
+		return !h.anyFailed()
+	}
 	if defect == "one-replica" {
 		return !h.has("failed-" + id)
 	}
@@ -146,6 +149,11 @@ func (h hardware) well(card, id, defect string) bool {
 		}
 	}
 	return true
+}
+
+func (h hardware) anyFailed() bool {
+	failed, _ := filepath.Glob(h.flag("failed-*"))
+	return len(failed) > 0
 }
 
 // inject does what can happen to devices; false for what it does not know.

@@ -103,6 +103,9 @@ func (p *plugin) run() {
 	for {
 		select {
 		case <-stop:
+			for p.is("sigterm-waits-for-tool") && p.inventory.hardware.mode() == "hang" {
+				time.Sleep(tick)
+			}
 			if !p.is("ignores-sigterm") {
 				p.close(p.is("leaves-socket"))
 				return

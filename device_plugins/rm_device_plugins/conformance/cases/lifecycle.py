@@ -5,6 +5,7 @@
 import os
 import socket
 import stat
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rm_device_plugins.conformance.bench import Bench
@@ -18,7 +19,8 @@ NO_DEVICES = "lifecycle.no-devices"
 _SIGTERM = "lifecycle.sigterm"
 _OVERLAP = "lifecycle.upgrade"
 _FOREIGN = "another-vendor.sock"
-_STREAMS = 60
+_STREAMS = 100
+_CONNECTIONS = 30
 _SPARE = 15
 _READING = 3
 """A plugin may look at its configuration every now and then only."""
@@ -53,6 +55,29 @@ async def sigterm(bench: Bench) -> str:
     seconds = await bench.until(lambda: instance.ended is not None, "the plugin ends after SIGTERM")
     if left := _sockets(bench):
         raise Violation(f"after SIGTERM its sockets are still there: {sorted(left)}")
+    return f"ended after {seconds:.2f} s"
+
+
+@case(
+    "lifecycle.sigterm-while-hanging",
+    "Ends after SIGTERM within the grace period also while the vendor's tool hangs.",
+    why="A driver in trouble is when a plugin is restarted; one that waits for its tool delays every upgrade then.",
+    reference="pod lifecycle: SIGTERM, 30 s, SIGKILL",
+    lane=Lane.FAULT_FRESH,
+    requires=(_SIGTERM,),
+)
+async def sigterm_while_hanging(bench: Bench) -> str:
+    await bench.open()
+    instance = await bench.start()
+    await bench.registered()
+    plugin = await bench.connect()
+    (device,) = bench.devices()
+    async with bench.hook.during("tool-hang", "tool-ok"):
+        async with plugin.watch() as watch:
+            # Now it has noticed, and calls into the tool are under way.
+            await bench.until_unhealthy(watch, device, "a device of which nothing is known is unhealthy")
+        await instance.terminate()
+        seconds = await bench.until(lambda: instance.ended is not None, "the plugin ends after SIGTERM")
     return f"ended after {seconds:.2f} s"
 
 
@@ -251,31 +276,35 @@ async def reload(bench: Bench) -> None:
     why="A plugin runs for months; what each stream leaves behind ends it one day, with all devices.",
     reference="getrlimit(2): RLIMIT_NOFILE",
     lane=Lane.FRESH,
-    requires=(GATE,),
+    requires=(GATE, "stream.cancelled"),
 )
 async def flat(bench: Bench) -> str:
     await bench.open()
     plugin = await bench.up()
     (instance,) = bench.instances
-    before = _held(instance)
-    for _ in range(_STREAMS):
+    pid = await instance.pid()
+    if pid is None:
+        raise NotApplicable("it needs the plugin as a process of this machine, to count what it holds")
+    before = _held(pid)
+    async with AsyncExitStack() as together:
+        watches = [await together.enter_async_context(plugin.watch()) for _ in range(_STREAMS)]
+        await bench.until(lambda: all(watch.snapshots for watch in watches), f"{_STREAMS} open streams have a list")
+    for _ in range(_CONNECTIONS):
         connection = await bench.connect()
         await connection.close()
     limit = {name: count + _SPARE for name, count in before.items()}
     await bench.until(
-        lambda: all(count <= limit[name] for name, count in _held(instance).items()),
-        f"after {_STREAMS} streams it holds no more than before ({before}; now {_held(instance)})",
+        lambda: all(count <= limit[name] for name, count in _held(pid).items()),
+        f"after {_STREAMS} streams it holds no more than before ({before}; now {_held(pid)})",
     )
     await plugin.options()
-    after = _held(instance)
+    after = _held(pid)
     return ", ".join(f"{name} {before[name]} → {after[name]}" for name in before)
 
 
-def _held(instance: Instance) -> dict[str, int]:
+def _held(pid: int) -> dict[str, int]:
     """Open files and threads."""
-    process = Path(f"/proc/{instance.pid}")
-    if instance.pid is None or not process.is_dir():
-        raise NotApplicable("it needs the plugin as a child process on Linux, to count what it holds")
+    process = Path(f"/proc/{pid}")
     try:
         return {
             name: len(os.listdir(process / directory)) for name, directory in (("files", "fd"), ("threads", "task"))

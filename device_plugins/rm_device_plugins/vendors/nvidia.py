@@ -20,13 +20,12 @@ from rm_device_plugins.vendor import (
     common_firmware,
 )
 from rm_device_plugins.vendors import nvidia_mig as mig
-from rm_device_plugins.vendors.nvidia_health import APPLICATION_XIDS, Health, of_error
+from rm_device_plugins.vendors.nvidia_health import APPLICATION_XIDS, Health, of_error, use
 
 ENV_VISIBLE: Final = "NVIDIA_VISIBLE_DEVICES"
 CDI_KIND: Final = "nvidia.com/gpu"
 _SHARED_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 _INJECTIONS: Final = ("envvar", "cdi", "none")
-_MAX_PIDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class NvidiaVendor(Vendor):
             numa_nodes=self._numa(handle),
             failure=trouble.failure,
             firmware=self._or_empty(nvml.nvmlDeviceGetVbiosVersion, handle),
-            out_of_band="" if cut else self._processes(handle),
+            out_of_band="" if cut else use(nvml, handle),
         )
         return _Gpu(device, cut, minor, tuple(mig.instances(nvml, handle)) if cut else ())
 
@@ -186,7 +185,7 @@ class NvidiaVendor(Vendor):
             failure=trouble.failure,
             firmware=whole.firmware,
             parent=whole.id,
-            out_of_band="" if whole.cause else self._processes(part.handle),
+            out_of_band="" if whole.cause else use(self._nvml, part.handle),
         )
 
     def _nodes(self, minor: int) -> tuple[Trouble, tuple[DeviceNode, ...]]:
@@ -212,17 +211,6 @@ class NvidiaVendor(Vendor):
             return numa_nodes(read_attribute(file))
         except VendorError:
             return ()
-
-    def _processes(self, handle: Any) -> str:
-        """The processes that compute on it, by their numbers on the host; the plugin's pod has to see those."""
-        try:
-            pids = sorted({int(each.pid) for each in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)})
-        except self._nvml.NVMLError:
-            return ""
-        if not pids:
-            return ""
-        more = f" and {len(pids) - _MAX_PIDS} more" if len(pids) > _MAX_PIDS else ""
-        return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids[:_MAX_PIDS]))}{more}"
 
     async def power(self) -> Mapping[str, float]:
         """What each GPU draws; of instances nobody knows. NVML may be called from several threads."""

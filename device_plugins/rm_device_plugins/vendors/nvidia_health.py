@@ -21,6 +21,9 @@ APPLICATION_XIDS: Final = frozenset({8, 13, 31, 43, 45, 68, 109})
 RESET_XIDS: Final = frozenset({48, 62, 64, 74, 79, 95, 110, 119, 120, 136, 140, 143, 155, 156, 158})
 """After these the GPU has to be reset, or the node to be started again: NVIDIA's catalogue of XIDs says so."""
 _NO_INSTANCE: Final = 0xFFFFFFFF
+_MAX_PIDS: Final = 4
+_IDLE_BYTES: Final = 128 * 1024 * 1024
+"""More than this is taken of an idle GPU's memory by nobody but a program: a CUDA context alone is twice as big."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +156,18 @@ def of_error(nvml: Any, error: Exception) -> Trouble:
     code = getattr(error, "value", None)
     reset = code in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
     return Trouble(f"NVML: {error}", Failure.NEEDS_RESET if reset else Failure.UNKNOWN)
+
+
+def use(nvml: Any, handle: Any) -> str:
+    """What computes on a GPU or an instance: processes, or, as these are not shown to a pod that does not share the
+    host's process IDs, whoever holds its memory.
+    """
+    try:
+        pids = sorted({int(each.pid) for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)})
+        if pids:
+            more = f" and {len(pids) - _MAX_PIDS} more" if len(pids) > _MAX_PIDS else ""
+            return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids[:_MAX_PIDS]))}{more}"
+        held = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used
+        return "a program that holds memory of it" if held > _IDLE_BYTES else ""
+    except nvml.NVMLError:
+        return ""

@@ -143,6 +143,15 @@ def test_processes_that_compute_are_told(start: Callable[..., VendorProcess], dr
     assert found == {A: "process 812", B: "processes 3, 5, 7, 9 and 1 more"}
 
 
+@pytest.mark.parametrize(("held", "use"), [(5, ""), (128, ""), (480, "a program that holds memory of it")])
+def test_processes_that_are_not_shown_to_the_pod_show_in_the_memory(
+    start: Callable[..., VendorProcess], driver: Driver, held: int, use: str
+) -> None:
+    driver.more(f"memory 0 {held}", "memory 1 9000", "process 1 77")
+    found = {device["id"]: device["out_of_band"] for device in start().discover()["devices"]}
+    assert found == {A: use, B: "process 77"}
+
+
 def test_power_is_what_the_boards_with_a_sensor_say(start: Callable[..., VendorProcess], driver: Driver) -> None:
     driver.more("watts 1 345678")
     vendor = start()

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 from custom_objects import SMALLEST, apply, custom_object
+from plugin_pods import Fleet, Reporters
 from real_api import ApiServer, eventually
 from rm_local_cluster import existing
+from rm_operator import controllers
 from rm_operator.app import Operator
 from rm_operator.config import Config
 from rm_operator.kube.auth import Connection, StaticToken
@@ -53,8 +56,10 @@ def _token(server: ApiServer, kubeconfig: Path, namespace: str) -> str:
 
 
 async def test_the_charts_roles_are_enough(
-    api_server: ApiServer, client: HttpClient, api_namespace: str, tmp_path: Path
+    api_server: ApiServer, client: HttpClient, api_namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fleet, reporters = Fleet(client, api_namespace), Reporters()
+    monkeypatch.setattr(controllers, "Reports", reporters.keep)
     token = _token(api_server, tmp_path / "kubeconfig", api_namespace)
     connection = Connection(api_server.url, ssl.create_default_context(cafile=str(api_server.ca)), StaticToken(token))
     config = Config(
@@ -85,6 +90,12 @@ async def test_the_charts_roles_are_enough(
             return bool(jobs and services and events) and all(state["status"].get("conditions") for state in states)
 
         await eventually(settled, "children, states, events and the Lease are there", 30)
+        # What it writes on nodes.
+        node = await fleet.node("a")
+        sick = {"id": "npu-0", "health": "Unhealthy"}
+        await fleet.pod(accelerator["metadata"]["name"], node, await reporters.say(1, sick, driver="1"))
+        await fleet.until(node, "True", "npu-0 is not well")
+        assert [name for name in await fleet.labels(node) if name.startswith("driver.")]
         async with aiohttp.ClientSession() as session:
             metrics = await (await session.get(f"http://127.0.0.1:{operator.port}/metrics")).text()
         assert [line for line in metrics.splitlines() if 'code="403"' in line] == []
@@ -92,4 +103,6 @@ async def test_the_charts_roles_are_enough(
         stop.set()
         await asyncio.wait_for(task, 30)
         await client.delete(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"])
+        await reporters.close()
+        await fleet.close()
     assert died == [], json.dumps(died)

@@ -105,7 +105,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         "observedGeneration": accelerator["metadata"].get("generation", 0),
         "nodes": len(nodes),
         "devices": devices.to_wire(),
-        "versions": [each.to_wire() for each in ownership.versions(name_of(accelerator), spec, nodes)],
+        "versions": [each.to_wire() for each in ownership.versions(name_of(accelerator), spec, selected)],
         "unhealthy": health.to_wire(),
         "conditions": conditions.to_list(),
     }

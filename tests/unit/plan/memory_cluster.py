@@ -312,7 +312,8 @@ class Surroundings:
 
     def devices_are(self, unwell: Iterable[int], *, number: int | None = None) -> None:
         """From now on these devices are not well; pods that have one run on, and are told of."""
-        self.unwell, self.devices = set(unwell), self.devices if number is None else number
+        self.devices = self.devices if number is None else number
+        self.unwell = set(unwell) & set(range(self.devices))
         counts = {"capacity": self.devices, "allocatable": self.devices - len(self.unwell)}
         status = {word: {"acme.com/npu": str(count)} for word, count in counts.items()}
         self.api.update(("Node", "", "node"), lambda live: live.update(status=status))

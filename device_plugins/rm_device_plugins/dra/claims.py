@@ -8,8 +8,9 @@ while the vendor works, so a hook that hangs keeps nobody else waiting.
 
 import asyncio
 import secrets
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ Json = dict[str, Any]
 Answer = list[tuple[Held, tuple[str, ...]]]
 """Devices of a claim, with the qualified names of their CDI devices."""
 
+TAKE_OVER_SECONDS = 180.0
+"""How long a device stays with a claim that is gone: its containers may still run, and the kubelet, which looks for
+such claims each minute, unprepares it when they have ended. A kubelet that has lost its state never does."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,6 +50,7 @@ class Claims:
         specs: Specs,
         driver: str,
         node: str,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = client
         self._inventory = inventory
@@ -54,6 +60,9 @@ class Claims:
         self._specs = specs
         self._driver = driver
         self._node = node
+        self._now = now
+        self._gone_since: dict[str, float] = {}
+        """When a claim that is gone was first in the way."""
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: defaultdict[str, int] = defaultdict(int)
         self._boot = _BOOT_ID.read_text(encoding="ascii").strip()
@@ -73,7 +82,7 @@ class Claims:
     async def prepare(self, namespace: str, name: str, uid: str) -> Answer:
         """Readies the claim's devices; the answer is the same each time.
 
-        Raises ClaimError, ApiError, LockedError, OSError, and what the allocator raises.
+        Raises ValueError, ClaimError, ApiError, LockedError, OSError, and what the allocator raises.
         """
         async with self._alone(naming.check_uid(uid)):
             claim = await self._fetch(namespace, name, uid)
@@ -84,10 +93,14 @@ class Claims:
             return list(zip(record.devices, record.cdi_ids, strict=True))
 
     async def unprepare(self, uid: str) -> None:
-        """Undoes it; a claim that is not prepared is no error. Raises LockedError, OSError."""
+        """Undoes it; a claim that is not prepared is no error. Raises ValueError, LockedError, OSError."""
         async with self._alone(naming.check_uid(uid)), files.locked(self._lock):
-            self._specs.remove(uid)
-            self._records.remove(uid)
+            self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        self._specs.remove(uid)
+        self._records.remove(uid)
+        self._gone_since.pop(uid, None)
 
     @asynccontextmanager
     async def _alone(self, uid: str) -> AsyncIterator[None]:
@@ -125,8 +138,7 @@ class Claims:
                 if not [each for each in rivals if each.uid not in dismissed]:
                     for each in rivals:
                         log.warning("the record of a claim that is gone is removed", claim=_called(each), uid=each.uid)
-                        self._specs.remove(each.uid)
-                        self._records.remove(each.uid)
+                        self._forget(each.uid)
                     self._records.put(wanted)
                     return wanted
             for rival in rivals:
@@ -138,19 +150,22 @@ class Claims:
         return same and known.prepared and self._specs.has(known.uid, known.cdi_digest)
 
     async def _dismiss(self, rival: Record, wanted: Record) -> None:
-        """Raises ClaimError unless the API server says that ``rival`` does not have its devices any more.
-
-        The scheduler gives a device to one claim at a time, so one of the two is wrong; and the kubelet may have
-        forgotten a claim, whose devices would never be free again.
+        """Raises ClaimError unless the API server says that ``rival`` does not have its devices any more, and has
+        said so for long enough. The scheduler gives a device to one claim at a time, so one of the two is wrong.
         """
-        both = sorted(_devices(rival) & _devices(wanted))
+        both = _devices(rival) & _devices(wanted)
+        stands = f"{', '.join(sorted(both))} is prepared for the claim {_called(rival)}, which"
         try:
             claim = await self._fetch(rival.namespace, rival.name, rival.uid)
             still = {held.device for held in results_of(claim, self._driver, self._node) if not held.admin}
         except ClaimError:
-            return
-        if still & set(both):
-            raise ClaimError(f"{', '.join(both)} is prepared for the claim {_called(rival)}, which has it still")
+            still = set()
+        if still & both:
+            self._gone_since.pop(rival.uid, None)
+            raise ClaimError(f"{stands} has it still")
+        left = TAKE_OVER_SECONDS - (self._now() - self._gone_since.setdefault(rival.uid, self._now()))
+        if left > 0:
+            raise ClaimError(f"{stands} is gone; the kubelet has {left:.0f} s more to unprepare it")
 
     async def _make(self, record: Record) -> Record:
         requests = [await self._ready(name, record) for name in dict.fromkeys(held.request for held in record.devices)]

@@ -78,7 +78,12 @@ class Publisher:
             await asyncio.sleep(self._backoff.next())
 
     async def _list(self) -> None:
-        found = await self._api.list(SLICES, self._selector())
+        try:
+            found = await self._api.list(SLICES, self._selector())
+        except ApiError as error:
+            if error.status == 404:
+                raise ApiError("it does not serve resource.k8s.io/v1; Kubernetes 1.34 or newer is needed") from error
+            raise
         self._present = {each["metadata"]["name"]: each for each in found.get("items") or ()}
         self._version = str(found["metadata"]["resourceVersion"])
 

@@ -165,8 +165,10 @@ async def test_a_device_is_not_given_to_two_claims(dra: Cluster, node: Node, wat
         assert (
             refused == f"{a} is prepared for the claim {dra.namespace}/{first['metadata']['name']}, which has it still"
         )
-        # A kubelet that has lost its memory never unprepares the first one.
+        # Its containers may still run, until the kubelet says that they do not.
         await dra.delete_claim(first)
+        assert "which is gone; the kubelet has" in (await only(watcher, second)).error
+        await watcher.unprepare(first)
         assert (await only(watcher, second)).error == ""
         assert node.cdi_files() == [f"{DRIVER}-device_{second['metadata']['uid']}.json"]
         assert node.records() == [f"{second['metadata']['uid']}.json"]
@@ -265,9 +267,12 @@ async def test_a_claim_whose_uid_is_reused_by_name_is_not_the_same(
 ) -> None:
     async with node.driver():
         await watcher.until_registered()
-        first = await dra.claim({"npu": [node.names()[0]]}, name="same")
+        a, b = node.names()
+        first = await dra.claim({"npu": [a]}, name="same")
         assert (await only(watcher, first)).error == ""
         await dra.client.delete(CLAIMS, dra.namespace, "same")
-        second = await dra.claim({"npu": [node.names()[0]]}, name="same")
+        second = await dra.claim({"npu": [b]}, name="same")
+        assert "is another one now" in (await only(watcher, first)).error
         assert (await only(watcher, second)).error == ""
+        await watcher.unprepare(first)
         assert node.records() == [f"{second['metadata']['uid']}.json"]

@@ -1,4 +1,4 @@
-"""Calls into a vendor's library, which may hang: all on one thread of their own, never more than one at a time."""
+"""Calls into a vendor's library or driver, which may hang: on one thread of their own, never two at a time."""
 
 import asyncio
 import threading

@@ -1,6 +1,5 @@
 """Any device that is a file: cameras, serial lines, accelerators without a module of their own."""
 
-import asyncio
 import glob
 import hashlib
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes, read_attribute
 from rm_device_plugins.kubelet_api import MAX_DEVICE_ID
+from rm_device_plugins.library import LibraryThread
 from rm_device_plugins.vendor import Device, Discovery, Failure, Trouble, Vendor, VendorError, common_firmware
 
 _NUMBER = re.compile(r"(\d+)\D*$")
@@ -51,6 +51,7 @@ class GenericVendor(Vendor):
     def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__(settings)
         self._wanted = parse(GenericSettings, settings)
+        self._thread = LibraryThread("the host's file system")
         patterns = (*self._wanted.match, *self._wanted.nodes)
         if not self._wanted.match:
             raise ConfigError("match must name at least one pattern of paths")
@@ -73,7 +74,7 @@ class GenericVendor(Vendor):
 
     async def discover(self) -> Discovery:
         """Looks for the paths. None at all is no failure: a node may have none of these devices."""
-        return await asyncio.to_thread(self._discover)
+        return await self._thread.call(self._discover)
 
     def _discover(self) -> Discovery:
         found: dict[str, str] = {}

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from rm_device_plugins.config import ConfigError, parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes
+from rm_device_plugins.library import LibraryThread
 from rm_device_plugins.logs import Log
 from rm_device_plugins.tool import run_tool
 from rm_device_plugins.vendor import (
@@ -63,6 +64,7 @@ class RebellionsVendor(Vendor):
     def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__(settings)
         self._wanted = parse(RebellionsSettings, settings)
+        self._thread = LibraryThread("the driver's sysfs class")
         if not self._wanted.status_tool:
             raise ConfigError("statusTool must name a command")
 
@@ -70,7 +72,7 @@ class RebellionsVendor(Vendor):
         """Asks the status tool, and the driver for each device's state."""
         status = await self._status()
         try:
-            devices = tuple(map(self._device, status["devices"]))
+            devices = await self._thread.call(lambda: tuple(map(self._device, status["devices"])))
             found = Discovery(
                 devices,
                 driver=str(status["KMD_version"]),

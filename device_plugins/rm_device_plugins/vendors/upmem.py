@@ -1,6 +1,5 @@
 """UPMEM's processing-in-memory: a device is a rank of 64 processing units, as the driver's sysfs class shows it."""
 
-import asyncio
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from rm_device_plugins.config import parse
 from rm_device_plugins.device_nodes import character_device, numa_nodes, read_attribute
+from rm_device_plugins.library import LibraryThread
 from rm_device_plugins.vendor import Device, Discovery, Vendor, VendorError
 
 PRODUCT = "UPMEM PIM rank"
@@ -32,10 +32,11 @@ class UpmemVendor(Vendor):
         self._class = Path(wanted.sys_root, "class", "dpu_rank")
         self._module = Path(wanted.sys_root, "module", "dpu", "version")
         self._dev = wanted.dev_root
+        self._thread = LibraryThread("the driver's sysfs class")
 
     async def discover(self) -> Discovery:
         """Reads what the driver says of each rank. A node without the class has no such memory."""
-        return await asyncio.to_thread(self._discover)
+        return await self._thread.call(self._discover)
 
     def _discover(self) -> Discovery:
         try:

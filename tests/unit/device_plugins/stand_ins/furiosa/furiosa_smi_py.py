@@ -17,14 +17,14 @@ class Device:
     raw: dict[str, Any]
 
     def device_info(self) -> Any:
-        info = {**self.raw["info"], "firmware_version": _version(self.raw["info"]["firmware_version"])}
+        info = {**self.raw["info"], "firmware_version": _version(self.raw["info"].get("firmware_version", "1.0.0"))}
         return SimpleNamespace(**info)
 
     def device_files(self) -> list[Any]:
         return [SimpleNamespace(path=path, cores=[0]) for path in self.raw["files"]]
 
     def power_consumption(self) -> float:
-        return float(self.raw["watts"])
+        return float(self.raw.get("watts", 0))
 
     def liveness(self) -> bool:
         if "error" in self.raw:

@@ -125,6 +125,26 @@ def test_several_deployments_are_answered_in_their_order(here: Path) -> None:
     assert "namespace elsewhere may not use it" in reasons["remote"]
 
 
+@pytest.mark.parametrize(
+    ("allocated", "reason", "eligible"),
+    [(4, "Advertised", False), (3, "Advertised", True), (4, "NotCounted", True)],
+)
+def test_devices_by_class_count_as_others_unless_nobody_can_count_them(
+    here: Path, allocated: int, reason: str, eligible: bool
+) -> None:
+    status = {
+        "nodes": 1, "devices": {"total": 4, "healthy": 4, "allocated": allocated},
+        "conditions": [{"type": "DevicesAdvertised", "status": "True", "reason": reason}],
+    }  # fmt: skip
+    (fast,) = (each for each in ACCELERATORS if each["metadata"]["name"] == "npu-fast")
+    spec = {key: value for key, value in fast["spec"].items() if key != "resourceName"} | {"deviceClassName": "fast"}
+    (here / "fleet/accelerators.yaml").write_text(yaml.safe_dump({**fast, "spec": spec, "status": status}))
+    (candidate,) = json.loads(run(*OFFLINE, "-o", "json").stdout)["status"]["placement"]["candidates"]
+    assert candidate["eligible"] is eligible
+    if not eligible:
+        assert "no device of deviceclass.resource.kubernetes.io/fast is free" in candidate["reason"]
+
+
 def test_the_status_in_the_files_counts(here: Path) -> None:
     devices = {"total": 4, "healthy": 4, "allocated": 4}
     ready = [{"type": "DevicesAdvertised", "status": "True", "reason": "Advertised"}]

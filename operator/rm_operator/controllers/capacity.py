@@ -76,6 +76,8 @@ class _Account:
     """By a decision that its status does not tell yet. Until then it has both."""
     pods: dict[str, int] = field(default_factory=dict)
     """Devices that its pods hold or request."""
+    asked: tuple[str, int] | None = None
+    """Accelerator, and devices of the pods that are asked for there, while some are to take over from others."""
 
     def promised(self, accelerator: str) -> int:
         """Devices that it may have, whether or not there are pods for them."""
@@ -84,7 +86,8 @@ class _Account:
 
     def demand(self, accelerator: str) -> int:
         """Devices that nobody else may have."""
-        return max(self.promised(accelerator), self.pods.get(accelerator, 0))
+        name, asked = self.asked or ("", 0)
+        return max(self.promised(accelerator), self.pods.get(accelerator, 0), asked if name == accelerator else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,24 @@ class Ledger:
         else:
             self._claim(owner, account.stored, _Claim(supply.name, granted, now + ASSUMED_SECONDS))
 
+    def asks(self, owner: Owner, pods: tuple[str, int] | None) -> None:
+        """So many devices (accelerator and number) the pods want that ``owner`` asks for while some are to take over.
+
+        For until the pods are there: two must not ask for one device that is spare. None while none is to take over.
+        """
+        known = self._accounts.get(owner)
+        if pods == (known.asked if known is not None else None):
+            return
+        account = self._accounts.setdefault(owner, _Account())
+        affected = {each[0] for each in (account.asked, pods) if each is not None}
+        before = {name: account.demand(name) for name in affected}
+        account.asked = pods
+        self._changed()
+        for name in affected:
+            self._demand[name] += account.demand(name) - before[name]
+        self._forget_empty(owner)
+        self._freed([name for name in affected if account.demand(name) < before[name]])
+
     def deployment_changed(self, old: Object | None, new: Object | None) -> None:
         """A ModelDeployment came, changed or went."""
         obj = new if new is not None else old
@@ -191,6 +212,7 @@ class Ledger:
         owner = owner_of(obj)
         if new is None or is_deleting(new):
             self._claim(owner, None, None)
+            self.asks(owner, None)
             return
         account = self._accounts.get(owner) or _Account()
         stored, assumed = account.stored, account.assumed
@@ -331,7 +353,9 @@ class Ledger:
 
     def _forget_empty(self, owner: Owner) -> None:
         account = self._accounts.get(owner)
-        if account is not None and account.stored is None and account.assumed is None and not account.pods:
+        if account is None or account.stored is not None or account.assumed is not None:
+            return
+        if not account.pods and account.asked is None:
             del self._accounts[owner]
 
     def _foreign_on(self, supply: Supply, *, bound_only: bool) -> int:

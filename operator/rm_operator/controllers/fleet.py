@@ -116,9 +116,20 @@ class Fleet:
         since = self._led.get(owner_of(deployment))
         return 0.0 if since is None else max(0.0, now.timestamp() - since)
 
-    def settle(self, deployment: Object, result: PlacementResult | None, now: datetime) -> float | None:
-        """Books what was decided for ``deployment``; returns in how many seconds time alone would change something."""
+    def settle(
+        self,
+        deployment: Object,
+        result: PlacementResult | None,
+        now: datetime,
+        *,
+        replacing: tuple[str, int] | None = None,
+    ) -> float | None:
+        """Books what was decided for ``deployment``; returns in how many seconds time alone would change something.
+
+        ``replacing`` is an accelerator, and the pods that are asked for there while some are to take over from others.
+        """
         owner, moment = owner_of(deployment), now.timestamp()
+        self._ledger.asks(owner, replacing)
         if result is None:
             self._led.pop(owner, None)
             self._offer(self._waiting.forget(owner))

@@ -126,7 +126,7 @@ class ModelDeploymentController(PlanningController):
             removals=self._removals.left(now),
         )
         plan = planner.plan(snapshot, now)
-        later = self._fleet.settle(obj, plan.placement, now)
+        later = self._fleet.settle(obj, plan.placement, now, replacing=plan.replacing)
         moments = [each for each in (plan.requeue_after, later) if each is not None]
         return replace(plan, requeue_after=min(moments, default=None))
 

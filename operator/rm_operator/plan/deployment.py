@@ -162,6 +162,7 @@ def _finish(state: State, clearing: rejected.Clearing) -> Plan:
         status_first=state.status_first,
         events=(*conditions.transitions(), *clearing.events),
         requeue_after=state.requeue_after,
+        replacing=state.replacing,
         cleared=clearing.cleared,
         placement=state.placement,
     )

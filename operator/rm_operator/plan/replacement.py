@@ -93,7 +93,10 @@ def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: i
     wanted = step.new + step.old[0]
     # The cheapest pod ends first: as long as requests come to one that leaves, nothing may shrink.
     drains = sum(name_of(pod) in state.snapshot.routed_pods for pod in leaving)
-    return max(asked, wanted + drains) if drains else wanted
+    wanted = max(asked, wanted + drains) if drains else wanted
+    if going:
+        state.replacing = (accelerator, wanted)
+    return wanted
 
 
 def give_up(state: State, pods: Sequence[Object], accelerator: str, *, missing: int) -> int | None:

@@ -86,6 +86,8 @@ class State:
     """Whether the Service is to select a pod, by its uid, where that was decided."""
     refused: tuple[str, ...] = ()
     """Which nodes refuse its pods, and why."""
+    replacing: tuple[str, int] | None = None
+    """The accelerator, and the pods that are asked for there, while some are to take over from others."""
     fates: dict[str, str] = field(default_factory=dict)
     """What becomes of pods whose device is not well, by their uid, in words."""
     requeue_after: float | None = None

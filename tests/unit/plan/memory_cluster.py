@@ -586,7 +586,8 @@ class Replica:
             system_namespace="system", store="store:5000", store_plain_http=True, runtime_image="runtime:1",
             launcher_image="launcher:1",
         )  # fmt: skip
-        context = Context(api, self.stores, self._awake, self.events, config, metrics=_metrics())  # type: ignore[arg-type]
+        self.metrics = _metrics()
+        context = Context(api, self.stores, self._awake, self.events, config, metrics=self.metrics)  # type: ignore[arg-type]
         with mock.patch.object(controllers, "ArtifactStore", return_value=surroundings):
             built = controllers.build(context)
         self._controllers = {each.kind: each for each in built}

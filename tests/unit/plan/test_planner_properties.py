@@ -129,9 +129,15 @@ def clock_goes_back(cluster: Installation) -> None:
 
 
 def devices(cluster: Installation, number: int) -> None:
-    cluster.surroundings.devices = number
-    counts = {word: {"acme.com/npu": str(number)} for word in ("capacity", "allocatable")}
-    cluster.api.update(("Node", "", "node"), lambda live: live.update(status=counts))
+    cluster.surroundings.devices_are((), number=number)
+
+
+def devices_fall_ill(cluster: Installation, unwell: set[int]) -> None:
+    cluster.surroundings.devices_are(unwell)
+
+
+def kubelet_refuses(cluster: Installation, times: int) -> None:
+    cluster.surroundings.refusing = times
 
 
 def pod_crashes(cluster: Installation, which: int, code: int) -> None:
@@ -199,6 +205,8 @@ TROUBLE = (
     move(job_fails, st.sampled_from([names.ROLE_RESOLVE, names.ROLE_BUILD]), st.sampled_from(FAILURES + SURPRISES)),
     move(clock_goes_back),
     move(devices, st.sampled_from([0, 1, 2, 4])),
+    move(devices_fall_ill, st.sets(st.integers(0, 3), max_size=3)),
+    move(kubelet_refuses, st.sampled_from([1, 4])),
     move(pod_crashes, some, st.sampled_from([1, 65, 66, 67, 69, 137])),
     move(child_deleted, some),
 )
@@ -281,6 +289,7 @@ def test_whatever_went_wrong_it_ends_as_if_nothing_had(start: str, story: list[M
     """Once the troubles are over, what serves is what an untroubled cluster makes of the same wishes."""
     cluster = play(story, at(start).fork())
     cluster.surroundings.outcomes.clear()
+    cluster.surroundings.refusing = 0
     devices(cluster, 8)
     cluster.settle()
     for each in cluster.api.of("ModelDeployment"):
@@ -573,7 +582,7 @@ def test_nothing_that_objects_may_say_makes_a_planner_fail(start: str, story: li
         raise AssertionError(f"the story is not possible: {error}") from error
 
 
-# What a rollout promises.
+# What a rollout promises, and the replacement of pods on devices that are not well.
 
 
 def _promise(spec: Object) -> int:
@@ -608,6 +617,7 @@ ROLLOUTS: tuple[Object, ...] = (
             move(other_steps, st.sampled_from(["-O1", "-O2"])),
             move(redeploys, st.just({"accelerators": {"types": ["GPU"]}})),
             move(redeploys, st.just({})),
+            move(devices_fall_ill, st.sets(st.integers(0, 5), max_size=2)),
             *OTHERS,
             *OTHERS[1:3],
             *OTHERS[1:3],
@@ -623,7 +633,7 @@ def test_a_rollout_keeps_what_it_promised(replicas: int, rollout: Object, number
     cluster.deploy(**wanted)
     cluster.settle()
     assert cluster.reason() == "Ready"
-    promised = _promise(wanted)
+    promised, ill = _promise(wanted), False
 
     def check() -> None:
         reached = [
@@ -633,16 +643,20 @@ def test_a_rollout_keeps_what_it_promised(replicas: int, rollout: Object, number
         ]
         assert len(reached) >= promised, f"{len(reached)} of {promised} promised pods are reached"
         asked = sum(each["spec"]["replicas"] for each in cluster.api.of("Deployment"))
-        ceiling = replicas + (0 if rollout.get("strategy") == "InPlace" else rollout.get("maxSurge", 1))
+        # Who takes over from a pod on a sick device comes first whatever the strategy is: its device is of no use.
+        in_place = rollout.get("strategy") == "InPlace" and not ill
+        ceiling = replicas + (0 if in_place else rollout.get("maxSurge", 1))
         assert asked <= ceiling, f"{asked} pods are asked for, {ceiling} may be"
 
     cluster.watch = check
     for each in story:
+        ill = ill or (isinstance(each, _Named) and each._function is devices_fall_ill)
         if isinstance(each, _Named) and each._function is redeploys:
             cluster.deploy(**wanted, **each._arguments[0])
         else:
             each(cluster)
         check()
+    cluster.surroundings.devices_are(())
     cluster.deploy(**wanted)
     cluster.settle()
     check()

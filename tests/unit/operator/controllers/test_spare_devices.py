@@ -104,3 +104,22 @@ def test_who_has_a_pod_on_a_sick_device_is_woken_when_there_is_another(cluster: 
     cluster.drain()
     cluster.end("other")
     assert cluster.drain() == []
+
+
+def test_two_do_not_ask_for_the_same_spare_device(cluster: Cluster) -> None:
+    cluster.accelerator("npu", healthy=1, total=3)
+    mark(cluster, "a-1", "a")
+    mark(cluster, "b-1", "b")
+    result = cluster.decide("a")
+    cluster.fleet.settle(cluster.deployment("a"), result, cluster.now, replacing=("npu", 2))
+    assert [cluster.view("npu", name).spare for name in ("a", "b")] == [0, 0]
+    cluster.pod("a-2", "npu", "a")
+    assert spare(cluster) == 0, "counted once"
+    cluster.end("a-1")
+    cluster.drain()
+    cluster.fleet.settle(cluster.deployment("a"), result, cluster.now)
+    assert spare(cluster) == 0
+    cluster.end("a-2")
+    cluster.remove("a")
+    assert cluster.view("npu", "b").spare == 1
+    assert "b" in cluster.drain()

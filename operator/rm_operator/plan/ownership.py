@@ -71,14 +71,16 @@ def examine(
     accelerator: Object, spec: AcceleratorResourceSpec, nodes: Sequence[Object], around: Surroundings
 ) -> Ownership:
     """Who else claims the devices of ``nodes``, those that the kind selects."""
-    resource = spec.resource_name or around.extended
+    plugin = spec.device_plugin
+    # A class that is yet to be made is known by the name that it is to get.
+    resource = spec.resource_name or around.extended or (plugin.extended_resource_name if plugin else None) or ""
     shared = _shared(accelerator, spec, nodes, around.others)
     advertising = {name_of(node) for node in nodes if _advertises(node, resource)}
     new = {name_of(node): _host(node) for node in _not_begun(accelerator, spec, nodes, around)}
     by_class = set(around.by_class)
     strangers = (advertising & new.keys()) - by_class
     # A node where our plugin is to begin would have them twice once it had.
-    twice = (advertising | new.keys()) & by_class
+    twice = (advertising if spec.device_class_name else advertising | new.keys()) & by_class
     there = set(map(name_of, nodes))
     reported = {node: words for node, words in sorted(around.reported.items()) if node in there}
     messages = [
@@ -88,7 +90,7 @@ def examine(
     ]
     if strangers:
         messages.append(
-            f"another device plugin advertises {spec.resource_name} on {_several(strangers)}, so ours is "
+            f"another device plugin advertises {resource} on {_several(strangers)}, so ours is "
             "not rolled out there; remove that plugin, leave these nodes out by nodeSelector, or remove devicePlugin "
             "to use the devices as they are advertised"
         )
@@ -192,7 +194,7 @@ def _not_begun(
     accelerator: Object, spec: AcceleratorResourceSpec, nodes: Iterable[Object], around: Surroundings
 ) -> list[Object]:
     """Nodes on which the kind's device plugin is to be rolled out, and was never before."""
-    if spec.device_plugin is None or spec.resource_name is None:
+    if spec.device_plugin is None:
         return []
     before = None if around.daemonset is None else kept_off(around.daemonset)
     written = {

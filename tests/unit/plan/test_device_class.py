@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from chain import NPU, SETTINGS
+from rm_api.conditions import Reason
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_operator.kube.documents import Document, encode
 from rm_operator.kube.trim_devices import trim_claim, trim_slice
@@ -18,6 +19,7 @@ from rm_operator.plan.device_class import (
     requested_resource,
     selection_of,
 )
+from rm_operator.plan.ownership import Surroundings, examine
 from rm_operator.plan.placement.observed import observe
 from rm_operator.plan.trouble import trouble
 
@@ -206,7 +208,8 @@ def test_alike_devices_share_what_is_kept_of_them() -> None:
 def planned(view: ClassView, **spec: Any) -> accelerator.Plan:
     """The plan for a kind by class."""
     written = {**NPU.to_wire(), "resourceName": None, "deviceClassName": "npu", **spec}
-    obj: Object = {"metadata": {"name": "npu", "uid": "u", "generation": 1}, "spec": written}
+    metadata = {"name": "npu", "uid": "u", "generation": 1}
+    obj: Object = {"apiVersion": "v", "kind": "AcceleratorResource", "metadata": metadata, "spec": written}
     return accelerator.plan(
         accelerator.AcceleratorSnapshot(
             accelerator=obj, nodes=NODES, requesting=[], plugin_pods=[], children=[], settings=SETTINGS, by_class=view
@@ -315,3 +318,36 @@ def test_the_scheduler_says_that_no_device_is_free_in_its_own_way(message: str, 
     said = {"type": "PodScheduled", "status": "False", "message": message}
     pod = {"metadata": {"name": "p"}, "status": {"conditions": [said]}}
     assert trouble([pod], "deviceclass.resource.kubernetes.io/npu").reason == reason
+
+
+@pytest.mark.parametrize(
+    ("advertised", "by_class", "begun", "lost", "kept_off"),
+    [
+        ("", "", "", "", ""),
+        ("a", "", "", "a", "a"),
+        ("a", "", "b", "a", "a"),
+        # It runs already: it is told, and nothing is taken from those who have devices of it.
+        ("a", "ab", "ab", "a", ""),
+        ("", "ab", "", "", ""),
+        ("c", "ab", "ab", "c", "c"),
+    ],
+    ids=["alone", "first", "elsewhere", "later", "its-daemonset-was-deleted", "on-another-node"],
+)
+def test_a_driver_is_not_rolled_out_where_a_device_plugin_has_the_name(
+    advertised: str, by_class: str, begun: str, lost: str, kept_off: str
+) -> None:
+    plugin = {"image": "i", "extendedResourceName": "acme.com/npu"}
+    written = {**NPU.to_wire(), "resourceName": None, "deviceClassName": "npu", "devicePlugin": plugin}
+    nodes: list[Object] = [
+        {
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": f"host-{name}"}},
+            "status": {"allocatable": {"acme.com/npu": "4"} if name in advertised else {}},
+        }
+        for name in "abc"
+    ]
+    around = Surroundings(ours=set(begun), by_class=set(by_class), extended="acme.com/npu" if by_class else "")
+    obj: Object = {"metadata": {"name": "npu", "uid": "u"}, "spec": written}
+    found = examine(obj, AcceleratorResourceSpec.model_validate(written), nodes, around)
+    assert (found.lost, found.keep_off) == (set(lost), {f"host-{name}" for name in kept_off})
+    assert found.reason == (Reason.RESOURCE_NAME_CONFLICT if lost else None)
+    assert not lost or "acme.com/npu" in found.message

@@ -73,6 +73,13 @@ class Client:
                 answer = changed if changed.status == 200 else answer
         return answer.report
 
+    async def until_series(self, name: str, expected: dict[tuple[str, ...], float]) -> None:
+        """Waits until the metric's values are these."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while (found := await self.series(name)) != expected:
+            assert asyncio.get_running_loop().time() < deadline, found
+            await asyncio.sleep(0.02)
+
     async def series(self, name: str) -> dict[tuple[str, ...], float]:
         """Values of a metric by their labels but the resource, in the order of the labels' names."""
         text = (await self.get("/metrics")).body.decode()

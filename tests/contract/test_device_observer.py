@@ -22,7 +22,13 @@ from rm_device_plugins.pod_resources import PodResources
 from rm_device_plugins.vendor import Device, DeviceNode, Discovery, Vendor, VendorError
 
 NPU = "vendor.example/npu"
-FAST = {"intervalSeconds": 0.05, "podsIntervalSeconds": 0.05, "healthyAfter": 1, "outOfBandAfterSeconds": 0}
+FAST = {
+    "intervalSeconds": 0.05,
+    "podsIntervalSeconds": 0.05,
+    "powerIntervalSeconds": 0.05,
+    "healthyAfter": 1,
+    "outOfBandAfterSeconds": 0,
+}
 
 
 @pytest.fixture
@@ -93,6 +99,7 @@ async def test_the_devices_are_looked_at_with_the_vendors_module(kubelet: PodRes
         assert set(await client.series("rma_device_healthy")) == {
             (each["id"], "Simulated NPU X1", each["serial"]) for each in report["devices"]
         }
+        await client.until_series("rma_device_power_watts", {("main", second, "default", "by-file"): 61.5})
         assert {first, second, third} == {key[1] for key in await client.series("rma_device_allocated")}
 
 

@@ -173,6 +173,7 @@ def test_no_driver_is_exit_1_with_the_reason(tmp_path: Path, content: str | None
     ("arguments", "says"),
     [
         (("--health", "failed"), "need --device"),
+        (("--watts", "5"), "need --device"),
         (("--device", "7", "--health", "ok"), "there is no device 7; there are [0, 1]"),
         (("--remove-node", "9"), "there is no device 9"),
     ],
@@ -183,6 +184,14 @@ def test_a_change_that_makes_no_sense_is_refused(root: Path, arguments: tuple[st
     assert answer.returncode == 1
     assert says in answer.stderr
     assert status(root) == before
+
+
+def test_a_device_can_be_given_a_failure_and_a_power_and_keeps_the_rest(root: Path) -> None:
+    before = status(root)["devices"]
+    assert run("set", "--root", root, "--device", 1, "--failure", "Dead", "--watts", 61.5).returncode == 0
+    first, second = status(root)["devices"]
+    assert (first, second) == (before[0], {**before[1], "failure": "Dead", "watts": 61.5})
+    assert run("set", "--root", root, "--device", 1, "--failure", "Broken").returncode == 2
 
 
 def test_set_and_init_refuse_what_is_no_directory_of_ours(tmp_path: Path, root: Path) -> None:

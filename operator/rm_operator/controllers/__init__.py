@@ -1,5 +1,7 @@
 """One controller per kind: keys → snapshot → plan → apply → status. Decisions are in ``rm_operator.plan``."""
 
+from functools import partial
+
 from rm_operator.context import Context
 from rm_operator.controllers.accelerator_resource import AcceleratorResourceController
 from rm_operator.controllers.build_artifact import BuildArtifactController
@@ -29,6 +31,8 @@ def build(context: Context) -> list[Controller]:
     context.on_close(store.close)
     reports = Reports(context.stores, config.system_namespace)
     context.on_lead(reports.start)
+    for state in reports.states():
+        context.metrics.device_reports.labels(state).set_function(partial(_count, reports, state))
     context.on_close(reports.stop)
     return [
         AcceleratorResourceController(context, settings, reports),
@@ -37,3 +41,7 @@ def build(context: Context) -> list[Controller]:
         BuildArtifactController(context, settings, store),
         ModelDeploymentController(context, settings, reports),
     ]
+
+
+def _count(reports: Reports, state: str) -> int:
+    return reports.states()[state]

@@ -4,7 +4,7 @@ What was said of a device in the status holds until something newer is known of 
 silent device plugin makes a device well. By the same status each failure and each recovery is told once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -84,23 +84,24 @@ def examine(
             return Health()
         unhealthy = _by_kubelets(spec, nodes, holding)
         _state_counted(spec, nodes, devices, unhealthy, conditions)
-        return Health(unhealthy, 0, _events(accelerator, nodes, before, unhealthy, frozenset()))
+        return Health(unhealthy, 0, _events(accelerator, nodes, before, unhealthy, ()))
     if reported.awaited:
         conditions.as_before(ConditionType.DEVICES_HEALTHY)
         return Health(before, int((status.get("devices") or {}).get("usedOutOfBand", 0)))
     reports = {name: report for node in nodes if (report := reported.reports.get(name := name_of(node))) is not None}
-    known = {node: report for node, report in reports.items() if report.known}
-    there = frozenset(map(name_of, nodes))
+    known = {node for node, report in reports.items() if report.known}
+    noted = {node: report for node, report in reports.items() if report.noted}
+    there = set(map(name_of, nodes)) if before else set()
     unhealthy = sorted(
         [
-            *(each for node, report in known.items() for each in _unhealthy(node, report)),
+            *(each for node, report in noted.items() for each in _unhealthy(node, report)),
             *(each for each in before if each.node in there and each.node not in known),
         ],
         key=_where,
     )
     _state_reported(reports, unhealthy, conditions)
-    used = sum(report.used_out_of_band for report in known.values())
-    return Health(unhealthy, used, _events(accelerator, nodes, before, unhealthy, frozenset(known)))
+    used = sum(report.used_out_of_band for report in noted.values())
+    return Health(unhealthy, used, _events(accelerator, nodes, before, unhealthy, known))
 
 
 def _unhealthy(node: str, report: Report) -> list[UnhealthyDevice]:
@@ -204,13 +205,18 @@ def _events(
     nodes: Sequence[Object],
     before: Sequence[UnhealthyDevice],
     after: Sequence[UnhealthyDevice],
-    known: frozenset[str],
+    known: Collection[str],
 ) -> tuple[PlannedEvent, ...]:
     """What has failed and what has recovered since the last status; that is told only of nodes that are ``known``."""
+    if not before and not after:
+        return ()
     failures: dict[_Where, DeviceFailure] = {_where(each): each.failure for each in before}
     # Of more devices than a status holds nobody knows which of them were told before.
     told_until = max(failures) if len(failures) >= MAX_UNHEALTHY else None
-    about = {name_of(node): Regarding("v1", "Node", "", name_of(node), uid_of(node)) for node in nodes}
+    concerned = {each.node for each in (*before, *after)}
+    about = {
+        name: Regarding("v1", "Node", "", name, uid_of(node)) for node in nodes if (name := name_of(node)) in concerned
+    }
     events: list[PlannedEvent] = []
     for device in after:
         where = _where(device)

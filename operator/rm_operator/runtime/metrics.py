@@ -176,6 +176,12 @@ class Metrics:
             ["resource", "reason"],
             registry=r,
         )
+        self.device_reports = Gauge(
+            "rm_operator_device_reports",
+            "Device plugins and observers by what is known of their reports",
+            ["state"],
+            registry=r,
+        )
         self.events = Counter("rm_operator_events", "Kubernetes Events by fate", ["result"], registry=r)
         self.loop_lag = Gauge("rm_operator_event_loop_lag_seconds", "Worst delay of the event loop lately", registry=r)
 

@@ -26,7 +26,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.kube.store import Store
 from rm_operator.plan import accelerator as planner
-from rm_operator.plan.device_class import NO_CLASS, ClassView, drivers_named
+from rm_operator.plan.device_class import NO_CLASS, ClassView, drivers_named, extended_resource
 from rm_operator.plan.device_health import Reported
 from rm_operator.plan.in_use import Users, some
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, uid_of
@@ -48,42 +48,59 @@ class AcceleratorResourceController(PlanningController):
         self._reports = reports
         # Where a whole fleet changes, one decision after another must not be about each node.
         reports.on_report(lambda name, _: context.queue.add_after(Key(self.kind, "", name), REPORTS_SECONDS))
-        concerned = _Concerned(context.stores[ACCELERATOR_RESOURCES])
+        concerned = _Concerned(context.stores[ACCELERATOR_RESOURCES], context.stores[DEVICE_CLASSES])
         self.watches = (
             Watch(NODES, concerned.by_node),
             Watch(PODS, concerned.by_pod),
             Watch(DAEMONSETS, owners_of(self.kind)),
             Watch(CONFIGMAPS, owners_of(self.kind)),
             Watch(DEVICE_CLASSES, concerned.by_class),
-            Watch(RESOURCE_SLICES, concerned.by_devices),
+            Watch(RESOURCE_SLICES, concerned.by_slice),
             Watch(RESOURCE_CLAIMS, concerned.by_devices),
             Watch(MODEL_DEPLOYMENTS, concerned.by_deployment),
+            Watch(ACCELERATOR_RESOURCES, concerned.by_kind),
         )
 
     async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one AcceleratorResource."""
         resource = obj["spec"].get("resourceName")
-        plugin = scoped(self._settings.system_namespace, name_of(obj))
+        index = "resource" if resource else "class"
+        kinds = known[ACCELERATOR_RESOURCES].by_index(index, resource or obj["spec"].get("deviceClassName") or "")
         snapshot = planner.AcceleratorSnapshot(
             accelerator=obj,
             nodes=known[NODES].list(),
             requesting=known[PODS].by_index("resource", resource) if resource else (),
-            plugin_pods=[
-                pod
-                for pod in known[PODS].by_index("accelerator", plugin)
-                if labels_of(pod).get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN
-            ],
+            plugin_pods=self._plugin_pods(name_of(obj), known),
             children=[
                 *known[DAEMONSETS].by_index("owner", uid_of(obj)),
                 *known[CONFIGMAPS].by_index("owner", uid_of(obj)),
                 *known[DEVICE_CLASSES].by_index("owner", uid_of(obj)),
             ],
             settings=self._settings,
-            by_class=_class_view(obj, known),
+            by_class=_class_view(obj["spec"].get("deviceClassName"), known),
             users=self._users(obj, known),
             reported=self._reported(name_of(obj), known),
+            others=kinds,
+            ours={
+                node
+                for kind in kinds
+                for pod in self._plugin_pods(name_of(kind), known)
+                if (node := (pod.get("spec") or {}).get("nodeName"))
+            },
+            named={
+                name_of(each): _class_view(name_of(each), known)
+                for each in known[DEVICE_CLASSES].by_index("extended", resource or "")
+            },
         )
         return planner.plan(snapshot, now)
+
+    def _plugin_pods(self, accelerator: str, known: Reading) -> list[Object]:
+        plugin = scoped(self._settings.system_namespace, accelerator)
+        return [
+            pod
+            for pod in known[PODS].by_index("accelerator", plugin)
+            if labels_of(pod).get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN
+        ]
 
     def _reported(self, name: str, known: Reading) -> Reported:
         known.note(self._reports.place_of(name))
@@ -96,9 +113,8 @@ class AcceleratorResourceController(PlanningController):
         return some(itertools.starmap(scoped, named), deployments.count("accelerator", name))
 
 
-def _class_view(accelerator: Object, known: Reading) -> ClassView:
-    """What there is of the accelerator's DeviceClass."""
-    name = accelerator["spec"].get("deviceClassName")
+def _class_view(name: str | None, known: Reading) -> ClassView:
+    """What there is of the DeviceClass ``name``."""
     if name is None:
         return NO_CLASS
     classes, slices, claims = known[DEVICE_CLASSES], known[RESOURCE_SLICES], known[RESOURCE_CLAIMS]
@@ -116,8 +132,9 @@ def _class_view(accelerator: Object, known: Reading) -> ClassView:
 class _Concerned:
     """Which accelerators a change concerns."""
 
-    def __init__(self, accelerators: Store) -> None:
+    def __init__(self, accelerators: Store, classes: Store) -> None:
         self._accelerators = accelerators
+        self._classes = classes
         self._kind = accelerators.resource.kind
 
     def by_node(self, old: Object | None, new: Object | None) -> Iterable[Key]:
@@ -133,11 +150,33 @@ class _Concerned:
         assert obj is not None
         for _, name in self._accelerators.keys_by_index("class", name_of(obj)):
             yield Key(self._kind, "", name)
+        for each in (old, new):
+            yield from self._requested_as(extended_resource(each))
         yield from owners_of(self._kind)(old, new)
 
     def by_devices(self, _old: Object | None, _new: Object | None) -> Iterable[Key]:
         """All that are requested by a class: which devices these have is for the decision to find out."""
         for _, name in self._accelerators.keys_by_index("any class", "true"):
+            yield Key(self._kind, "", name)
+
+    def by_slice(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """All that are requested by a class, or by the extended resource of one."""
+        yield from self.by_devices(old, new)
+        for device_class in self._classes:
+            yield from self._requested_as(extended_resource(device_class))
+
+    def by_kind(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """Those that are requested as this one is: they may claim the same nodes."""
+        if old is not None and new is not None and _claims(old) == _claims(new):
+            return
+        for obj in (old, new):
+            if obj is not None:
+                yield from self._requested_as(obj["spec"].get("resourceName"))
+                for _, name in self._accelerators.keys_by_index("class", obj["spec"].get("deviceClassName") or ""):
+                    yield Key(self._kind, "", name)
+
+    def _requested_as(self, resource: str | None) -> Iterable[Key]:
+        for _, name in self._accelerators.keys_by_index("resource", resource or ""):
             yield Key(self._kind, "", name)
 
     def by_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
@@ -158,6 +197,10 @@ class _Concerned:
         for resource in resources_requested(obj):
             for _, each in self._accelerators.keys_by_index("resource", resource):
                 yield Key(self._kind, "", each)
+
+
+def _claims(accelerator: Object) -> tuple[object, ...]:
+    return accelerator["spec"], is_deleting(accelerator), uid_of(accelerator)
 
 
 def _facts(node: Object) -> tuple[object, ...]:

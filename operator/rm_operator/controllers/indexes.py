@@ -25,7 +25,7 @@ from rm_operator.kube.resources import (
     Resource,
 )
 from rm_operator.plan.artifact import in_build, is_ready
-from rm_operator.plan.device_class import allocated_in, implied_resource
+from rm_operator.plan.device_class import allocated_in, extended_resource, implied_resource
 from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
@@ -123,6 +123,11 @@ def _any_class(accelerator: Object) -> list[str]:
     return ["true"] if accelerator["spec"].get("deviceClassName") else []
 
 
+def _extended(device_class: Object) -> list[str]:
+    name = extended_resource(device_class)
+    return [name] if name else []
+
+
 def _driver(resource_slice: Object) -> list[str]:
     return [resource_slice["spec"]["driver"]]
 
@@ -185,7 +190,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},
     DEPLOYMENTS: {"owner": owner_uids},
-    DEVICE_CLASSES: {"owner": owner_uids},
+    DEVICE_CLASSES: {"owner": owner_uids, "extended": _extended},
     RESOURCE_SLICES: {"driver": _driver, "pool": _pool},
     RESOURCE_CLAIMS: {"driver": _drivers_allocated, "pool": _pools_allocated, "pod": _claiming_pod},
     HORIZONTALPODAUTOSCALERS: {},

@@ -1,8 +1,8 @@
 """AcceleratorResource: roll out its device plugin, and say what the nodes have."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -52,6 +52,12 @@ class AcceleratorSnapshot:
     """Deployments that are placed on it, or that still run on it."""
     reported: Reported = device_health.NOTHING
     """What the programs on its nodes report."""
+    others: Sequence[Object] = ()
+    """AcceleratorResources that are requested as it is; it may be among them."""
+    ours: Collection[str] = ()
+    """Names of nodes with a device plugin of ours for its resource, whatever kind it runs for."""
+    named: Mapping[str, ClassView] = field(default_factory=dict)
+    """DeviceClasses that pods may also request by the name of its resource."""
 
 
 def matching_nodes(spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> list[Object]:
@@ -69,7 +75,9 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         return Plan(protect=protect)
     spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
     conditions = Conditions(accelerator, now)
-    nodes = selected = matching_nodes(spec, snapshot.nodes)
+    selected = matching_nodes(spec, snapshot.nodes)
+    owned = ownership.Ownership() if leaving else ownership.examine(accelerator, spec, selected, _around(snapshot))
+    nodes = [node for node in selected if name_of(node) not in owned.lost]
     holding: Sequence[Object] = ()
     devices, by_class = DeviceCounts(), ClassDevices()
     if spec.device_class_name:
@@ -95,10 +103,12 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     elif not conditions.is_true(ConditionType.READY):
         entry = conditions.get(ConditionType.READY)
         conditions.set(ConditionType.RECONCILING, True, Reason(entry["reason"]), entry["message"])
+    ownership.state(conditions, owned)
 
     # While it is used its device plugin stays as it is. It is not made again: the garbage collector may be taking what
     # belongs to an object that goes, and would take it again.
-    children = [] if leaving or by_class.unserved else device_children(accelerator, spec, snapshot.settings)
+    idle = leaving or by_class.unserved or (owned.unused and _daemonset(snapshot) is None)
+    children = [] if idle else device_children(accelerator, spec, snapshot.settings, keep_off=owned.keep_off)
     kept = {(child["kind"], child["metadata"]["name"]) for child in children}
     stale = [] if leaving else [each for each in snapshot.children if (each["kind"], name_of(each)) not in kept]
     status = {
@@ -116,6 +126,29 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         status=status,
         events=_events(conditions, health),
     )
+
+
+def _around(snapshot: AcceleratorSnapshot) -> ownership.Surroundings:
+    """What the planner of ownership looks at."""
+    by_class: set[str] = set()
+    extended = device_class.extended_resource(snapshot.by_class.device_class)
+    named = {extended: snapshot.by_class} if extended is not None else snapshot.named
+    for name, view in named.items():
+        counted = device_class.count(name, view, snapshot.nodes)
+        # Of one that cannot be counted it is not known where its devices are.
+        by_class.update(() if counted.uncounted else map(name_of, counted.nodes))
+    return ownership.Surroundings(
+        others=snapshot.others,
+        ours=snapshot.ours,
+        daemonset=_daemonset(snapshot),
+        reported={node: said.conflict for node, said in snapshot.reported.reports.items() if said.conflict},
+        extended=extended or "",
+        by_class=by_class,
+    )
+
+
+def _daemonset(snapshot: AcceleratorSnapshot) -> Object | None:
+    return next((child for child in snapshot.children if child["kind"] == "DaemonSet"), None)
 
 
 def _events(conditions: Conditions, health: Health) -> tuple[PlannedEvent, ...]:

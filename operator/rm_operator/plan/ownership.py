@@ -35,7 +35,7 @@ _NAMED: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What else there is on the nodes of a kind."""
+    """What else there is in the cluster that may have the devices of a kind."""
 
     others: Sequence[Object] = ()
     """AcceleratorResources with the same resourceName or deviceClassName; it may be among them."""
@@ -110,17 +110,17 @@ def examine(
     return Ownership(
         Reason.NODE_CONFLICT if shared else Reason.RESOURCE_NAME_CONFLICT,
         "; ".join(messages),
-        lost=frozenset(strangers | twice | reported.keys()),
+        lost=frozenset({*strangers, *twice, *reported, *(each for on in shared.values() for each in on)}),
         keep_off=frozenset(new[name] for name in strangers | twice if new.get(name)),
         unused=bool(shared),
     )
 
 
-def state(conditions: Conditions, found: Ownership, healthy: int) -> None:
-    """Says so, where there is a conflict; ``healthy`` devices are left. To be stated after everything else."""
+def state(conditions: Conditions, found: Ownership) -> None:
+    """Says so, where there is a conflict, after everything else was stated: what is left is used as before."""
     if found.reason is None:
         return
-    if found.unused or not healthy:
+    if found.unused or not conditions.is_true(ConditionType.DEVICES_ADVERTISED):
         conditions.set(ConditionType.DEVICES_ADVERTISED, False, found.reason, found.message)
     conditions.set(ConditionType.READY, False, found.reason, found.message)
     # Nothing that the operator does ends it.
@@ -156,7 +156,7 @@ def versions(accelerator: str, spec: AcceleratorResourceSpec, nodes: Iterable[Ob
 
 def kept_off(daemonset: Object) -> frozenset[str]:
     """Values of the hostname label that a DaemonSet of ours keeps off."""
-    pod = daemonset["spec"]["template"]["spec"]
+    pod: Mapping[str, Any] = ((daemonset.get("spec") or {}).get("template") or {}).get("spec") or {}
     affinity: Mapping[str, Any] = (pod.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     return frozenset(
@@ -173,12 +173,13 @@ def _shared(
 ) -> dict[str, list[str]]:
     """Nodes that older kinds select as well, by the name of the kind."""
     found: dict[str, list[str]] = {}
+    devices = (spec.resource_name, spec.device_class_name)
     for other in sorted(others, key=name_of):
         # One that is being deleted goes once its users are elsewhere, and this one may be where they go.
         if uid_of(other) == uid_of(accelerator) or is_deleting(other) or _age(other) > _age(accelerator):
             continue
         theirs = other["spec"]
-        if (theirs.get("resourceName"), theirs.get("deviceClassName")) != (spec.resource_name, spec.device_class_name):
+        if (theirs.get("resourceName"), theirs.get("deviceClassName")) != devices or not any(devices):
             continue
         selector = (theirs.get("nodeSelector") or {}).items()
         if on := [name_of(node) for node in nodes if selector <= labels_of(node).items()]:

@@ -186,8 +186,59 @@ def test_what_keeps_the_plugin_from_running_is_said(status: Object, reason: str,
     pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "device-plugin", **status}]}}
     entry = _condition(_plan(_accelerator(devicePlugin=PLUGIN), plugin_pods=[pod]), "Ready")
     assert (entry["reason"], entry["message"]) == (reason, message)
-    healthy = _condition(_plan(_accelerator(devicePlugin=PLUGIN), [_node("a", 1)], plugin_pods=[pod]), "Ready")
+    made = _plan(_accelerator(devicePlugin=PLUGIN), [_node("a", 1)], plugin_pods=[pod], ours=["a"])
+    healthy = _condition(made, "Ready")
     assert healthy["status"] == "True", "what the nodes advertise counts"
+
+
+HOST = {"kubernetes.io/hostname": "host-a"}
+ELSEWHERE: Object = {
+    "metadata": {"name": "older", "uid": "uid-older", "creationTimestamp": "2025-12-01T00:00:00Z"},
+    "spec": _accelerator()["spec"],
+}
+
+
+def test_beside_another_plugin_nothing_is_rolled_out_and_when_it_has_gone_it_goes_on_by_itself() -> None:
+    mine, nodes = _accelerator(devicePlugin=PLUGIN), [_node("a", 4, **HOST), _node("b")]
+    made = _plan(mine, nodes)
+    assert made.status is not None
+    assert (made.status["nodes"], made.status["devices"]["total"]) == (0, 0)
+    assert _condition(made, "DevicesAdvertised")["reason"] == "ResourceNameConflict"
+    assert _condition(made, "Stalled")["reason"] == "ResourceNameConflict"
+    assert _condition(made, "Reconciling") == {}
+    assert ("Warning", "ResourceNameConflict") in [(event.type, event.reason) for event in made.events]
+    daemonset = _child(made, "DaemonSet")
+    assert "host-a" in str(daemonset["spec"]["template"]["spec"]["affinity"])
+    # Ours runs on the other node.
+    nodes = [nodes[0], _node("b", 2)]
+    made = _plan(mine, nodes, children=[daemonset], ours=["b"])
+    assert made.status is not None
+    assert (made.status["nodes"], made.status["devices"]["total"]) == (1, 2)
+    assert _condition(made, "DevicesAdvertised")["status"] == "True"
+    assert _condition(made, "Ready")["reason"] == "ResourceNameConflict"
+    # The other plugin goes, ours comes, and nobody is a stranger any more.
+    gone = [_node("a", 4, 0, **HOST), nodes[1]]
+    daemonset = _child(_plan(mine, gone, children=[daemonset], ours=["b"]), "DaemonSet")
+    assert "affinity" not in daemonset["spec"]["template"]["spec"]
+    made = _plan(mine, [_node("a", 4, **HOST), nodes[1]], children=[daemonset], ours=["b"])
+    assert _condition(made, "Ready")["status"] == "True"
+    assert _condition(made, "Stalled") == {}
+
+
+def test_a_kind_whose_nodes_another_one_has_rolls_out_nothing_and_what_runs_already_stays() -> None:
+    mine, nodes = _accelerator(devicePlugin=PLUGIN), [_node("a", 4)]
+    mine["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    made = _plan(mine, nodes, others=[mine, ELSEWHERE])
+    assert made.apply == ()
+    assert made.status is not None
+    assert (made.status["nodes"], made.status["devices"]["total"]) == (0, 0)
+    assert _condition(made, "DevicesAdvertised")["reason"] == "NodeConflict"
+    assert "AcceleratorResource older" in _condition(made, "Stalled")["message"]
+    running = list(_plan(mine, [_node("a")]).apply)
+    made = _plan(mine, nodes, others=[ELSEWHERE], children=running, ours=["a"])
+    assert {child["kind"] for child in made.apply} == {"ConfigMap", "DaemonSet"}
+    assert made.delete == ()
+    assert _condition(_plan(mine, nodes, children=running, ours=["a"]), "Ready")["status"] == "True"
 
 
 def _pod(init: list[Object], containers: list[object], phase: str = "Running") -> Object:

@@ -145,6 +145,7 @@ LEAVING["metadata"]["deletionTimestamp"] = NEW
         (kind(born=NEW, deviceClassName="npu"), kind("other", born=OLD, deviceClassName="gpu"), ""),
         (kind(born=NEW, deviceClassName="npu"), kind("other", born=OLD), ""),
         (kind(), kind(), ""),
+        (kind(type="CPU", resourceName=None, born=NEW), kind("other", type="CPU", resourceName=None, born=OLD), ""),
     ],
     ids=[
         "adopted-twice",
@@ -161,13 +162,14 @@ LEAVING["metadata"]["deletionTimestamp"] = NEW
         "another-class",
         "class-and-resource",
         "itself",
+        "cpus-are-not-counted",
     ],
 )
 def test_of_two_kinds_that_count_the_same_devices_the_younger_is_not_used(
     mine: Object, other: Object, shared: str
 ) -> None:
     result = found(mine, [node("a"), node("b", zone="1", disk="ssd")], others=[mine, other])
-    assert result.unused is bool(shared)
+    assert (result.unused, result.lost) == (bool(shared), frozenset(shared))
     assert result.reason == (Reason.NODE_CONFLICT if shared else None)
     assert (f"AcceleratorResource {other['metadata']['name']}" in result.message) is bool(shared)
     assert all(name in result.message for name in shared)
@@ -221,10 +223,11 @@ def test_a_node_that_has_a_name_by_plugin_and_by_class_is_not_counted(
 )
 def test_a_conflict_is_stalled_and_what_is_left_is_used(conflict: Ownership, healthy: int, advertised: str) -> None:
     conditions = Conditions({"metadata": {"name": "npu"}}, NOW)
-    conditions.set(ConditionType.DEVICES_ADVERTISED, True, Reason.ADVERTISED, "4 of 8")
+    reason = Reason.ADVERTISED if healthy else Reason.NO_DEVICES
+    conditions.set(ConditionType.DEVICES_ADVERTISED, bool(healthy), reason, f"{healthy} of 8")
     conditions.set(ConditionType.READY, True, Reason.READY)
     conditions.set(ConditionType.RECONCILING, True, Reason.ROLLING_OUT)
-    state(conditions, conflict, healthy)
+    state(conditions, conflict)
     said = {entry["type"]: (entry["status"], entry["reason"]) for entry in conditions.to_list()}
     assert said["DevicesAdvertised"][0] == advertised
     if conflict.reason is None:

@@ -182,6 +182,21 @@ def an_accelerator(*, devices: int = 0, sick: int = 0, users: int = 0, crashing:
     return list(made.status["conditions"])
 
 
+def in_conflict(*, older: bool = False, stranger: bool = False) -> list[Object]:
+    """Conditions of an AcceleratorResource whose devices somebody else claims."""
+    spec = {**NPU.to_wire(), "devicePlugin": {"image": "acme/plugin:1"}} if stranger else NPU.to_wire()
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": {"acme.com/npu": "1"}}}
+    other = {"metadata": {"name": "a", "uid": "v"}, "spec": NPU.to_wire()}
+    obj = {"apiVersion": "v", "kind": "k", "metadata": {"name": "npu", "uid": "u"}, "spec": spec}
+    snapshot = accelerator.AcceleratorSnapshot(
+        accelerator=obj, nodes=[node], requesting=[], plugin_pods=[], children=[], settings=SETTINGS,
+        others=[other] if older else [],
+    )  # fmt: skip
+    made = accelerator.plan(snapshot, NOW)
+    assert made.status is not None
+    return list(made.status["conditions"])
+
+
 def accelerator_by_class() -> list[Object]:
     """Conditions of one whose DeviceClass selects in a way that cannot be counted."""
     spec = {**NPU.to_wire(), "resourceName": None, "deviceClassName": "npu"}
@@ -273,6 +288,8 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.PLUGIN_NOT_READY: lambda: an_accelerator(crashing=True),
     Reason.NO_DEVICES: an_accelerator,
     Reason.DEVICE_UNHEALTHY: lambda: an_accelerator(devices=2, sick=1),
+    Reason.RESOURCE_NAME_CONFLICT: lambda: in_conflict(stranger=True),
+    Reason.NODE_CONFLICT: lambda: in_conflict(older=True),
     Reason.REFUSED: lambda: refused(Invalid(422, "Invalid", "spec.replicas: must be less than 5")),
     Reason.INTERNAL_ERROR: lambda: refused(ZeroDivisionError("division by zero")),
 }

@@ -119,6 +119,9 @@ class FakeKubelet:
     async def stop(self, *, killed: bool = False) -> None:
         """Closes all connections. ``killed`` leaves a socket behind on which nobody listens."""
         server, self._server = self._server, None
+        # First of all nobody answers any more: a kubelet that ends a stream and goes on is another matter.
+        if server is not None:
+            await server.stop(0)
         endpoints = [endpoint for resource in self.resources.values() for endpoint in resource.open]
         for endpoint in endpoints:
             if endpoint.task is not None:
@@ -128,8 +131,6 @@ class FakeKubelet:
             await endpoint.channel.close()
         for resource in self.resources.values():
             resource.endpoint, resource.healthy, resource.unhealthy, resource.open = None, set(), set(), []
-        if server is not None:
-            await server.stop(0)
         if killed:
             with socket.socket(socket.AF_UNIX) as leftover:
                 leftover.bind(str(self.socket_path))

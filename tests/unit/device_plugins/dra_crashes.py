@@ -158,7 +158,7 @@ def main(directory: Path) -> None:
             found["follow"].append(_forked(lambda: asyncio.run(_follow(copy, again))))  # type: ignore[union-attr] # noqa: B023
         sys.stdout.write(f"{json.dumps(found)}\n")
         sys.stdout.flush()
-        if ended == 0:
+        if ended != -signal.SIGKILL:
             return
 
 

@@ -60,6 +60,7 @@ class Monitor:
         self.inventory = Inventory(settings, state_file)
         self.document = Document(self._report)
         self.pods = PodWatch(pod_resources, self._ours, self._device_of, self._tell)
+        vendor.nobody_has = self.pods.nobody_has
         self.metrics.registry.register(
             DeviceMetrics(resource, self.inventory, self.pods, lambda: self._watts, self._out_of_band)
         )
@@ -136,6 +137,7 @@ class Monitor:
 
     async def reconfigure(self, settings: PluginSettings, vendor: Vendor) -> None:
         """Takes up other settings and another module."""
+        vendor.nobody_has = self.pods.nobody_has
         before, self._vendor = self._vendor, vendor
         self._settings = self.inventory.settings = settings
         self._prepared, self._hanging = False, None

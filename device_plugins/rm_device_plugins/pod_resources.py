@@ -7,7 +7,7 @@ leaves it unknown who has a device, and harms nothing else.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -154,6 +154,11 @@ class PodWatch:
     def free(self, device_id: str) -> bool:
         """True if certainly no pod has the device, by whatever name it was given to it."""
         return self._complete and device_id not in self._taken
+
+    async def nobody_has(self, device_ids: Collection[str]) -> bool:
+        """True if the kubelet, asked now, is certain that no pod has any of the devices."""
+        await self.refresh()
+        return not self.problem and all(map(self.free, device_ids))
 
     async def run(self, interval_seconds: Callable[[], float]) -> None:
         """Asks the kubelet again and again until cancelled."""

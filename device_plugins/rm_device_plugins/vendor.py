@@ -1,7 +1,7 @@
 """What a vendor's module provides: discovery, health and allocation of its devices. The framework does the rest."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
@@ -141,6 +141,11 @@ class Allocation:
     cdi_devices: tuple[str, ...] = ()
 
 
+async def _not_known(device_ids: Collection[str]) -> bool:
+    del device_ids
+    return False
+
+
 class Vendor(ABC):
     """One vendor's devices on this host.
 
@@ -155,6 +160,9 @@ class Vendor(ABC):
     def __init__(self, settings: Mapping[str, object]) -> None:
         """``settings`` is the configuration file without the framework's part; raise ConfigError if it is wrong."""
         self.settings = settings
+        self.nobody_has: Callable[[Collection[str]], Awaitable[bool]] = _not_known
+        """Whether certainly no pod has any of the devices with these IDs, as the kubelet says now. The framework
+        replaces it; it is for what an ended pod left behind, so ask only when it matters."""
 
     async def prepare(self) -> None:  # noqa: B027 (most vendors have nothing to prepare)
         """Called before the first discovery, and again until it succeeds."""

@@ -124,6 +124,18 @@ async def test_a_holder_of_we_do_not_know_which_device_leaves_none_certainly_fre
     assert watch.free("a")
 
 
+async def test_that_nobody_has_a_device_is_asked_anew_and_believed_of_nobody_else(kubelet: PodResourcesServer) -> None:
+    watch = Watch(kubelet.path)
+    assert await watch.nobody_has(["a", "b"])
+    kubelet.give("serve", NPU, ["b"])
+    assert await watch.nobody_has(["a"])
+    assert not await watch.nobody_has(["a", "b"])
+    kubelet.end("serve")
+    assert await watch.nobody_has(["a", "b"])
+    await kubelet.stop()
+    assert not await watch.nobody_has(["a"]), "what was said before is not enough"
+
+
 async def test_a_kubelet_that_restarts_moves_no_pods_and_one_that_stays_away_is_not_believed_for_ever(
     kubelet: PodResourcesServer,
 ) -> None:

@@ -1,14 +1,23 @@
 """Runs a vendor's module as the plugin does, in a process of its own: prints what it discovers each time it is asked.
 
-Lines on standard input: ``discover``, ``power``, or ``allocate ID,ID``; answers are lines of JSON.
+Lines on standard input: ``discover``, ``power``, ``allocate ID,ID``, or ``held ID,ID`` for
+what the kubelet says that pods have; answers are lines of JSON.
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 
 from rm_device_plugins.vendor_class import vendor_class
+
+
+def nobody_has(held: list[str]) -> Callable[[Collection[str]], Awaitable[bool]]:
+    async def answer(device_ids: Collection[str]) -> bool:
+        return not set(held).intersection(device_ids)
+
+    return answer
 
 
 async def main(name: str, settings: str) -> None:
@@ -24,6 +33,9 @@ async def main(name: str, settings: str) -> None:
             found.check()
             if verb == "discover":
                 answer = asdict(found)
+            elif verb == "held":
+                vendor.nobody_has = nobody_has(rest.split(","))
+                answer = {}
             elif verb == "power":
                 answer = dict(await vendor.power())
             else:

@@ -206,8 +206,38 @@ def test_groups_that_nobody_needs_any_more_are_taken_apart(host: Host) -> None:
 def test_a_group_that_others_are_part_of_is_left_alone(host: Host) -> None:
     with host.vendor() as vendor:
         vendor.allocate("uuid-0", "uuid-1")
-        assert "RSD group 1 also has the devices [0]" in vendor.allocate("uuid-1", "uuid-2")["error"]
+        refused = "RSD group 1 also has the devices [0], and a pod may have them"
+        assert refused in vendor.allocate("uuid-1", "uuid-2")["error"], "nobody knows"
+        vendor.held("uuid-0")
+        assert refused in vendor.allocate("uuid-1", "uuid-2")["error"], "a pod has one of them"
+        vendor.allocate("uuid-1")
     assert host.groups() == {0: 1, 1: 1, 2: 0, 3: 0}
+
+
+def test_a_group_that_an_ended_pod_left_is_taken_apart(host: Host) -> None:
+    with host.vendor() as vendor:
+        vendor.allocate("uuid-0", "uuid-1", "uuid-2")
+        vendor.held("uuid-3")
+        assert "error" not in vendor.allocate("uuid-1", "uuid-2")
+    assert host.groups() == {0: 0, 1: 1, 2: 1, 3: 0}
+
+
+def test_one_device_leaves_the_group_of_an_ended_pod(host: Host) -> None:
+    with host.vendor() as vendor:
+        vendor.allocate("uuid-0", "uuid-1")
+        vendor.held()
+        assert vendor.allocate("uuid-1")["nodes"] == []
+        assert set(host.groups().values()) == {0}
+        vendor.held("uuid-1")
+        assert "error" not in vendor.allocate("uuid-0", "uuid-2")
+    assert host.groups() == {0: 1, 1: 0, 2: 1, 3: 0}
+
+
+def test_one_device_is_given_also_where_the_tool_knows_no_groups(host: Host) -> None:
+    tool = host.tool.read_text()
+    host.tool.write_text(tool.replace("import json, sys", "import json, sys\nif '-g' in sys.argv: sys.exit('too old')"))
+    with host.vendor() as vendor:
+        assert vendor.allocate("uuid-1")["envs"] == {"RBLN_VISIBLE_DEVICES": "1"}
 
 
 def test_a_tool_must_be_named() -> None:

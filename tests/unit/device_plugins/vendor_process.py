@@ -35,6 +35,10 @@ class VendorProcess:
     def discover(self) -> dict[str, Any]:
         return self._ask("discover")
 
+    def held(self, *ids: str) -> None:
+        """From now on pods have these, and no others; before, it is not known."""
+        self._ask(f"held {','.join(ids)}")
+
     def power(self) -> dict[str, Any]:
         return self._ask("power")
 

@@ -46,6 +46,9 @@ format: $(READY) ## Format the code.
 scale: $(READY) ## Benchmarks against a real API server; RMA_SCALE="--only burst --size 0.2" for a part of them.
 	PYTHONPATH=tests:tests/api $(BIN)/python -m scale --json build/scale.json $(RMA_SCALE)
 
+test-slow-devices: $(READY) ## Device plugins: the whole conformance suite over each vendor's module, a soak. RMA_SOAK_SECONDS=86400 for a day.
+	$(BIN)/python -m pytest tests/contract/slow_devices.py
+
 crds: $(READY) ## Regenerate the CRDs from the models.
 	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
 
@@ -59,4 +62,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test check lint format scale crds images lock down
+.PHONY: help setup demo test test-slow-devices check lint format scale crds images lock down

@@ -4,12 +4,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from chain import SETTINGS
 from rm_api.conditions import ConditionType
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import AcceleratorResourceStatus, DeviceCounts, DeviceFailure
+from rm_operator.plan.accelerator import AcceleratorSnapshot, plan
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_health import Health, Reported, examine
 from rm_operator.plan.device_report import Device, Report
+from rm_operator.plan.model import Plan
 
 Object = dict[str, Any]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -310,3 +313,44 @@ def test_what_can_be_said_without_a_report(spec: Object, devices: DeviceCounts, 
     )
     entry = conditions.get(ConditionType.DEVICES_HEALTHY) if conditions.has(ConditionType.DEVICES_HEALTHY) else {}
     assert (entry.get("status"), entry.get("reason"), entry.get("message")) == said
+
+
+def _planned(report: Report, before: Object | None = None) -> Plan:
+    metadata = {"name": "npus", "uid": "u", "generation": 1}
+    labelled = {**NODES[0]["metadata"], "labels": {"driver.rm-abstract.io/npus": "1.2"}}
+    return plan(
+        AcceleratorSnapshot(
+            accelerator={
+                "apiVersion": "v", "kind": "AcceleratorResource", "metadata": metadata, "spec": {**SPEC, **PLUGIN},
+                "status": before or {},
+            },
+            nodes=[{**NODES[0], "metadata": labelled}],
+            requesting=[], plugin_pods=[], children=[], settings=SETTINGS, reported=Reported({"a": report}),
+        ),
+        NOW,
+    )  # fmt: skip
+
+
+def test_the_status_of_a_kind_has_it_all_and_events_name_devices_instead_of_telling_that_there_are_some() -> None:
+    used = Device("npu-3", True, out_of_band="pid 7")
+    made = _planned(Report(devices=4, noted=(SICK, used)))
+    assert made.status is not None
+    AcceleratorResourceStatus.model_validate(made.status)
+    assert made.status["versions"] == [{"driver": "1.2", "sdk": "", "firmware": "", "nodes": 1}]
+    assert [each["device"] for each in made.status["unhealthy"]] == ["npu-1"]
+    assert made.status["devices"]["usedOutOfBand"] == 1
+    said = {entry["type"]: entry["status"] for entry in made.status["conditions"]}
+    assert (said["DevicesHealthy"], said["Ready"]) == ("False", "True"), "one of four does not keep models away"
+    told = [(each.reason, each.about is None) for each in made.events if "Device" in each.reason]
+    assert told == [("DeviceUnhealthy", True), ("DeviceUnhealthy", False)]
+    recovered = _planned(Report(devices=4), made.status)
+    assert [each.reason for each in recovered.events] == ["DeviceRecovered", "DeviceRecovered"]
+    assert recovered.status is not None
+    assert _planned(Report(devices=4), recovered.status).events == ()
+
+
+def test_a_report_that_is_missing_is_told_as_the_condition_is() -> None:
+    well = _planned(Report(devices=4))
+    assert well.status is not None
+    (event,) = _planned(Report(problem="no answer: x"), well.status).events
+    assert (event.type, event.reason, event.message) == ("Warning", "ReportMissing", "no report from a: no answer: x")

@@ -144,13 +144,15 @@ class Ledger:
     def spare(self, supply: Supply) -> int | None:
         """Healthy devices that no pod has or waits for, and nobody was promised; None without a limit.
 
-        Of a deployment that has a pod on a device that is not well, that pod is not counted, and neither is the device:
-        so this is what there is for pods that are to take over from such ones, whosesoever they are.
+        This is what there is for pods that are to take over from those on devices that are not well, whosesoever they
+        are. Such a pod is not counted as soon as its device is not counted as healthy any more: the kubelet says so a
+        while after the pod is known to be on a sick one, and of one that recovers a while before or after.
         """
         if supply.resource is None or supply.most is None:
             return None
-        taken = self._demand[supply.name] - sum(self._sick.get(supply.name, {}).values())
-        return supply.most - taken - self._foreign_on(supply, bound_only=False)
+        unhealthy = 0 if supply.total is None else max(0, supply.total - supply.most)
+        on_sick = min(unhealthy, sum(self._sick.get(supply.name, {}).values()))
+        return supply.most - (self._demand[supply.name] - on_sick) - self._foreign_on(supply, bound_only=False)
 
     def on_sick_devices(self, accelerator: str) -> list[Owner]:
         """Who has pods there whose device is not well."""

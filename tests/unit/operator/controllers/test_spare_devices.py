@@ -66,6 +66,19 @@ def test_a_pod_on_a_sick_device_takes_none_of_the_healthy_ones(cluster: Cluster)
     assert spare(cluster) == 1
 
 
+def test_a_device_that_the_kubelet_still_offers_is_none_for_others(cluster: Cluster) -> None:
+    """It says so some seconds after the plugin; and it may offer again what has recovered before the pod is told."""
+    cluster.accelerator("npu", healthy=2, total=2)
+    mark(cluster, "a-1", "a")
+    assert spare(cluster) == 0
+    cluster.accelerator("npu", healthy=1, total=2)
+    assert spare(cluster) == 0
+    cluster.accelerator("npu", healthy=2, total=2)
+    assert spare(cluster) == 0
+    cluster.accelerator("npu", healthy=2, total=3)
+    assert spare(cluster) == 1
+
+
 def test_one_healthy_device_is_enough_for_one_of_two_that_need_it(cluster: Cluster) -> None:
     cluster.accelerator("npu", healthy=1, total=3)
     mark(cluster, "a-1", "a")
@@ -97,7 +110,7 @@ def test_who_has_a_pod_on_a_sick_device_is_woken_when_there_is_another(cluster: 
     assert cluster.drain() == ["a"]
     cluster.pod("other", "npu")
     cluster.drain()
-    cluster.accelerator("npu", healthy=4)
+    cluster.accelerator("npu", healthy=4, total=5)
     assert cluster.drain() == ["a"]
     # It is well again: what becomes free is no news to it.
     cluster.pod("a-1", "npu", "a")

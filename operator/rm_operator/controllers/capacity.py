@@ -81,8 +81,11 @@ class _Account:
 
     def promised(self, accelerator: str) -> int:
         """Devices that it may have, whether or not there are pods for them."""
-        claims = (self.stored, self.assumed)
-        return max((each.devices for each in claims if each is not None and each.accelerator == accelerator), default=0)
+        devices = 0
+        for claim in (self.stored, self.assumed):
+            if claim is not None and claim.accelerator == accelerator and claim.devices > devices:
+                devices = claim.devices
+        return devices
 
     def demand(self, accelerator: str) -> int:
         """Devices that nobody else may have."""
@@ -133,13 +136,22 @@ class Ledger:
         self._ends: list[tuple[float, int, Owner]] = []
         self._order = itertools.count()
 
+    def room(self, supply: Supply, owner: Owner | None = None) -> tuple[int | None, int | None]:
+        """What ``free`` and ``spare`` say: asked of every kind for every decision, and much of it is the same."""
+        if supply.resource is None or supply.most is None:
+            return None, None
+        name, account, sick = supply.name, None, self._sick.get(supply.name)
+        if owner is not None:
+            account = self._accounts.get(owner)
+        left = supply.most - self._demand.get(name, 0) - self._foreign_on(supply, bound_only=False)
+        spare = left
+        if sick and supply.total is not None:
+            spare += min(max(0, supply.total - supply.most), sum(sick.values()))
+        return left if account is None else left + account.demand(name), spare
+
     def free(self, supply: Supply, owner: Owner | None = None) -> int | None:
         """Devices that ``owner`` could have, counting those that it has; None without a limit."""
-        if supply.resource is None or supply.most is None:
-            return None
-        account = self._accounts.get(owner) if owner is not None else None
-        others = self._demand[supply.name] - (account.demand(supply.name) if account is not None else 0)
-        return supply.most - others - self._foreign_on(supply, bound_only=False)
+        return self.room(supply, owner)[0]
 
     def spare(self, supply: Supply) -> int | None:
         """Healthy devices that no pod has or waits for, and nobody was promised; None without a limit.
@@ -148,11 +160,7 @@ class Ledger:
         are. Such a pod is not counted as soon as its device is not counted as healthy any more: the kubelet says so a
         while after the pod is known to be on a sick one, and of one that recovers a while before or after.
         """
-        if supply.resource is None or supply.most is None:
-            return None
-        unhealthy = 0 if supply.total is None else max(0, supply.total - supply.most)
-        on_sick = min(unhealthy, sum(self._sick.get(supply.name, {}).values()))
-        return supply.most - (self._demand[supply.name] - on_sick) - self._foreign_on(supply, bound_only=False)
+        return self.room(supply)[1]
 
     def on_sick_devices(self, accelerator: str) -> list[Owner]:
         """Who has pods there whose device is not well."""
@@ -362,23 +370,24 @@ class Ledger:
 
     def _foreign_on(self, supply: Supply, *, bound_only: bool) -> int:
         """Devices of pods that are not ours: of those on its nodes, and of those that may still come to them."""
+        known = self._foreign_known.get((supply.name, bound_only))
+        if known is None or known[0] is not supply:
+            known = supply, self._count_on(supply, bound_only=bound_only)
+            self._foreign_known[supply.name, bound_only] = known
+        return known[1]
+
+    def _count_on(self, supply: Supply, *, bound_only: bool) -> int:
         nodes = self._foreign.get(supply.resource or "", Counter())
         also = self._foreign.get(supply.also or "", Counter())
         pending = 0 if bound_only else nodes.get("", 0) + also.get("", 0)
-        if not nodes:
-            return pending
         if len(self._kinds.get(supply.resource or "", ())) <= 1 or not supply.node_selector:
-            return sum(nodes.values()) - nodes.get("", 0) + pending
-        known = self._foreign_known.get((supply.name, bound_only))
-        if known is None or known[0] is not supply:
-            wanted = supply.node_selector.items()
-            on_nodes = sum(
-                count
-                for node, count in nodes.items()
-                if node == _NO_NODE or (node and wanted <= self._node_labels(node).items())
-            )
-            known = self._foreign_known[supply.name, bound_only] = (supply, on_nodes + pending)
-        return known[1]
+            return nodes.total() - nodes.get("", 0) + pending
+        wanted = supply.node_selector.items()
+        return pending + sum(
+            count
+            for node, count in nodes.items()
+            if node == _NO_NODE or (node and wanted <= self._node_labels(node).items())
+        )
 
     def _count_foreign(self, resource: str, node: str, change: int) -> None:
         nodes = self._foreign.setdefault(resource, Counter())

@@ -60,6 +60,8 @@ class Fleet:
             self._freed, self._touch, node_labels=self._node_labels, build_seconds=self._build_seconds
         )
         self._kinds: dict[str, _Kind] = {}
+        self._views: dict[str, tuple[_Kind, AcceleratorView]] = {}
+        """How each looked last, to whomever."""
         self._profiles: dict[str, ProfileView] = {}
         self._all_profiles: tuple[ProfileView, ...] = ()
         self._led: dict[Owner, float] = {}
@@ -86,23 +88,33 @@ class Fleet:
 
     def accelerators(self, deployment: Object, now: datetime) -> list[AcceleratorView]:
         """All accelerators as ``deployment`` sees them."""
-        owner, ledger = owner_of(deployment), self._ledger
+        owner = owner_of(deployment)
         current = ((deployment.get("status") or {}).get("placement") or {}).get("chosen")
         self.time_passed(now)
-        return [
-            AcceleratorView(
-                name=name,
-                spec=kind.spec,
-                free=ledger.free(kind.supply, owner),
-                healthy=kind.seen.healthy,
-                nodes=kind.seen.nodes,
-                ready=kind.seen.ready,
-                reason=kind.seen.reason,
-                taken=name == current and ledger.is_taken(kind.supply, owner),
-                spare=ledger.spare(kind.supply),
-            )
-            for name, kind in self._kinds.items()
-        ]
+        return [self._view(name, kind, owner, current) for name, kind in self._kinds.items()]
+
+    def _view(self, name: str, kind: _Kind, owner: Owner, current: str | None) -> AcceleratorView:
+        free, spare = self._ledger.room(kind.supply, owner)
+        taken = name == current and self._ledger.is_taken(kind.supply, owner)
+        known = self._views.get(name)
+        # To most deployments most kinds look alike.
+        if known is not None and known[0] is kind:
+            view = known[1]
+            if (view.free, view.spare, view.taken) == (free, spare, taken):
+                return view
+        view = AcceleratorView(
+            name=name,
+            spec=kind.spec,
+            free=free,
+            healthy=kind.seen.healthy,
+            nodes=kind.seen.nodes,
+            ready=kind.seen.ready,
+            reason=kind.seen.reason,
+            taken=taken,
+            spare=spare,
+        )
+        self._views[name] = kind, view
+        return view
 
     def profiles(self) -> tuple[ProfileView, ...]:
         """All BuildProfiles; the same tuple until one of them changes."""
@@ -154,6 +166,7 @@ class Fleet:
         self._ledger.accelerator_changed(old, new)
         self._touch()
         before = self._kinds.pop(name, None)
+        self._views.pop(name, None)
         after = None if new is None else _kind(new, before, self._extended_resource(new))
         self._rename(name, before, after)
         if after is not None:

@@ -1,5 +1,8 @@
 """What the tests of the chain do again and again: deploy, wait for a condition, ask the model."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
@@ -42,6 +45,37 @@ def ask(kubectl: Kubectl, name: str, messages: list[dict[str, str]], **options: 
     body = {"model": name, "messages": messages, "max_tokens": 128, "temperature": 0, **options}
     answer: dict[str, Any] = kubectl.post(f"{name}:http", "/v1/chat/completions", body)
     return answer
+
+
+@contextmanager
+def asking(kubectl: Kubectl, name: str, messages: list[dict[str, str]], text: str) -> Iterator[list[str]]:
+    """Asks without a pause through the Service meanwhile; what went wrong, another answer than ``text`` too, is in the
+    list.
+    """
+    wrong: list[str] = []
+    asked = 0
+    stop = threading.Event()
+
+    def run() -> None:
+        nonlocal asked
+        while not stop.is_set():
+            try:
+                answer = ask(kubectl, name, messages)["choices"][0]["message"]["content"]
+            except CommandFailed as error:
+                wrong.append(str(error))
+            else:
+                asked += 1
+                if answer != text:
+                    wrong.append(answer)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield wrong
+    finally:
+        stop.set()
+        thread.join()
+    assert asked > 0
 
 
 def serving_pods(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:

@@ -4,16 +4,13 @@ The tests build on one another, in order, on the four devices of the simulated N
 """
 
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from installation import Installed
-from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
+from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text, write_model
-from support import NPU, ask, deploy, serving_pods, wait_for
+from support import NPU, ask, asking, deploy, serving_pods, wait_for
 
 COMPILE_SECONDS = 300
 ROLLOUT_SECONDS = 180
@@ -64,37 +61,8 @@ def _rolled_out(kubectl: Kubectl, level: str, pods: int) -> None:
     wait_until(f"not every pod has LOG_LEVEL={level}", done, timeout=ROLLOUT_SECONDS)
 
 
-@contextmanager
-def _asking(kubectl: Kubectl, text: str) -> Iterator[list[str]]:
-    """Asks without a pause through the Service meanwhile; what went wrong is in the list."""
-    wrong: list[str] = []
-    asked = 0
-    stop = threading.Event()
-
-    def run() -> None:
-        nonlocal asked
-        while not stop.is_set():
-            try:
-                answer = ask(kubectl, "roll", MESSAGES)["choices"][0]["message"]["content"]
-            except CommandFailed as error:
-                wrong.append(str(error))
-            else:
-                asked += 1
-                if answer != text:
-                    wrong.append(answer)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield wrong
-    finally:
-        stop.set()
-        thread.join()
-    assert asked > 0
-
-
 def test_a_surge_loses_no_request(roll: Kubectl, text: str) -> None:
-    with _asking(roll, text) as wrong:
+    with asking(roll, "roll", MESSAGES, text) as wrong:
         _log_level(roll, "debug")
         _rolled_out(roll, "debug", 2)
     assert wrong == []
@@ -103,7 +71,7 @@ def test_a_surge_loses_no_request(roll: Kubectl, text: str) -> None:
 def test_without_a_spare_device_it_says_so_and_goes_on_serving(roll: Kubectl, text: str) -> None:
     roll.run("scale", "mdep/roll", "--replicas=4")
     _rolled_out(roll, "debug", 4)
-    with _asking(roll, text) as wrong:
+    with asking(roll, "roll", MESSAGES, text) as wrong:
         _log_level(roll, "info")
         deployment = wait_for(roll, "roll", "NoSpareDevice", timeout=ROLLOUT_SECONDS)
         message = condition(deployment, "Ready")["message"]

@@ -60,6 +60,7 @@ class RebellionsVendor(Vendor):
             raise ConfigError("statusTool must name a command")
         self._groups = RsdGroups(self._wanted.status_tool, self._wanted.group_lock)
         self._ids: dict[int, str] = {}
+        self._groups_problem = ""
 
     async def discover(self) -> Discovery:
         """Asks the status tool, and the driver for each device's state."""
@@ -93,7 +94,9 @@ class RebellionsVendor(Vendor):
             groups = await self._groups.all()
         except VendorError as error:
             # Nobody's health depends on it.
-            log.warning("RSD groups are not known", cause=str(error))
+            if str(error) != self._groups_problem:
+                log.warning("RSD groups are not known", cause=str(error))
+            self._groups_problem = str(error)
             return devices
         uses = {
             index: f"RSD group {number}, of which {', '.join(map(str, sorted(members & busy)))} is BUSY"

@@ -74,10 +74,9 @@ def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: i
     room = give_up(state, sick[begun:], accelerator, missing=asked - len(pods))
     ready = list(filter(serving.is_ready, sick[begun:]))
     going = [*sick[:begun], *ready[:room]]
-    if going:
-        coming = [pod for pod in pods if not serving.is_ready(pod) and pod not in sick]
-        comes = f"another pod takes over: {trouble(coming, None).message}"
-        state.fates |= {uid_of(pod): comes for pod in going}
+    coming = [pod for pod in pods if not serving.is_ready(pod) and pod not in sick] if going else []
+    why = f": {trouble(coming, None).message}" if coming else ""
+    state.fates |= {uid_of(pod): f"another pod takes over{why}" for pod in going}
     for pod in ready[len(going) - begun :]:
         state.fates[uid_of(pod)] = f"it serves on, as {_no_other(state, pod, accelerator)}"
 

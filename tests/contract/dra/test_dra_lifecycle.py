@@ -98,6 +98,27 @@ async def test_a_younger_instance_takes_over_without_a_gap(dra: Cluster, node: N
             assert young.process.returncode is None
 
 
+async def test_two_instances_that_differ_do_not_write_in_turns(
+    dra: Cluster, node: Node, watcher: PluginWatcher
+) -> None:
+    async with node.driver("--taint-effect=NoExecute") as old:
+        await watcher.until_registered()
+        async with node.driver("--taint-effect=NoSchedule"):
+            await watcher.until_registered(2)
+            await eventually(lambda: said(old, "a younger instance writes the ResourceSlices"), "the old one gives way")
+            (before,) = await dra.slices()
+            for index, name in enumerate(node.names()):
+                simulator_tool.change(node.simulator, device=index, health="failed")
+
+                async def tainted(name: str = name) -> bool:
+                    taints = (await dra.devices())[name].get("taints", [])
+                    return [taint["effect"] for taint in taints] == ["NoSchedule"]
+
+                await eventually(tainted, "the young one's taint is there")
+            (after,) = await dra.slices()
+            assert after["spec"]["pool"]["generation"] == before["spec"]["pool"]["generation"] + 2
+
+
 async def test_the_old_instance_writes_again_where_the_younger_one_dies(
     dra: Cluster, node: Node, watcher: PluginWatcher
 ) -> None:

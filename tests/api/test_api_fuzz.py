@@ -89,11 +89,14 @@ def settled(kind: str, spec: Object) -> Object:
             scaling["minReplicas"], scaling["maxReplicas"] = scaling["maxReplicas"], scaling["minReplicas"]
     if kind == "AcceleratorResource":
         if spec["type"] == "CPU":
-            spec.pop("resourceName", None)
-            spec.pop("devicePlugin", None)
-            spec.pop("provisioning", None)
-        else:
+            for name in ("resourceName", "deviceClassName", "devicePlugin", "observer", "provisioning"):
+                spec.pop(name, None)
+        elif "resourceName" in spec or "deviceClassName" not in spec:
             spec.setdefault("resourceName", "acme.com/npu")
+            spec.pop("deviceClassName", None)
+            spec.get("devicePlugin", {}).pop("extendedResourceName", None)
+        if "devicePlugin" in spec or "resourceName" not in spec:
+            spec.pop("observer", None)
         power = spec.get("power")
         if power and Decimal(power["idleWatts"]) > Decimal(power["maxWatts"]):
             power["idleWatts"], power["maxWatts"] = power["maxWatts"], power["idleWatts"]

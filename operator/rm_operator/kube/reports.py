@@ -131,6 +131,7 @@ class Reports:
             for each in reports.values():
                 each.cancel()
         self._sources.clear()
+        await asyncio.sleep(0)  # what was aborted is closed now
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         if not self._started:

@@ -164,8 +164,8 @@ def test_one_pod_gets_most_of_many_devices(many: Devices, there: Kubectl) -> Non
 
 
 def test_many_pods_at_once_share_them_out_and_hand_them_on(many: Devices, there: Kubectl) -> None:
-    shapes = [(12,), (7, 5), (3, 4, 5), (6, 6)]
-    first = {f"first-{number}": shapes[number % 4] for number in range(20)}
+    shapes = [(24,), (14, 10), (6, 8, 10), (12, 12)]
+    first = {f"first-{number}": shapes[number % 4] for number in range(10)}
     start(there, *(many.pod(name, *counts) for name, counts in first.items()), many.pod("rest", 16))
     before = allocations(there, many)
     assert len(set().union(*before.values())) == MANY

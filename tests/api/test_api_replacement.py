@@ -239,10 +239,10 @@ async def test_just_the_pod_on_the_sick_device_is_replaced_and_no_request_goes_a
         await eventually(told, "it is said that no device is free", SECONDS)
         assert len(await node.endpoints()) == 2
         assert await _says(client, api_namespace, "Ready", "Ready")
-        # That its device is offered again is no reason to move, whichever of the two is heard of first.
+        # It recovers. A kubelet tells of its pods at once, and of itself every few seconds.
         node.unwell = {0}
-        await node.tell()
         await eventually(lambda: _says(client, api_namespace, "DevicesHealthy", "AllHealthy"), "it is well", SECONDS)
+        await node.tell()
         await eventually(lambda: running.idle, "it comes to rest")
         assert await _pods(client, api_namespace) == after
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import conformance_plugin_driver as driver
 import yaml
+from rm_device_plugins.conformance.cases.registration import reuses_numbers
 from rm_device_plugins.conformance.launch import CommandLauncher
 from rm_device_plugins.conformance.model import CASES, Verdict
 from rm_device_plugins.conformance.runner import Target, run, select
@@ -13,8 +14,6 @@ from rm_device_plugins.conformance.runner import Target, run, select
 RESOURCE = "rm-abstract.io/simulated-npu"
 PLUGIN = {"intervalSeconds": 0.2, "discoveryTimeoutSeconds": 2, "healthyAfter": 2, "nodeWaitSeconds": 0.1}
 TIMING = replace(driver.GENEROUS, quiet=5, settle=1, away=0.5)
-SAME_INODE = "registration.same-inode"
-"""It depends on the file system whether this can be tried."""
 NOT_FOR_IT = {
     "lifecycle.reload": "does not offer the action 'reload'",
     "health.siblings": "--shared-by",
@@ -23,10 +22,10 @@ NOT_FOR_IT = {
 }
 
 
-def simulator(tmp_path: Path, **framework: object) -> Target:
-    """The plugin over four simulated NPUs on two NUMA nodes; ``framework`` are settings of the framework's."""
+def simulator(tmp_path: Path, devices: int = 4, **framework: object) -> Target:
+    """The plugin over simulated NPUs on two NUMA nodes; ``framework`` are settings of the framework's."""
     root, config = tmp_path / "simulator", tmp_path / "config.yaml"
-    settings = {"root": str(root), "devices": 4, "numaNodes": 2, "plugin": {**PLUGIN, **framework}}
+    settings = {"root": str(root), "devices": devices, "numaNodes": 2, "plugin": {**PLUGIN, **framework}}
     config.write_text(yaml.safe_dump(settings))
     plugin = [sys.executable, "-m", "rm_device_plugins", "--vendor", "simulator", "--config", str(config)]
     plugin += ["--plugin-dir", "{socket_dir}", "--port", "{port}"]
@@ -40,8 +39,8 @@ async def test_the_simulators_plugin_conforms(tmp_path: Path) -> None:
 
     verdicts = {result.case.id: (result.verdict, result.message) for result in report.results}
     assert verdicts.keys() == CASES.keys()
-    if verdicts[SAME_INODE][0] is Verdict.NOT_APPLICABLE:
-        del verdicts[SAME_INODE]
+    if not reuses_numbers(tmp_path):
+        del verdicts["registration.same-inode"]
     for case, reason in NOT_FOR_IT.items():
         verdict, message = verdicts.pop(case)
         assert verdict is Verdict.NOT_APPLICABLE
@@ -67,3 +66,11 @@ async def test_shared_devices_fail_together_and_a_changed_configuration_ends_no_
     assert unmet.keys() <= {"allocate.deadline", "allocate.pre-start"}, unmet
     assert report.passed
     assert yaml.safe_load(config.read_text())["plugin"]["healthyAfter"] == 3, "the configuration was changed"
+
+
+async def test_a_node_with_as_many_devices_as_the_largest_have(tmp_path: Path) -> None:
+    chosen = select(["stream.*", "allocate.quick", "allocate.parallel", "preferred.*", "health.coalesced"])
+    report = await run(simulator(tmp_path, devices=256), chosen, TIMING)
+    assert {r.case.id: r.message for r in report.results if r.verdict is not Verdict.PASSED} == {}
+    (quick,) = [result.message for result in report.results if result.case.id == "allocate.quick"]
+    assert quick.endswith("256 devices")

@@ -4,7 +4,8 @@ The kubelet knows one owner of a name, the last that registered or sent a list, 
 things give another one away:
 
 - The kubelet's checkpoint says which devices it was told last. IDs among them that no instance of ours ever had are
-  somebody else's, while a socket that is not ours is served in the kubelet's directory.
+  somebody else's, while a socket that is not ours is served in the kubelet's directory, and unless the kubelet says
+  that it does not give them out any more.
 - The kubelet ends our stream, again and again, though neither it nor we stopped: kubelets up to 1.36 do so when another
   plugin of the same name ends.
 
@@ -18,7 +19,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,7 +108,8 @@ class OwnIds:
 class Ownership:
     """Looks whether the name is ours alone.
 
-    ``ids`` gives the IDs of our devices, ``hold_seconds`` the present setting.
+    ``ids`` gives the IDs of our devices, ``hold_seconds`` the present setting, and ``offered`` asks the kubelet which
+    devices of the resource it gives out, None where it does not say.
     """
 
     def __init__(
@@ -117,11 +119,13 @@ class Ownership:
         owner: str,
         ids: Callable[[], Iterable[str]],
         hold_seconds: Callable[[], float],
+        offered: Callable[[], Awaitable[Collection[str] | None]],
     ) -> None:
         self._directory = directory
         self._resource = resource
         self._ids = ids
         self._hold_seconds = hold_seconds
+        self._offered = offered
         self._own = OwnIds(state_file(directory, resource, owner, "ids"))
         self._checkpoint = _File(directory / CHECKPOINT)
         self._looked = False
@@ -133,7 +137,7 @@ class Ownership:
         self.conflict = ""
         """Who else has the name, in words; empty while nobody does."""
 
-    def look(self, own_sockets: Collection[Path], now: float) -> str:
+    async def look(self, own_sockets: Collection[Path], now: float) -> str:
         """Looks again, at ``now`` of a clock that never goes back; returns ``conflict``."""
         self._own.add(self._ids())
         strange = self._own.strange(self._told())
@@ -144,7 +148,7 @@ class Ownership:
             if now >= self._probe_at:
                 # Seldom: some plugins log a warning for each connection that asks for nothing.
                 self._probe_at = now + min(PROBE_SECONDS, self._hold_seconds() / 4)
-                self._served = others_served(self._directory, own_sockets)
+                self._served = await self._at_work(strange, own_sockets)
             if served := self._served:
                 self._see(
                     f"the kubelet has {_several(strange)} as {self._resource}, which this plugin never advertised; "
@@ -158,6 +162,12 @@ class Ownership:
             log.info("nobody else has the resource any more", resource=self._resource)
             self.conflict = ""
         return self.conflict
+
+    async def _at_work(self, strange: Collection[str], own_sockets: Collection[Path]) -> Collection[Path]:
+        """Sockets of which one may be that of whoever told of ``strange``; none if these are a memory only."""
+        served = others_served(self._directory, own_sockets)
+        offered = await self._offered() if served else None
+        return () if offered is not None and not set(strange) & set(offered) else served
 
     def lost_stream(self, now: float) -> None:
         """The kubelet ended our stream, and neither it, nor we, nor another instance of ours had stopped."""

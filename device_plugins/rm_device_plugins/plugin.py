@@ -1,6 +1,6 @@
 """A device plugin: a vendor's module, an inventory, a registration, and what it reports of itself."""
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from rm_device_plugins.allocator import Allocator
 from rm_device_plugins.config import ConfigError, PluginSettings
 from rm_device_plugins.monitor import Monitor
 from rm_device_plugins.ownership import Ownership, state_file
-from rm_device_plugins.pod_resources import DEFAULT_SOCKET, PodResources
+from rm_device_plugins.pod_resources import DEFAULT_SOCKET, PodResources, PodResourcesError
 from rm_device_plugins.registration import Registrar
 from rm_device_plugins.service import PluginService
 from rm_device_plugins.sockets import new_socket_path
@@ -35,7 +35,8 @@ class DevicePlugin(Monitor):
         kept = state_file(plugin_dir, resource, owner, "state")
         super().__init__(resource, settings, vendor, port, PodResources(pod_resources), kept)
         self.allocator = Allocator(self.inventory, vendor, settings, self._discover_now.set)
-        ownership = Ownership(plugin_dir, resource, owner, self._ids, lambda: self._settings.take_over_after_seconds)
+        self._kubelet = PodResources(pod_resources)
+        ownership = Ownership(plugin_dir, resource, owner, self._ids, self._hold_seconds, self._offered)
         self.registrar = Registrar(resource, plugin_dir, self._new_service, self.metrics, ownership)
 
     def _new_service(self, opened: Callable[[], object], closed: Callable[[], None]) -> PluginService:
@@ -54,6 +55,15 @@ class DevicePlugin(Monitor):
 
     def _conflict(self) -> str:
         return self.registrar.conflict
+
+    def _hold_seconds(self) -> float:
+        return self._settings.take_over_after_seconds
+
+    async def _offered(self) -> Collection[str] | None:
+        try:
+            return await self._kubelet.allocatable(self._resource)
+        except PodResourcesError:
+            return None
 
     def _ids(self) -> Iterable[str]:
         return (entry.device.id for entry in self.inventory.entries())

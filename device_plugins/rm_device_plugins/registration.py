@@ -177,7 +177,7 @@ class Registrar:
             self._backoff.reset()
             self._not_before = 0.0
         self._watch_stream(endpoint)
-        if self._yields(endpoint):
+        if await self._yields(endpoint):
             self._set_problem(f"not registered, as somebody else has the resource: {self.conflict}")
         elif kubelet is None:
             self._set_problem(f"{self._kubelet_path} is not there: the kubelet is not running")
@@ -264,9 +264,9 @@ class Registrar:
         if alone and held is not None and held == (endpoint.path, self._kubelet) and not refuses(self._kubelet_path):
             self._ownership.lost_stream(now)
 
-    def _yields(self, endpoint: Endpoint) -> bool:
+    async def _yields(self, endpoint: Endpoint) -> bool:
         """True while somebody else has the resource; then nothing is said on our streams."""
-        conflict = self._ownership.look(self._own_sockets(endpoint), asyncio.get_running_loop().time())
+        conflict = await self._ownership.look(self._own_sockets(endpoint), asyncio.get_running_loop().time())
         for each in (endpoint, *self._replaced):
             each.service.mute(bool(conflict))
         # Whatever the kubelet knows of us afterwards is what it knew before somebody else came.

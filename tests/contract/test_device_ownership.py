@@ -102,6 +102,8 @@ async def plugin(
     settings = {"intervalSeconds": 0.2, "healthyAfter": 2, "takeOverAfterSeconds": hold}
     file.write_text(yaml.safe_dump({"root": str(root), "devices": devices, "product": product, "plugin": settings}))
     options = ["--vendor=simulator", f"--config={file}", f"--plugin-dir={directory}", f"--port={number}"]
+    # Another kubelet of this machine knows nothing of these devices.
+    options.append(f"--pod-resources={directory}/no-such.sock")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rm_device_plugins", *options,
         env={**os.environ, "RMA_RESOURCE_NAME": resource, "RMA_ACCELERATOR": owner},

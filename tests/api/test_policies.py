@@ -119,6 +119,48 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         server.stop()
 
 
+def test_of_a_node_the_operator_changes_what_is_its_own(cluster: Cluster) -> None:
+    name = "worker"
+    theirs = {"type": "Ready", "status": "True", "reason": "r", "message": "m"}
+    labels = {"theirs": "1", "driver.rm-abstract.io/old": "1"}
+    bare = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+    cluster.kubectl("create", "-f", "-", stdin={**bare, "metadata": {"name": name, "labels": labels}})
+    status = {"conditions": [theirs], "capacity": {"acme.com/npu": "4"}, "allocatable": {"acme.com/npu": "4"}}
+    patch = ["patch", "node", name, "--type=merge", "-o", "json"]
+    cluster.kubectl(*patch, "--subresource=status", "-p", json.dumps({"status": status}))
+
+    def change(body: Object, subresource: str | None = None) -> Object:
+        metadata = {"name": name, **body.get("metadata", {})}
+        return cluster.apply({**bare, **body, "metadata": metadata}, by=OPERATOR, subresource=subresource)
+
+    # Refusals are by the policy, which is taken up a moment after it was made: the role allows all of it.
+    def refused(body: Object, subresource: str | None = None) -> bool:
+        try:
+            change(body, subresource)
+        except Refused as refusal:
+            return "the operator changes nothing of a node but" in str(refusal)
+        return False
+
+    cluster.until(lambda: refused({"metadata": {"annotations": {"a": "b"}}}), "the policy is in force")
+    for body, subresource in (
+        ({"metadata": {"labels": {"theirs": "2"}}}, None),
+        ({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}, None),
+        ({"spec": {"unschedulable": True}}, None),
+        ({"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}}, None),
+        ({"metadata": {"finalizers": ["a.b/c"]}}, None),
+        ({"metadata": {"labels": {"theirs": "2"}}}, "status"),
+        ({"status": {"capacity": {"acme.com/npu": "9"}}}, "status"),
+        ({"status": {"conditions": [{**theirs, "status": "False"}]}}, "status"),
+    ):
+        assert refused(body, subresource), body
+    ours = {"driver.rm-abstract.io/npus": "1.2", "driver.rm-abstract.io/old": "2"}
+    assert change({"metadata": {"labels": ours}})["metadata"]["labels"] == {"theirs": "1", **ours}
+    assert change({})["metadata"]["labels"] == {"theirs": "1"}
+    condition = {**theirs, "type": "rm-abstract.io/AcceleratorUnhealthy"}
+    live = change({"status": {"conditions": [condition]}}, "status")
+    assert [each["type"] for each in live["status"]["conditions"]] == ["Ready", condition["type"]]
+
+
 _keys = iter(range(1, 10**6))
 
 

@@ -317,7 +317,7 @@ def test_values_of_an_earlier_chart_are_refused_with_what_helps(
 
 
 def test_policies_are_there_unless_they_are_switched_off(render: Render, rendered: list[Object]) -> None:
-    drivers = {"rma-device-driver"}
+    drivers = {"rma-device-driver", "rma-nodes"}
     assert _policies(rendered).keys() == drivers | {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"
     off = {"artifacts": {"enabled": False}, "runtime": {"enabled": False}}
     assert _policies(render(policies=off)).keys() == drivers, "no account of ours may lie about other nodes"

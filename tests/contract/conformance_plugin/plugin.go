@@ -23,7 +23,7 @@ import (
 
 const (
 	tick             = 40 * time.Millisecond
-	registerTimeout  = 2 * time.Second
+	registerTimeout  = 5 * time.Second
 	firstPause       = 100 * time.Millisecond
 	longestPause     = 2 * time.Second
 	streamComesAfter = 2 * time.Second

@@ -13,7 +13,7 @@ import httpx2
 from rm_api.conditions import Reason
 from rm_api.names import ENV_NETRC
 
-from rm_abstract.core.errors import BadInput, SourceUnreachable
+from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
 
 ENV_PLAIN_HTTP_HOSTS: Final = "RMA_PLAIN_HTTP_HOSTS"
 """Hosts (``host:port``, comma-separated) that are spoken to without TLS."""
@@ -24,6 +24,10 @@ _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
 
 class NotFound(BadInput):
     """The server says that there is no such thing."""
+
+
+class Changed(ArtifactMismatch):
+    """What is there is not, or no longer, what the request was made for."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,26 @@ class HostAuth(httpx2.Auth):
         yield request
 
 
+class _Seen:
+    """What the first answer of a download said of the file, so that the pieces of two files are never joined."""
+
+    def __init__(self) -> None:
+        self.validator = ""
+
+    def check(self, response: httpx2.Response, start: int) -> None:
+        """Raise Changed where an answer is about another file, or begins elsewhere than at ``start``."""
+        host, path = netloc(response.request.url), response.request.url.path
+        tag = response.headers.get("ETag", "")
+        if tag.startswith("W/"):  # two files may have the same, so it can tell no difference
+            tag = ""
+        if self.validator and tag and tag != self.validator:
+            raise Changed(f"{host} has another {path} since the download began")
+        self.validator = self.validator or tag
+        given = response.headers.get("Content-Range", "")
+        if response.status_code == 206 and not given.startswith(f"bytes {start}-"):
+            raise Changed(f"{host} gave {given or 'an unnamed range'} of {path} when asked for bytes from {start}")
+
+
 class Http:
     """An HTTP client. Methods raise SourceUnreachable, BadInput or NotFound, with the host's name in the message."""
 
@@ -97,18 +121,21 @@ class Http:
         credentials: Credentials | None = None,
         plain_hosts: Iterable[str] | None = None,
         unreachable: Reason = Reason.SOURCE_UNREACHABLE,
+        follow_redirects: bool = True,
     ) -> None:
         """Credentials and plain-text hosts come from the environment where they are not given.
 
-        ``unreachable`` is the reason that a failure to reach a host is reported with.
+        ``unreachable`` is the reason that a failure to reach a host is reported with. Without ``follow_redirects`` a
+        redirect is a refusal.
         """
         if plain_hosts is None:
             plain_hosts = os.environ.get(ENV_PLAIN_HTTP_HOSTS, "").split(",")
         self._plain_hosts = frozenset(host.strip() for host in plain_hosts if host.strip())
         self._unreachable = unreachable
+        self._success = 400 if follow_redirects else 300
         self._client = httpx2.Client(
             auth=auth(credentials or Credentials.from_environment()),
-            follow_redirects=True,
+            follow_redirects=follow_redirects,
             timeout=_TIMEOUT,
             headers={"User-Agent": "rm-abstract"},
             event_hooks={"request": [self._refuse_plain_text]},
@@ -138,12 +165,12 @@ class Http:
         content: bytes | Iterable[bytes] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Iterator[httpx2.Response]:
-        """Send a request and give its response, whose body is not read yet. Any status below 400 is success."""
+        """Send a request and give its response, whose body is not read yet. Any error status raises."""
         try:
             with self._client.stream(method, url, headers=headers, content=content, params=params) as response:
-                if response.status_code >= 400:
+                if response.status_code >= self._success:
                     response.read()
-                    raise self._refusal(response)
+                    raise self.refusal(response)
                 yield response
         except httpx2.HTTPError as error:
             host = netloc(httpx2.URL(url))
@@ -159,21 +186,24 @@ class Http:
             response.read()
             return response
 
-    def read(self, url: str, start: int, length: int) -> bytes:
+    def read(self, url: str, start: int, length: int, *, headers: Mapping[str, str] | None = None) -> bytes:
         """``length`` bytes of a file from ``start``, less at its end; by a range request where the server does them."""
         parts = bytearray()
-        for chunk in self._ranged(url, start, start + length - 1):
+        for chunk in self._ranged(url, start, start + length - 1, _Seen(), headers):
             parts += chunk
             if len(parts) >= length:
                 break
         return bytes(parts[:length])
 
-    def download(self, url: str) -> Iterator[bytes]:
-        """The whole file in pieces. A broken connection is resumed where it broke; the caller checks digest or size."""
-        done, left = 0, _RESUMES
+    def download(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[bytes]:
+        """The whole file in pieces. A broken connection is resumed where it broke; the caller checks digest or size.
+
+        Raises Changed where the server has another file by the time it is resumed.
+        """
+        done, left, seen = 0, _RESUMES, _Seen()
         while True:
             try:
-                for chunk in self._ranged(url, done, None):
+                for chunk in self._ranged(url, done, None, seen, headers):
                     done, left = done + len(chunk), _RESUMES
                     yield chunk
                 return
@@ -182,12 +212,17 @@ class Http:
                 if left == 0 or done == 0:
                     raise
 
-    def _ranged(self, url: str, start: int, last: int | None) -> Iterator[bytes]:
+    def _ranged(
+        self, url: str, start: int, last: int | None, seen: "_Seen", extra: Mapping[str, str] | None
+    ) -> Iterator[bytes]:
         # Without this, a server may compress, and then ranges count compressed bytes.
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **(extra or {})}
         if start or last is not None:
             headers["Range"] = f"bytes={start}-{'' if last is None else last}"
+            if seen.validator:
+                headers["If-Range"] = seen.validator
         with self.open("GET", url, headers=headers) as response:
+            seen.check(response, start)
             skip = 0 if response.status_code == 206 else start
             for chunk in response.iter_bytes():
                 if skip >= len(chunk):
@@ -196,7 +231,8 @@ class Http:
                 yield chunk[skip:]
                 skip = 0
 
-    def _refusal(self, response: httpx2.Response) -> Exception:
+    def refusal(self, response: httpx2.Response) -> Exception:
+        """What an error status means; its body has been read."""
         host, status = netloc(response.request.url), response.status_code
         path = response.request.url.path
         if status in (401, 403):
@@ -206,6 +242,8 @@ class Http:
             )
         if status in (404, 410):
             return NotFound(f"{host} has no {path}")
+        if status == 412:
+            return Changed(f"{host} has another {path} than was asked for")
         if status in (408, 425, 429) or status >= 500:
             return SourceUnreachable(f"{host} cannot answer now ({status} for {path})", reason=self._unreachable)
         detail = response.text[:200]

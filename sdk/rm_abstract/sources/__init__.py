@@ -1,4 +1,4 @@
-"""Where models come from: ``oci://``, ``https://`` and ``hf://``; what they are, and fetching them."""
+"""Where models come from: ``oci://``, ``https://``, ``hf://`` and ``s3://``; what they are, and fetching them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +35,13 @@ def _hf(location: str) -> ModelSource:
     return HfSource(location)
 
 
-_SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {"hf": _hf, "https": _https, "oci": _oci}
+def _s3(location: str) -> ModelSource:
+    from rm_abstract.sources.s3 import S3Source  # noqa: PLC0415
+
+    return S3Source(location)
+
+
+_SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {"hf": _hf, "https": _https, "oci": _oci, "s3": _s3}
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.store.layers import file_chunks
+
+MODEL_FILES: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors")
+"""Endings of what a model needs. Weights in other formats, pictures and the author's code stay where they are."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, HostAuth, Http, NotFound, netloc
-from rm_abstract.sources.base import ModelSource, SourceFile, hash_file
+from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile, hash_file
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)?")
-_FETCHED: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors")
-"""What a model needs. Weights in other formats, pictures and code of the author's are left where they are."""
 
 
 class HfSource(ModelSource):
@@ -55,7 +53,7 @@ class HfSource(ModelSource):
         self.files = {
             sibling.rfilename: SourceFile(sibling.size, f"sha256:{sibling.lfs.sha256}" if sibling.lfs else "")
             for sibling in info.siblings or ()
-            if "/" not in sibling.rfilename and sibling.rfilename.endswith(_FETCHED)
+            if "/" not in sibling.rfilename and sibling.rfilename.endswith(MODEL_FILES)
         }
 
     @contextmanager

@@ -1,0 +1,58 @@
+"""Models under a prefix of a bucket."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+
+from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.s3 import BUCKET, S3, S3Object
+from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile
+
+
+class S3Source(ModelSource):
+    """A model in ``BUCKET/PREFIX``: its files are the objects whose keys are the prefix, ``/``, and a name.
+
+    The revision is a digest over names, sizes, ETags and version ids, so replacing a file makes another revision. A
+    file's digest is believed where the server has verified it on writing (a SHA-256 over the whole object), and is
+    checked when the file is fetched.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._bucket, _, path = location.partition("/")
+        path = path.rstrip("/")
+        if not BUCKET.fullmatch(self._bucket) or any(mark in path for mark in "?#"):
+            raise BadInput(f"s3://{location} is no place in a bucket; one looks like s3://bucket/models/name")
+        if path and any(part in ("", ".", "..") for part in path.split("/")):
+            raise BadInput(f"s3://{location} has a part that is empty, . or ..")
+        self._prefix = f"{path}/" if path else ""
+        self._s3 = S3.from_environment()
+        self._objects: dict[str, S3Object] = {}
+
+    def open(self, revision: str | None) -> None:
+        """See the base class."""
+        for listed in self._s3.list(self._bucket, self._prefix):
+            name = listed.key.removeprefix(self._prefix)
+            if name.endswith(MODEL_FILES) and "/" not in name:
+                self._objects[name] = self._s3.head(self._bucket, listed.key)
+        if not self._objects:
+            raise BadInput(f"s3://{self._bucket}/{self._prefix} has no file of a model; is there one below it?")
+        self.files = {name: SourceFile(thing.size, thing.digest) for name, thing in self._objects.items()}
+        listing = [[name, thing.size, thing.etag, thing.version] for name, thing in sorted(self._objects.items())]
+        text = json.dumps(listing, separators=(",", ":"), ensure_ascii=False)
+        self.revision = "sha256:" + sha256(text.encode()).hexdigest()
+        if revision not in (None, self.revision):
+            raise ArtifactMismatch(
+                f"s3://{self._bucket}/{self._prefix} has changed: it was {revision}, and is {self.revision} now"
+            )
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """See the base class."""
+        return self._s3.read(self._bucket, self._objects[name], start, length)
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """See the base class."""
+        return self._s3.download(self._bucket, self._objects[name])
+
+    def close(self) -> None:
+        """See the base class."""
+        self._s3.close()

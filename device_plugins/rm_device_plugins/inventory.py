@@ -7,8 +7,9 @@ Partitions of one physical device fail and recover in the same moment where that
 """
 
 import asyncio
+import contextlib
 import json
-import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -186,12 +187,15 @@ class Inventory:
                 for device, healthy, missing_since in kept
             ],
         }
-        temporary = self._state_file.with_name(f"{self._state_file.name}.{os.getpid()}.tmp")
+        # Two instances share the directory during an update, and both may be process 1 of their container.
+        temporary = self._state_file.with_name(f"{self._state_file.name}.{secrets.token_hex(4)}.tmp")
         try:
             temporary.write_text(json.dumps(state))
             temporary.replace(self._state_file)
         except OSError as error:
             log.warning("the inventory cannot be kept", file=self._state_file, cause=str(error))
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def load(self) -> None:
         """Takes up the devices that an earlier instance knew, unhealthy until the first discovery has spoken.

@@ -403,7 +403,8 @@ class ModelDeploymentStatus(ApiModel):
     selector: Annotated[str, Field(max_length=512)] = ""
     """Selector of the serving pods, for the scale subresource."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """Ready, ModelResolved, Placed, ArtifactReady, Available, Routed; Reconciling or Stalled only while so."""
+    """Ready, ModelResolved, Placed, ArtifactReady, Available, Routed; DevicesHealthy once one was not; Reconciling or
+    Stalled only while so."""
 
 
 KIND = KindInfo(

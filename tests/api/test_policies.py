@@ -389,3 +389,50 @@ def test_the_roles_that_are_aggregated_give_tenants_what_is_theirs(
 def test_the_names_that_the_tests_give_are_those_of_their_keys() -> None:
     obj = _artifact()
     assert obj["metadata"]["name"] == artifact_name(obj["spec"]["key"])
+
+
+def _slice(node: str | None) -> Object:
+    """A ResourceSlice of a node, or of all."""
+    spec = {"driver": "npu.acme.com", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}
+    where: Object = {"allNodes": True} if node is None else {"nodeName": node}
+    return {
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": f"s-{node}".lower()},
+        "spec": {**spec, **where},
+    }  # fmt: skip
+
+
+def test_a_device_driver_writes_slices_of_its_own_node_only(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.install()
+
+    def write(verb: str, node: str | None, *, on: str | None) -> str:
+        config = yaml.safe_load(cluster.kubeconfig.read_text())
+        extra = {"as-user-extra": {"authentication.kubernetes.io/node-name": [on]}} if on else {}
+        config["users"][0]["user"] |= {"as": "system:serviceaccount:system:rma-device-driver", **extra}
+        (tmp_path / "driver").write_text(yaml.safe_dump(config))
+        return cluster.kubectl(verb, f"--kubeconfig={tmp_path / 'driver'}", "-f", "-", stdin=_slice(node))
+
+    words = "may write ResourceSlices of the node that its pod runs on only"
+
+    def refused(verb: str, node: str | None, on: str | None) -> bool:
+        try:
+            write(verb, node, on=on)
+        except Refused as refusal:
+            return words in str(refusal)
+        return False
+
+    # Until the policy is taken up such a slice is made; whoever may everything takes it away again.
+    def in_force() -> bool:
+        if refused("create", "other", on="mine"):
+            return True
+        cluster.kubectl("delete", "--ignore-not-found", "resourceslice", "s-other")
+        return False
+
+    cluster.until(in_force, "the slice of another node is refused")
+    assert refused("create", "mine", on=None)
+    assert refused("create", None, on="mine")
+    write("create", "mine", on="mine")
+    assert refused("delete", "mine", on="other")
+    write("delete", "mine", on="mine")
+    cluster.kubectl("create", "-f", "-", stdin=_slice("other"))
+    assert refused("delete", "other", on="mine")
+    cluster.kubectl("delete", "resourceslice", "s-other")

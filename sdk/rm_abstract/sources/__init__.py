@@ -1,5 +1,7 @@
 """Where models come from: ``oci://``, ``https://``, ``hf://`` and ``s3://``; what they are, and fetching them."""
 
+import errno
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any, Final
 
 from rm_api.conditions import Reason
 
-from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient
 from rm_abstract.sources.base import ModelSource
 from rm_abstract.sources.facts import model_facts, weight_files, weights_digest
 from rm_abstract.store.destination import Destination
@@ -15,6 +17,8 @@ from rm_abstract.store.destination import Destination
 __all__ = ["ModelSource", "fetch_model", "open_source", "resolve_model"]
 
 _MAX_SOURCE: Final = 1024
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space, a quota, and a limit on the size of files."""
 
 
 def _oci(location: str) -> ModelSource:
@@ -75,15 +79,32 @@ def resolve_model(uri: str, revision: str | None = None) -> dict[str, Any]:
 def fetch_model(uri: str, revision: str, expected_weights: str, destination: Path) -> int:
     """Fetch the model into ``destination``, complete or not at all, and return its bytes.
 
-    Raises ArtifactMismatch where it is no longer at ``revision``, or its weights do not have the digest expected.
+    Raises ArtifactMismatch where it is no longer at ``revision``, or its weights do not have the digest expected;
+    Transient where the volume has no room for it, before anything is fetched if that can be told.
     """
     with open_source(uri, revision) as source, Destination(destination) as place:
         if source.revision != revision:
             raise ArtifactMismatch(f"{uri} has changed: it was {revision}, and is {source.revision} now")
-        digests = source.fetch(place.path)
+        with _room(place.path, sum(file.size for file in source.files.values())):
+            digests = source.fetch(place.path)
         found = weights_digest({name: digests[name] for name in weight_files(source)})
         if found != expected_weights:
             raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
         size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
         place.publish(last="config.json")
         return size
+
+
+@contextmanager
+def _room(path: Path, needed: int) -> Iterator[None]:
+    """Say that the volume of ``path`` is too small for ``needed`` bytes, before or when it turns out to be."""
+    full = f"the volume of {path} has no room for the model of {needed} bytes; give it more space"
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise Transient(f"{full} ({free} bytes are free)")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Transient(f"{full} ({error.strerror})") from error
+        raise

@@ -33,6 +33,8 @@ ACCEPTED: list[tuple[str, Object]] = [
 ]  # fmt: skip
 
 REFUSED: list[tuple[str, Object, str]] = [
+    (A, {"resourceName": None, "deviceClassName": "a" * 64}, "spec.deviceClassName: Too long"),
+    (A, {"resourceName": None, "deviceClassName": "NPU"}, "spec.deviceClassName"),
     (M, {"model": None}, "spec.model: Required value"),
     (M, {"model__source": None}, "spec.model.source: Required value"),
     (M, {"model__source": "hf://acme/my model"}, "spec.model.source"),

@@ -328,7 +328,8 @@ class AcceleratorResourceSpec(ApiModel):
     """Decides between equal scores; the higher wins. By default NPU 100, GPU 75, PIM 50, FPGA 25, CPU 0."""
     resource_name: ResourceName | None = None
     """The extended resource that pods request, such as nvidia.com/gpu. This or deviceClassName."""
-    device_class_name: SubdomainName | None = None
+    # Shorter than the names of other objects: it is the name of an extended resource, too.
+    device_class_name: Annotated[SubdomainName, Field(max_length=63)] | None = None
     """The DeviceClass whose devices pods request, where a DRA driver serves them (Kubernetes 1.36 or newer)."""
     node_selector: Annotated[
         dict[LabelKey, LabelValue],

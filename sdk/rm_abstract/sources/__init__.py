@@ -1,4 +1,4 @@
-"""Where models come from: ``oci://``, ``https://``, ``hf://`` and ``s3://``; what they are, and fetching them."""
+"""Where models come from (a hub, registries, web servers, buckets, volumes), what they are, and fetching them."""
 
 import errno
 import shutil
@@ -39,13 +39,21 @@ def _hf(location: str) -> ModelSource:
     return HfSource(location)
 
 
+def _pvc(location: str) -> ModelSource:
+    from rm_abstract.sources.pvc import PvcSource  # noqa: PLC0415
+
+    return PvcSource(location)
+
+
 def _s3(location: str) -> ModelSource:
     from rm_abstract.sources.s3 import S3Source  # noqa: PLC0415
 
     return S3Source(location)
 
 
-_SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {"hf": _hf, "https": _https, "oci": _oci, "s3": _s3}
+_SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {
+    "hf": _hf, "https": _https, "oci": _oci, "pvc": _pvc, "s3": _s3,
+}  # fmt: skip
 
 
 @contextmanager

@@ -110,6 +110,9 @@ HELM = Family(
         f"{_HELM}/pkg/lint/rules.k8sVersionMinor": "{kubernetes_minor}",
     },
 )
+# A server that speaks the interface of S3; what stores artifacts and models there is tested against it.
+_S3 = "github.com/versity/versitygw"
+S3 = Family("s3", "s3", {"versitygw": f"{_S3}/cmd/versitygw"}, _S3, {"main.Version": "{version}"})
 KIND = Family("kind", "kind", {"kind": "sigs.k8s.io/kind"}, "sigs.k8s.io/kind")
 
 # The slowest first: a failure in it shows before the others have cost anything.

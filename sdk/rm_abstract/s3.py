@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import parse_qsl, quote, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 from rm_api.conditions import Reason
@@ -230,14 +230,15 @@ class S3:
 
     def list(self, bucket: str, prefix: str, *, recursive: bool = False) -> Iterator[S3Object]:
         """Objects whose keys begin with ``prefix``, in the order of keys; what is below a ``/`` only if recursive."""
-        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        # Not encoding-type=url: servers differ in whether a + is then a space.
+        query = {"list-type": "2", "prefix": prefix}
         if not recursive:
             query["delimiter"] = "/"
         while True:
             listing = self._listing(bucket, query)
             for entry in listing.iterfind("{*}Contents"):
                 size = _text(entry, "Size")
-                key = unquote_plus(_text(entry, "Key"))
+                key = _text(entry, "Key")
                 if not size.isdigit() or not key.startswith(prefix):
                     raise BadInput(f"{self.host} lists {bucket} in a way that is not understood")
                 yield S3Object(key, int(size), _text(entry, "ETag"))

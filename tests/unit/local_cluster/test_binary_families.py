@@ -7,7 +7,7 @@ import pytest
 from rm_local_cluster import LocalClusterError, families
 from rm_local_cluster.families import Family
 
-ALL = (*families.NODE_FAMILIES, families.KUBECTL, families.KIND)
+ALL = (*families.NODE_FAMILIES, families.KUBECTL, families.KIND, families.S3)
 
 
 def go_mod(family: Family) -> str:

@@ -18,7 +18,7 @@ from rm_local_cluster import Cluster
 from rm_operator.plan.placement import PlacementRequest, place
 
 from rm_cli.kubectl import CommandFailed, Kubectl
-from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts
+from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts, resolve_facts
 from rm_cli.placement_text import answer_of, text
 
 NOWHERE = 3
@@ -40,27 +40,37 @@ _FORMAT = click.option("-o", "--output", "format_", type=click.Choice(["text", "
     "-f", "--filename", "paths", type=_PATH, multiple=True, required=True, help="File or directory; repeatable."
 )
 @click.option(
+    "--model-facts",
     "--facts",
     "facts_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What the model is: JSON as rm-abstract resolve reports it.",
+    help="What the model is: YAML or JSON as rm-abstract resolve reports it.",
 )
+@click.option("--resolve", is_flag=True, help="Ask the model's source what the model is; its weights are not read.")
 @click.option("-n", "--namespace", default="default", show_default=True, help="Where a deployment names none.")
 @_KUBECONFIG
 @_FORMAT
 def plan(
-    paths: tuple[Path, ...], facts_file: Path | None, namespace: str, kubeconfig: Path | None, format_: str
+    paths: tuple[Path, ...],
+    facts_file: Path | None,
+    resolve: bool,
+    namespace: str,
+    kubeconfig: Path | None,
+    format_: str,
 ) -> None:
     """Say where ModelDeployments of files would run, and why; nothing is applied.
 
     Accelerators and profiles come from the files too, or from the cluster if the files have no accelerator. What a
-    model is comes from --facts, from the status in the file, or from the cluster. Ends with 3 if one has no place.
+    model is comes from --model-facts, from its source with --resolve, from the status in the file, or from the cluster.
+    Ends with 3 if one has no place.
     """
+    if facts_file is not None and resolve:
+        raise click.UsageError("give --model-facts or --resolve, not both")
     try:
         given = read(paths, namespace)
         if not given.deployments:
             raise BadInput("the files have no ModelDeployment; give one with -f")
-        answers = [_plan(each, given, facts_file, kubeconfig) for each in given.deployments]
+        answers = [_plan(each, given, facts_file, resolve, kubeconfig) for each in given.deployments]
     except (BadInput, CommandFailed) as error:
         raise click.ClickException(str(error)) from None
     _print(answers, format_)
@@ -82,7 +92,9 @@ def explain(name: str, namespace: str, kubeconfig: Path | None, format_: str) ->
     _print([answer_of(found)], format_)
 
 
-def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubeconfig: Path | None) -> dict[str, Any]:
+def _plan(
+    deployment: Deployment, given: Input, facts_file: Path | None, resolve: bool, kubeconfig: Path | None
+) -> dict[str, Any]:
     live: Mapping[str, Any] = deployment.status
     known = Input(accelerators=given.accelerators, profiles=given.profiles)
     if not given.accelerators:
@@ -98,7 +110,7 @@ def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubecon
         PlacementRequest(
             deployment=deployment.name,
             spec=deployment.spec,
-            facts=_facts(deployment, live, facts_file),
+            facts=_facts(deployment, live, facts_file, resolve),
             accelerators=tuple(known.accelerators.values()),
             profiles=tuple(known.profiles.values()),
             current=before.get("chosen"),
@@ -120,16 +132,18 @@ def _plan(deployment: Deployment, given: Input, facts_file: Path | None, kubecon
     return answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
 
 
-def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | None) -> ModelFacts:
+def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | None, resolve: bool) -> ModelFacts:
     source = deployment.spec.model.source
     if facts_file is not None:
         return read_facts(facts_file, source)
+    if resolve:
+        return resolve_facts(source, deployment.spec.model.revision)
     known = live.get("model")
     if known and known.get("source") == source:
         return facts_of(known, f"status.model of {deployment.name}")
     raise BadInput(
-        f"it is not known what {source} is: give --facts FILE with what `rm-abstract resolve --source {source}` "
-        "reports, or plan a ModelDeployment that the cluster has resolved already"
+        f"it is not known what {source} is: give --resolve, or --model-facts FILE with what "
+        f"`rm-abstract resolve --source {source}` reports, or plan a ModelDeployment that the cluster has resolved"
     )
 
 

@@ -1,6 +1,5 @@
 """What ``rm-abstract plan`` reads: ModelDeployments, accelerators, profiles and facts, from files or as objects."""
 
-import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,16 +129,26 @@ def read(paths: Sequence[Path], namespace: str) -> Input:
 
 
 def read_facts(path: Path, source: str) -> ModelFacts:
-    """Facts of a model, as ``rm-abstract resolve`` reports them or by themselves. Raises BadInput."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    """Facts of a model in YAML or JSON, as ``rm-abstract resolve`` reports them or by themselves. Raises BadInput."""
+    documents = list(_documents(path))
+    data = documents[0] if len(documents) == 1 else None
     if isinstance(data, dict) and isinstance(data.get("facts"), dict):
         data = data["facts"]
     if not isinstance(data, dict):
-        raise BadInput(f"{path}: facts are a JSON object, such as status.model of a ModelDeployment")
+        raise BadInput(f"{path}: facts are one object, such as status.model of a ModelDeployment")
     return facts_of({**_UNNEEDED_FACTS, "source": source, **data}, str(path))
+
+
+def resolve_facts(source: str, revision: str | None) -> ModelFacts:
+    """Facts of the model at ``source``, which is asked; its weights are not read. Raises BadInput."""
+    from rm_abstract.core.errors import WorkloadError
+    from rm_abstract.sources import resolve_model
+
+    try:
+        facts = resolve_model(source, revision, digests=False)
+    except WorkloadError as error:
+        raise BadInput(f"it cannot be told what {source} is: {error}") from None
+    return facts_of({**_UNNEEDED_FACTS, **facts}, source)
 
 
 def facts_of(data: Mapping[str, Any], where: str) -> ModelFacts:

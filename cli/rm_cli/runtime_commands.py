@@ -15,7 +15,10 @@ _DESTINATION: Final = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.option(
-    "--source", required=True, help="hf://organisation/model, oci://registry/repository:tag or https://host/directory/"
+    "--source",
+    required=True,
+    help="hf://organisation/model, oci://registry/repository:tag, https://host/directory/, s3://bucket/prefix or "
+    "pvc://claim/directory",
 )
 @click.option("--revision", help="Branch, tag, commit or digest; what the source is now, without it.")
 def resolve(source: str, revision: str | None) -> None:

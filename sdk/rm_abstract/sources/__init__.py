@@ -75,11 +75,14 @@ def open_source(uri: str, revision: str | None = None) -> Iterator[ModelSource]:
         source.close()
 
 
-def resolve_model(uri: str, revision: str | None = None) -> dict[str, Any]:
-    """Facts of the model at ``uri``, as the field ``model`` of a ModelDeployment's status has them."""
+def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True) -> dict[str, Any]:
+    """Facts of the model at ``uri``, as the field ``model`` of a ModelDeployment's status has them.
+
+    Without ``digests`` those are left out, and the weights are not read for them.
+    """
     try:
         with open_source(uri, revision) as source:
-            return {"source": uri, "revision": source.revision, **model_facts(source)}
+            return {"source": uri, "revision": source.revision, **model_facts(source, digests=digests)}
     except ArtifactMismatch as error:
         raise BadInput(str(error)) from error
 

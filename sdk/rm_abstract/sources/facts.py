@@ -68,8 +68,11 @@ def weight_files(source: ModelSource) -> list[str]:
     return names
 
 
-def model_facts(source: ModelSource) -> dict[str, Any]:
-    """The facts that a ModelDeployment's status keeps, less source and revision. BadInput where one cannot be told."""
+def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
+    """The facts that a ModelDeployment's status keeps, less source and revision. BadInput where one cannot be told.
+
+    Without ``digests`` only the figures: for the digests all of the weights may have to be read.
+    """
     config = _config(source)
     nested = config.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
@@ -84,7 +87,7 @@ def model_facts(source: ModelSource) -> dict[str, Any]:
     if not (isinstance(architectures, list) and architectures and _is_name(architectures[0])):
         raise BadInput("config.json names no architecture: architectures is missing or not a list of names")
     total, active = _parameters(tensors, text, bits)
-    return {
+    figures = {
         "architecture": architectures[0],
         "parameters": total,
         "activeParameters": active,
@@ -95,6 +98,11 @@ def model_facts(source: ModelSource) -> dict[str, Any]:
         "kvHeads": _figure(text, "num_key_value_heads", optional=True) or heads,
         "headDim": head_dim,
         "maxSequenceLength": _figure(text, "max_position_embeddings"),
+    }
+    if not digests:
+        return figures
+    return {
+        **figures,
         "configDigest": _config_digest(source, config),
         "tensorsDigest": canonical_digest(
             sorted([tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors)

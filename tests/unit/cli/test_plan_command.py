@@ -3,7 +3,10 @@
 import json
 import os
 import stat
-from collections.abc import Callable, Sequence
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from placement_fleet import FLEET, LLAMA_8B, PROFILES, request
+from rm_abstract.sources import resolve_model
 from rm_api.kinds.model_deployment import Placement, PolicyType
 from rm_cli.main import main
 from rm_cli.placement_text import table
@@ -169,6 +173,72 @@ def test_facts_written_by_hand_need_no_digests(here: Path) -> None:
     assert run(*OFFLINE).exit_code == 0
 
 
+def test_facts_may_be_yaml(here: Path) -> None:
+    (here / "facts.yaml").write_text(yaml.safe_dump(LLAMA_8B.to_wire()))
+    given = [*OFFLINE[:5], "--model-facts", "facts.yaml", *OFFLINE[7:]]
+    assert run(*given).stdout == run(*OFFLINE).stdout
+
+
+@pytest.fixture
+def model_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The source of a small model on a web server, and what that is asked for with GET."""
+    root, asked = here / "served", list[str]()
+    root.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (root / "config.json").write_text(json.dumps(config))
+    (root / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [17, 32], "data_offsets": [0, 1088]}}).encode()
+    (root / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1088))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(root))
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", f"127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("NETRC", raising=False)
+    yield f"https://127.0.0.1:{server.server_port}/", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_source_itself_is_asked_what_the_model_is(here: Path, model_server: tuple[str, list[str]]) -> None:
+    source, asked = model_server
+    (here / "chat.yaml").write_text(yaml.safe_dump(chat(model={"source": source})))
+    planned = run("plan", "-f", "chat.yaml", "-f", "fleet", "--resolve", "-n", "team", "-o", "json")
+    assert planned.exit_code == 0, planned.output
+    assert "/tokenizer.json" not in asked, "it was read for a digest that planning has no use for"
+    (here / "facts.json").write_text(json.dumps(resolve_model(source)))
+    assert json.loads(run(*OFFLINE, "-o", "json").stdout) == json.loads(planned.stdout)
+    assert "/tokenizer.json" in asked
+
+
+def test_a_source_that_cannot_be_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", "127.0.0.1:1")
+    (here / "chat.yaml").write_text(yaml.safe_dump(chat(model={"source": "https://127.0.0.1:1/m/"})))
+    result = run("plan", "-f", "chat.yaml", "-f", "fleet", "--resolve")
+    assert result.exit_code == 1
+    assert "it cannot be told what https://127.0.0.1:1/m/ is: 127.0.0.1:1 does not answer" in result.output
+
+
+@pytest.mark.usefixtures("here")
+def test_facts_come_from_a_file_or_from_the_source() -> None:
+    result = run(*OFFLINE, "--resolve")
+    assert result.exit_code == 2
+    assert "not both" in result.output
+
+
 Files = dict[str, str]
 
 
@@ -176,7 +246,11 @@ Files = dict[str, str]
     ("files", "arguments", "said"),
     [
         ({}, ("-f", "fleet"), "the files have no ModelDeployment; give one with -f"),
-        ({}, ("-f", "chat.yaml", "-f", "fleet"), "it is not known what hf://org/model is: give --facts FILE"),
+        (
+            {},
+            ("-f", "chat.yaml", "-f", "fleet"),
+            "it is not known what hf://org/model is: give --resolve, or --model-facts FILE",
+        ),
         ({"a.yaml": "a: ["}, ("-f", "a.yaml"), "a.yaml is not valid YAML: while parsing"),
         ({"a.yaml": "- 1"}, ("-f", "a.yaml"), "a.yaml is no Kubernetes object, but list"),
         (
@@ -220,8 +294,8 @@ Files = dict[str, str]
             ("-f", "chat.yaml", "-f", "fleet", "-f", "a.yaml"),
             "a.yaml (AcceleratorResource gpu): there is another AcceleratorResource of this name",
         ),
-        ({"facts.json": "{"}, OFFLINE[1:], "facts.json: Expecting property name"),
-        ({"facts.json": "[]"}, OFFLINE[1:], "facts.json: facts are a JSON object"),
+        ({"facts.json": "{"}, OFFLINE[1:], "facts.json is not valid YAML: while parsing"),
+        ({"facts.json": "[]"}, OFFLINE[1:], "facts.json: facts are one object"),
         ({"facts.json": '{"architecture": "X"}'}, OFFLINE[1:], "facts.json: parameters: Field required"),
         ({"empty/x.txt": ""}, ("-f", "empty"), "empty: the directory has no file that ends with .yaml, .yml, .json"),
     ],

@@ -463,3 +463,23 @@ def test_a_model_that_the_hub_serves_otherwise_than_it_says(web: WebServer, mode
     with pytest.raises(ArtifactMismatch, match=r"model\.safetensors has digest"):
         fetch_model("hf://org/tiny", COMMIT, facts["weightsDigest"], tmp_path / "dest")
     assert not (tmp_path / "dest/config.json").exists()
+
+
+@pytest.mark.usefixtures("hub_home")
+def test_a_hub_that_always_breaks_off_ends_with_a_reason_and_leaves_nothing(
+    web: WebServer, model: Path, tmp_path: Path
+) -> None:
+    Hub(web, model)
+    facts = resolve_model("hf://org/tiny")
+    whole = web.answer
+
+    def answer(request: Request) -> Answer:
+        found = whole(request)
+        if request.method == "GET" and request.path.endswith(".safetensors"):
+            found.cut = 100
+        return found
+
+    web.answer = answer
+    with pytest.raises(SourceUnreachable, match="does not answer: peer closed connection"):
+        fetch_model("hf://org/tiny", COMMIT, facts["weightsDigest"], tmp_path / "dest")
+    assert not [path for path in (tmp_path / "dest").rglob("*") if path.is_file()]

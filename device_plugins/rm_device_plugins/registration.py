@@ -46,6 +46,8 @@ POLL_SECONDS = 0.5
 REGISTER_TIMEOUT_SECONDS = 15.0
 """Longer than the 10 s in which the kubelet connects back before it answers."""
 STREAM_TIMEOUT_SECONDS = 5.0
+JUDGE_SECONDS = 1.0
+"""After the end of a stream it is waited so long for what else tells of a kubelet that ends, before it is judged."""
 SIBLING_SECONDS = 30.0
 """For so long after another instance of ours was last seen, the end of a stream is put down to it."""
 STEADY_SECONDS = 10.0
@@ -127,6 +129,8 @@ class Registrar:
         self._others: dict[Path, SocketIdentity] = {}
         self._sibling_at = float("-inf")
         self._held: tuple[Path, SocketIdentity] | None = None
+        self._lost: tuple[float, Path, SocketIdentity] | None = None
+        """When a stream ended of which it is not known yet why, whose, and which kubelet's."""
         self._superseded = False
         self._endpoint: Endpoint | None = None
         self._replaced: list[Endpoint] = []
@@ -151,6 +155,7 @@ class Registrar:
                 await self._step()
                 await self._pause()
         finally:
+            await self._hand_over()
             for endpoint in [*self._replaced, *([self._endpoint] if self._endpoint else [])]:
                 await endpoint.close()
 
@@ -188,7 +193,7 @@ class Registrar:
                 self._backoff.reset()
         else:
             self._set_problem(self.problem or "the kubelet does not take our devices any more")
-            if loop.time() >= self._not_before:
+            if loop.time() >= self._not_before and self._lost is None:
                 await self._register(endpoint)
 
     async def _serve(self) -> Endpoint:
@@ -236,6 +241,28 @@ class Registrar:
         self._set_problem(problem)
         self._wake.set()
 
+    async def _hand_over(self) -> None:
+        """Leaves the devices to a younger instance that serves them.
+
+        Kubelets up to 1.36 know one client for a resource. When the stream of an instance ends they disconnect that
+        client, which is the younger one's, and the devices are gone until it has registered again. A registration that
+        fails makes them forget the client and leaves its stream alone; then the end of ours ends nothing else.
+        """
+        endpoint = self._endpoint
+        if endpoint is None or endpoint.identity is None or not endpoint.service.streams:
+            return
+        siblings = served_siblings(self._directory, self._resource, besides=endpoint.path)
+        if not any(seen.modified_ns > endpoint.identity.modified_ns for seen in siblings.values()):
+            return
+        endpoint.service.leaving = True
+        request = pb.RegisterRequest(
+            version=kubelet_api.VERSION, endpoint=endpoint.path.name, resource_name=self._resource
+        )
+        with contextlib.suppress(Exception):
+            async with kubelet_api.channel(str(self._kubelet_path)) as channel:
+                await kubelet_api.RegistrationClient(channel).register(request, timeout=STREAM_TIMEOUT_SECONDS)
+        log.info("left the devices to a younger plugin", resource=self._resource)
+
     def _unchanged(self, endpoint: Endpoint) -> bool:
         return endpoint.intact() and identity(self._kubelet_path) == self._kubelet
 
@@ -245,8 +272,9 @@ class Registrar:
         strangers = {p: seen for p, seen in others(self._directory).items() if not is_sibling(p, self._resource)}
         now = siblings | strangers
         born = endpoint.identity.modified_ns if endpoint.identity else 0
-        if any(seen.modified_ns > born for path, seen in self._others.items() if path not in now):
-            log.info("a younger plugin has left; registering again")
+        left = {path: seen for path, seen in self._others.items() if path not in now}
+        if any(seen.modified_ns > born or is_sibling(path, self._resource) for path, seen in left.items()):
+            log.info("another plugin has left; registering again")
             self._superseded = True
         if siblings or any(is_sibling(path, self._resource) for path in self._others):
             self._sibling_at = asyncio.get_running_loop().time()
@@ -256,13 +284,22 @@ class Registrar:
         """Tells of a stream that the kubelet ended though nothing has stopped."""
         held, self._held = self._held, None
         now = asyncio.get_running_loop().time()
+        if self._lost is not None:
+            at, *of = self._lost
+            if of != [endpoint.path, self._kubelet]:
+                self._lost = None
+            elif now - at >= JUDGE_SECONDS:
+                self._lost = None
+                if not refuses(self._kubelet_path):
+                    self._ownership.lost_stream(now)
         if self._kubelet is not None and self._streaming(endpoint):
             self._held = endpoint.path, self._kubelet
             return
         # When an instance of ours leaves, kubelets up to 1.36 end the stream of the one that stays.
         alone = now - self._sibling_at > SIBLING_SECONDS
-        if alone and held is not None and held == (endpoint.path, self._kubelet) and not refuses(self._kubelet_path):
-            self._ownership.lost_stream(now)
+        if alone and held is not None and held == (endpoint.path, self._kubelet):
+            # A process that is killed loses its streams before its listening socket.
+            self._lost = now, *held
 
     async def _yields(self, endpoint: Endpoint) -> bool:
         """True while somebody else has the resource; then nothing is said on our streams."""

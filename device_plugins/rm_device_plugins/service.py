@@ -40,6 +40,8 @@ class PluginService:
     stream_opened: Callable[[], object]
     stream_closed: Callable[[], None]
     streams: set[Stream] = field(default_factory=set)
+    leaving: bool = False
+    """True once another instance is to have the devices: a registration that comes now is to fail."""
     opened: int = 0
     """Streams that were ever opened."""
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,7 +68,9 @@ class PluginService:
 
     async def get_device_plugin_options(self, request: pb.Empty, context: Any) -> pb.DevicePluginOptions:
         """What the kubelet may call; it asks while it handles Register."""
-        del request, context
+        del request
+        if self.leaving:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this instance leaves")
         return self.options()
 
     async def list_and_watch(self, request: pb.Empty, context: Any) -> AsyncIterator[pb.ListAndWatchResponse]:

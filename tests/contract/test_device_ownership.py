@@ -299,3 +299,17 @@ async def test_a_kubelet_that_restarts_and_neighbours_that_do_are_no_owners(
         await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 2, PATIENCE, "our devices")
         await ours.until_alone()
     assert kubelet_api.KUBELET_SOCKET in os.listdir(directory)
+
+
+async def test_a_kubelet_that_is_killed_again_and_again_is_no_owner(directory: Path, kubelet: FakeKubelet) -> None:
+    async with plugin(directory, "npu", "X1") as ours:
+        for _ in range(ownership.MAX_LOSSES + 1):
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 2, PATIENCE, "our devices")
+            await ours.until_alone()
+            await asyncio.sleep(1.5)  # the plugin looks at its streams
+            # A process that is killed loses its streams before its listening socket.
+            await kubelet.resource(RESOURCE).open[0].channel.close()
+            await asyncio.sleep(0.05)
+            await kubelet.restart(killed=True)
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 2, PATIENCE, "our devices")
+        assert await ours.conflict() == ""

@@ -61,6 +61,8 @@ class Resource:
 
     endpoint: Endpoint | None = None
     """The newest registration; None once it was disconnected."""
+    client: Endpoint | None = None
+    """The one that is disconnected when a stream ends: the newest, until a registration has failed."""
     healthy: set[str] = field(default_factory=set)
     unhealthy: set[str] = field(default_factory=set)
     allocated: set[str] = field(default_factory=set)
@@ -130,7 +132,8 @@ class FakeKubelet:
         for endpoint in endpoints:
             await endpoint.channel.close()
         for resource in self.resources.values():
-            resource.endpoint, resource.healthy, resource.unhealthy, resource.open = None, set(), set(), []
+            resource.endpoint = resource.client = None
+            resource.healthy, resource.unhealthy, resource.open = set(), set(), []
         if killed:
             with socket.socket(socket.AF_UNIX) as leftover:
                 leftover.bind(str(self.socket_path))
@@ -177,10 +180,11 @@ class FakeKubelet:
             await channel.close()
             words = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"not within {DIAL_SECONDS:g} s"
             self.problems.append(f"failed to dial device plugin {request.endpoint}: {words}")
+            self.resource(request.resource_name).client = None
             await context.abort(grpc.StatusCode.UNKNOWN, self.problems[-1])
         resource = self.resources.setdefault(request.resource_name, Resource())
         endpoint = Endpoint(request.endpoint, channel, client, options)
-        resource.endpoint = endpoint
+        resource.endpoint = resource.client = endpoint
         resource.open.append(endpoint)
         endpoint.task = asyncio.ensure_future(self._consume(resource, endpoint))
         return pb.Empty()
@@ -196,10 +200,12 @@ class FakeKubelet:
             endpoint.streaming = False
             if endpoint in resource.open:
                 resource.open.remove(endpoint)
-        dropped = endpoint if self.by_socket else resource.endpoint
+        dropped = endpoint if self.by_socket else resource.client
         await endpoint.channel.close()
         if dropped is None:
             return
+        if dropped is resource.client:
+            resource.client = None
         if dropped is resource.endpoint:
             resource.endpoint = None
             resource.unhealthy |= resource.healthy

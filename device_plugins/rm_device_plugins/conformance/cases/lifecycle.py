@@ -189,7 +189,8 @@ async def upgrade(bench: Bench) -> str:
     bench.kubelet.watch_low(bench.resource)
     before = bench.kubelet.allocatable(bench.resource)
     await _ended(bench, older)
-    await bench.until(lambda: len(bench.kubelet.resource(bench.resource).open) == 1, "the older stream ends")
+    streams = bench.kubelet.resource(bench.resource).open
+    await bench.until(lambda: names[0] not in [each.name for each in streams], "the older stream ends")
     await bench.never(
         lambda: bench.kubelet.resource(bench.resource).low < before, "devices were unallocatable for a time"
     )

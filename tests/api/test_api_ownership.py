@@ -133,9 +133,14 @@ async def test_ours_is_not_rolled_out_beside_the_vendors_plugin_and_goes_on_when
         await eventually(goes_on, "the device plugin is rolled out everywhere")
         await fleet.pod(kind, theirs, await reporters.say(2, driver="1.2"))
         await fleet.advertise(theirs, "npu", 4)
+
+        async def all_are_counted() -> bool:
+            status = await fleet.status(kind)
+            versions = [{"driver": "1.2", "sdk": "", "firmware": "", "nodes": 2}]
+            return (status["devices"]["total"], status.get("versions")) == (6, versions)
+
+        await eventually(all_are_counted, "the devices and versions of both nodes are counted")
         await fleet.until_says(kind, **READY)
-        assert (await fleet.status(kind))["devices"]["total"] == 6
-        assert (await fleet.status(kind))["versions"] == [{"driver": "1.2", "sdk": "", "firmware": "", "nodes": 2}]
 
 
 async def test_a_conflict_that_is_reported_is_told_until_the_report_is_another(

@@ -175,7 +175,14 @@ class Inventory:
         entries = self.entries()
         versions = {name: getattr(self, name) for name in _VERSIONS}
         # What uses a device changes often, and a later instance asks anew.
-        kept = [(replace(entry.device, out_of_band=""), entry.healthy, entry.missing_since) for entry in entries]
+        kept = [
+            (
+                replace(entry.device, out_of_band="") if entry.device.out_of_band else entry.device,
+                entry.healthy,
+                entry.missing_since,
+            )
+            for entry in entries
+        ]
         if (versions, kept) == self._saved:
             return
         self._saved = (versions, kept)

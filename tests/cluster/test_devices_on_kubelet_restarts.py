@@ -43,7 +43,9 @@ def here(module_namespace: Kubectl, devices: Devices) -> Iterator[Kubectl]:
 
 def _containers(kubectl: Kubectl) -> set[str]:
     """Container IDs of all pods: another one shows that a container was made again."""
-    return {each["containerID"] for pod in kubectl.list("pods") for each in pod["status"]["containerStatuses"]}
+    # A pod that the kubelet refused has none.
+    statuses = [pod["status"].get("containerStatuses") or [] for pod in kubectl.list("pods")]
+    return {each["containerID"] for found in statuses for each in found if "containerID" in each}
 
 
 def _allocatable(state: dict[str, Any], devices: Devices) -> int:

@@ -77,6 +77,10 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     conditions = Conditions(accelerator, now)
     selected = matching_nodes(spec, snapshot.nodes)
     owned = ownership.Ownership() if leaving else ownership.examine(accelerator, spec, selected, _around(snapshot))
+    told = conditions.said_before(ConditionType.STALLED, Reason.RESOURCE_NAME_CONFLICT)
+    if told and owned.reason is None and snapshot.reported.awaited and not leaving:
+        # A conflict that reports tell of has not ended because nobody has been asked yet.
+        return Plan(protect=protect)
     nodes = [node for node in selected if name_of(node) not in owned.lost]
     holding: Sequence[Object] = ()
     devices, by_class = DeviceCounts(), ClassDevices()

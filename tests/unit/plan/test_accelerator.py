@@ -8,6 +8,8 @@ import pytest
 from chain import SETTINGS
 from rm_api import names
 from rm_operator.plan.accelerator import AcceleratorSnapshot, plan, requested
+from rm_operator.plan.device_health import Reported
+from rm_operator.plan.device_report import Report
 from rm_operator.plan.model import Plan
 
 Object = dict[str, Any]
@@ -223,6 +225,19 @@ def test_beside_another_plugin_nothing_is_rolled_out_and_when_it_has_gone_it_goe
     made = _plan(mine, [_node("a", 4, **HOST), nodes[1]], children=[daemonset], ours=["b"])
     assert _condition(made, "Ready")["status"] == "True"
     assert _condition(made, "Stalled") == {}
+
+
+def test_a_conflict_that_reports_tell_of_lasts_until_they_are_asked_again() -> None:
+    mine, nodes = _accelerator(devicePlugin=PLUGIN), [_node("a", 4)]
+    running = list(_plan(mine, [_node("a")]).apply)
+    said = Reported({"a": Report(conflict="the kubelet has devices that this plugin never advertised")})
+    made = _plan(mine, nodes, children=running, ours=["a"], reported=said)
+    assert _condition(made, "Stalled")["reason"] == "ResourceNameConflict"
+    # Another replica leads now, and knows of no report yet.
+    told = {**mine, "status": made.status}
+    assert _plan(told, nodes, children=running, ours=["a"], reported=Reported(awaited=True)) == Plan()
+    made = _plan(told, nodes, children=running, ours=["a"], reported=Reported({"a": Report()}))
+    assert _condition(made, "Ready")["status"] == "True"
 
 
 def test_a_kind_whose_nodes_another_one_has_rolls_out_nothing_and_what_runs_already_stays() -> None:

@@ -172,30 +172,37 @@ def _device_index(kubectl: Kubectl, pod: str) -> str:
     return kubectl.run(*command).strip()
 
 
-@pytest.mark.parametrize(
-    ("fault", "repair", "reason"),
-    [
-        (["--driver=2.0.0"], ["--driver=1.4.0"], "DriverMismatch"),
-        (["--device={index}", "--serial=ANOTHER-ONE"], ["--device={index}", "--serial={serial}"], "DeviceMissing"),
-    ],
-    ids=["changed driver", "wrong device"],
-)
-def test_a_device_that_is_not_right_prevents_ready(
-    hello: Kubectl, installed: Installed, fault: list[str], repair: list[str], reason: str
-) -> None:
+def test_a_driver_that_is_not_right_prevents_ready(hello: Kubectl, installed: Installed) -> None:
     pod = serving_pods(hello, "hello")[0]["metadata"]["name"]
-    index = _device_index(hello, pod)
-    values = {"index": index, "serial": f"SIMX1-{int(index):04}"}
-    _simulator(installed, *(each.format(**values) for each in fault))
+    _simulator(installed, "--driver=2.0.0")
     try:
         _restart_engine(hello, pod)
-        deployment = wait_for(hello, "hello", reason, timeout=60)
+        deployment = wait_for(hello, "hello", "DriverMismatch", timeout=60)
         assert condition(deployment, "Ready")["status"] == "False"
         assert condition(deployment, "Available")["message"]
     finally:
-        _simulator(installed, *(each.format(**values) for each in repair))
+        _simulator(installed, "--driver=1.4.0")
     # It would come back by itself, but the kubelet's back-off may have grown to minutes.
     hello.delete("pod", pod)
+    wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
+
+
+def test_a_device_that_is_another_one_is_left_for_one_that_is_right(hello: Kubectl, installed: Installed) -> None:
+    pod = serving_pods(hello, "hello")[0]["metadata"]["name"]
+    index = _device_index(hello, pod)
+    _simulator(installed, f"--device={index}", "--serial=ANOTHER-ONE")
+    try:
+        _restart_engine(hello, pod)
+
+        def replaced() -> str | None:
+            found = {each["metadata"]["name"]: each for each in serving_pods(hello, "hello")}
+            ready = [name for name, each in found.items() if condition(each, "Ready").get("status") == "True"]
+            return ready[0] if pod not in found and ready else None
+
+        successor = wait_until("no pod on another device takes over", replaced, timeout=START_SECONDS)
+        assert _device_index(hello, successor) != index
+    finally:
+        _simulator(installed, f"--device={index}", f"--serial=SIMX1-{int(index):04}")
     wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
 
 

@@ -38,6 +38,21 @@ CHILDREN = (
 )
 CRDS = Path(__file__).parents[2] / "crds"
 
+# A TLS handshake that is given up, as with a server that is frozen, is ended by asyncio half a minute later, when the
+# test and its event loop are gone. A session that a test forgets is told by other words, and still fails it.
+_GIVEN_UP = (
+    "ignore:unclosed transport <_SelectorSocketTransport:ResourceWarning",
+    r"ignore:unclosed <socket\.socket .* raddr=\('127\.0\.0\.1':ResourceWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says so of the tests of this directory."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for each in _GIVEN_UP:
+                item.add_marker(pytest.mark.filterwarnings(each))
+
 
 async def _install_crds(server: ApiServer) -> None:
     async with HttpClient(server.connection()) as client:

@@ -9,7 +9,7 @@ from rm_device_plugins.conformance.cases.registration import reuses_numbers
 from rm_device_plugins.conformance.model import CASES, Verdict
 from rm_device_plugins.conformance.runner import Report, run
 
-AT_A_TIME = 10
+AT_A_TIME = 5
 
 # In the one case that must fail, what must not happen is awaited for longer, and what will not happen for less long.
 JUDGING = replace(driver.GENEROUS, allowance=5, patience=10, quiet=10, settle=3, refusing=10, give_up=8)

@@ -7,9 +7,7 @@ Partitions of one physical device fail and recover in the same moment where that
 """
 
 import asyncio
-import contextlib
 import json
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rm_device_plugins import files
 from rm_device_plugins.config import PluginSettings
 from rm_device_plugins.logs import Log
 from rm_device_plugins.sharing import shares
@@ -194,15 +193,10 @@ class Inventory:
                 for device, healthy, missing_since in kept
             ],
         }
-        # Two instances share the directory during an update, and both may be process 1 of their container.
-        temporary = self._state_file.with_name(f"{self._state_file.name}.{secrets.token_hex(4)}.tmp")
         try:
-            temporary.write_text(json.dumps(state))
-            temporary.replace(self._state_file)
+            files.write(self._state_file, json.dumps(state).encode(), durable=False)
         except OSError as error:
             log.warning("the inventory cannot be kept", file=self._state_file, cause=str(error))
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def load(self) -> None:
         """Takes up the devices that an earlier instance knew, unhealthy until the first discovery has spoken.

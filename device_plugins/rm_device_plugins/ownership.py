@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from rm_device_plugins import files
 from rm_device_plugins.logs import Log
 from rm_device_plugins.sharing import device_of
 from rm_device_plugins.sockets import others_served, slug
@@ -93,10 +94,8 @@ class OwnIds:
         if self._tried == (attempt := (written, self._ids)):
             return
         self._tried = attempt
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(json.dumps(list(self._ids)))
-            temporary.replace(self._path)
+            files.write(self._path, json.dumps(list(self._ids)).encode(), durable=False)
         except OSError as error:
             log.warning("the devices' IDs cannot be kept", file=self._path, cause=str(error))
 

@@ -231,11 +231,6 @@ class FakeKubelet:
     def _low(resource: Resource) -> None:
         resource.low = min(resource.low, len(resource.healthy))
 
-    def forget(self, name: str) -> None:
-        """Drops a resource whose plugin has gone, as the kubelet does after five minutes."""
-        del self.resources[name]
-        self._checkpoint()
-
     def resource(self, name: str) -> Resource:
         """What is known of a resource; empty if nothing is."""
         return self.resources.setdefault(name, Resource())

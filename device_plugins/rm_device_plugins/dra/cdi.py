@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_device_plugins.dra import files, naming
+from rm_device_plugins import files
+from rm_device_plugins.dra import naming
 from rm_device_plugins.vendor import DeviceNode, Mount
 
 VERSION = "0.5.0"

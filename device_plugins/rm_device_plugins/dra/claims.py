@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from rm_device_plugins import files
 from rm_device_plugins.allocator import Allocator, environment
-from rm_device_plugins.dra import api, files, naming
+from rm_device_plugins.dra import api, naming
 from rm_device_plugins.dra.allocation import ClaimError, results_of
 from rm_device_plugins.dra.cdi import Request, Specs, digest, spec
 from rm_device_plugins.dra.records import Held, Record, Records

@@ -14,10 +14,10 @@ from rm_device_plugins.dra import naming, slices
 from rm_device_plugins.dra.api import ApiClient
 from rm_device_plugins.dra.cdi import Specs
 from rm_device_plugins.dra.claims import Claims
-from rm_device_plugins.dra.files import LockedError
 from rm_device_plugins.dra.publisher import Publisher
 from rm_device_plugins.dra.registration import Registrar
 from rm_device_plugins.dra.service import DraService
+from rm_device_plugins.files import LockedError
 from rm_device_plugins.monitor import Monitor
 from rm_device_plugins.pod_resources import Hold, PodResources
 from rm_device_plugins.vendor import Vendor

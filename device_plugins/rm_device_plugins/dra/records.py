@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rm_device_plugins.dra import files, naming
+from rm_device_plugins import files
+from rm_device_plugins.dra import naming
 from rm_device_plugins.logs import Log
 
 log = Log("records")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from rm_device_plugins import files
 from rm_device_plugins.allocator import Allocator
 from rm_device_plugins.config import PluginSettings
-from rm_device_plugins.dra import files
 from rm_device_plugins.dra.api import ApiClient
 from rm_device_plugins.dra.cdi import Specs
 from rm_device_plugins.dra.claims import Claims

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rm_device_plugins.dra import files
+from rm_device_plugins import files
 from rm_device_plugins.dra.allocation import ClaimError, results_of
 from rm_device_plugins.dra.cdi import Request, Specs, digest, spec
 from rm_device_plugins.dra.records import Held, Record, Records

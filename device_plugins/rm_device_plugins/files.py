@@ -17,20 +17,26 @@ class LockedError(Exception):
     """Another instance of the driver holds the lock for longer than it should."""
 
 
-def write(path: Path, content: bytes) -> None:
-    """Replaces the file at once. Raises OSError."""
+def write(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replaces the file at once, ``durable`` also where the machine ends. Raises OSError.
+
+    The name that it is written under is nobody else's: two instances share directories during an update, and both may
+    be process 1 of their container.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_directory(path.parent)
+    if durable:
+        _sync_directory(path.parent)
 
 
 def remove(path: Path) -> None:

@@ -7,7 +7,8 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -158,6 +159,31 @@ class ApiServer:
             )
         )
         return path
+
+
+@contextmanager
+def controller_manager(server: ApiServer, directory: Path, controllers: str, *flags: str) -> Iterator[None]:
+    """kube-controller-manager with these controllers alone; fails if it ends by itself."""
+    program = build.ensure([families.KUBERNETES], print)["kube-controller-manager"]
+    argv = (
+        str(program),
+        f"--kubeconfig={server.kubeconfig(directory / 'kubeconfig')}",
+        f"--controllers={controllers}",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={free_port()}",
+        f"--cert-dir={directory}",
+        *flags,
+    )
+    log = directory / "kube-controller-manager.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield
+        assert process.poll() is None, log.read_text()[-4000:]
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def eventually(

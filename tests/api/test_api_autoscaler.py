@@ -1,16 +1,14 @@
 """A real HorizontalPodAutoscaler scales a ModelDeployment through its scale subresource, and the operator follows."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import real_api
 from custom_objects import apply, custom_object
-from real_api import ApiServer, eventually, free_port
+from real_api import ApiServer, eventually
 from rm_api import names
-from rm_local_cluster import build as binaries
-from rm_local_cluster import families
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import DEPLOYMENTS, HORIZONTALPODAUTOSCALERS, MODEL_DEPLOYMENTS
 from whole_operator import add_cpu, add_facts, build, whole_operator
@@ -22,27 +20,8 @@ CONTROLLER = "horizontal-pod-autoscaler-controller"
 @pytest.fixture
 def controller_manager(api_server: ApiServer, tmp_path: Path) -> Iterator[None]:
     """kube-controller-manager with nothing but the autoscaler's controller."""
-    program = binaries.ensure([families.KUBERNETES], print)["kube-controller-manager"]
-    kubeconfig = api_server.kubeconfig(tmp_path / "kubeconfig")
-    argv = (
-        str(program),
-        f"--kubeconfig={kubeconfig}",
-        f"--controllers={CONTROLLER}",
-        "--leader-elect=false",
-        "--horizontal-pod-autoscaler-sync-period=1s",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={free_port()}",
-        f"--cert-dir={tmp_path}",
-    )
-    log = tmp_path / "kube-controller-manager.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
-    try:
+    with real_api.controller_manager(api_server, tmp_path, CONTROLLER, "--horizontal-pod-autoscaler-sync-period=1s"):
         yield
-        assert process.poll() is None, log.read_text()[-4000:]
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.usefixtures("controller_manager")

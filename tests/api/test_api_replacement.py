@@ -4,7 +4,6 @@ What is missing is a node: its scheduler and kubelet are the test's, and do what
 """
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import real_api
 from custom_objects import apply, custom_object
-from real_api import ApiServer, eventually, free_port
+from real_api import ApiServer, eventually
 from rm_api import names
-from rm_local_cluster import build as binaries
-from rm_local_cluster import families
 from rm_operator.kube.errors import ApiError
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import DEPLOYMENTS, ENDPOINTSLICES, MODEL_DEPLOYMENTS, NODES, PODS, Resource
@@ -31,25 +29,8 @@ SECONDS = 180
 @pytest.fixture
 def controller_manager(api_server: ApiServer, tmp_path: Path) -> Iterator[None]:
     """kube-controller-manager with those who make pods and say where requests go."""
-    program = binaries.ensure([families.KUBERNETES], print)["kube-controller-manager"]
-    argv = (
-        str(program),
-        f"--kubeconfig={api_server.kubeconfig(tmp_path / 'kubeconfig')}",
-        f"--controllers={CONTROLLERS}",
-        "--leader-elect=false",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={free_port()}",
-        f"--cert-dir={tmp_path}",
-    )
-    log = tmp_path / "kube-controller-manager.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
-    try:
+    with real_api.controller_manager(api_server, tmp_path, CONTROLLERS):
         yield
-        assert process.poll() is None, log.read_text()[-4000:]
-    finally:
-        process.kill()
-        process.wait()
 
 
 @dataclass

@@ -10,38 +10,15 @@ from rm_device_plugins.config import ConfigError
 from rm_device_plugins.vendors.rebellions import RebellionsVendor
 from vendor_process import VendorProcess, causes, make_node, troubles
 
-STAND_IN = '''#!{python}
-"""Stand-in for rbln-smi."""
-import json, sys
-from pathlib import Path
-file = Path({state!r})
-state = json.loads(file.read_text())
-arguments = sys.argv[1:]
-if "answer" in state:
-    print(state["answer"]); sys.exit(state.get("code", 0))
-if arguments[:1] == ["group"]:
-    number = int(arguments[2])
-    members = [int(text) for text in arguments[4].split(",")] if arguments[1] == "-c" else []
-    for device in state["devices"]:
-        if arguments[1] == "-d" and device["group_id"] == number:
-            device["group_id"] = 0
-        if int(device["npu"]) in members:
-            if device["group_id"]:
-                sys.exit("device is in a group already")
-            device["group_id"] = number
-    file.write_text(json.dumps(state))
-else:
-    shown = [dict(d, group_id=str(d["group_id"]) if "-g" in arguments else "") for d in state["devices"]]
-    print(json.dumps({{"KMD_version": "2.0.1", "devices": shown}}))
-'''
+STAND_IN = Path(__file__).parent / "stand_ins/rbln_smi.py"
 
 
 class Host:
     def __init__(self, directory: Path, count: int = 4) -> None:
         self.directory = directory
-        self.state = directory / "state.json"
+        self.state = directory / "rbln-smi.json"
         self.tool = directory / "rbln-smi"
-        self.tool.write_text(STAND_IN.format(python=sys.executable, state=str(self.state)))
+        self.tool.write_text(f"#!{sys.executable}\n{STAND_IN.read_text()}")
         self.tool.chmod(0o755)
         devices = []
         for index in range(count):

@@ -44,7 +44,7 @@ format: $(READY) ## Format the code.
 	$(BIN)/ruff check --fix .
 
 scale: $(READY) ## Benchmarks against a real API server; RMA_SCALE="--only burst --size 0.2" for a part of them.
-	PYTHONPATH=tests:tests/api $(BIN)/python -m scale --json build/scale.json $(RMA_SCALE)
+	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/api $(BIN)/python -m scale --json build/scale.json $(RMA_SCALE)
 
 test-slow-devices: $(READY) ## Device plugins: the whole conformance suite over each vendor's module, a soak. RMA_SOAK_SECONDS=86400 for a day.
 	$(BIN)/python -m pytest tests/contract/slow_devices.py

@@ -34,11 +34,16 @@ class _Observer:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self.waiting: dict[tuple[_Key, int], float] = {}
-        """When a generation was made, by object and generation."""
+        self.waiting: dict[_Key, dict[int, float]] = {}
+        """When each generation was made that no status is about yet, by object."""
         self.latencies: list[float] = []
         self.ended = 0
         """How often the server ended the watch."""
+
+    @property
+    def lost(self) -> int:
+        """Generations that no status is about, nor about a later one."""
+        return sum(map(len, self.waiting.values()))
 
     async def run(self, resource_version: str) -> None:
         version = resource_version
@@ -54,9 +59,10 @@ class _Observer:
     def _see(self, obj: objects.Object) -> None:
         key = obj["metadata"]["namespace"], obj["metadata"]["name"]
         observed = (obj.get("status") or {}).get("observedGeneration", 0)
-        began = self.waiting.pop((key, observed), None)
-        if began is not None:
-            self.latencies.append(time.monotonic() - began)
+        now, waiting = time.monotonic(), self.waiting.get(key, {})
+        # A status that is about a later generation has taken up those before it, too.
+        for generation in [each for each in waiting if each <= observed]:
+            self.latencies.append(now - waiting.pop(generation))
 
 
 async def run(sizes: Sizes) -> Sequence[Row]:
@@ -103,7 +109,7 @@ async def _at(cluster: Cluster, process: OperatorProcess, rate: int, seconds: fl
     took = time.monotonic() - began
     busy = {name: (cpu_seconds(pid) - cpu[name]) / took * 100 for name, pid in pids.items()}
     after = await process.metrics()
-    return _Run(rate, observer.latencies, len(observer.waiting), sent, lasted, observer.ended, busy, before, after)
+    return _Run(rate, observer.latencies, observer.lost, sent, lasted, observer.ended, busy, before, after)
 
 
 def _rows(run: _Run, bare: Sequence[float]) -> list[Row]:
@@ -190,7 +196,7 @@ async def _changes(cluster: Cluster, rate: int, seconds: float) -> tuple[_Observ
             changes += 1
     lasted = time.monotonic() - began
     deadline = time.monotonic() + _SETTLE_SECONDS
-    while observer.waiting and time.monotonic() < deadline and not watching.done():  # noqa: ASYNC110
+    while observer.lost and time.monotonic() < deadline and not watching.done():  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     if watching.done():
         # A watch that broke has seen too little; what broke it is raised.
@@ -221,4 +227,4 @@ async def _change(cluster: Cluster, observer: _Observer, key: _Key, replicas: in
     generation = made["metadata"]["generation"]
     if (made.get("status") or {}).get("observedGeneration", 0) < generation:
         # Counted from before the change was sent: nobody can have seen it earlier.
-        observer.waiting[key, generation] = sent
+        observer.waiting.setdefault(key, {})[generation] = sent

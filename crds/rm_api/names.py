@@ -5,6 +5,7 @@ Only the standard library is imported, so that every image can afford this modul
 """
 
 import re
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -23,12 +24,18 @@ LABEL_ARTIFACT: Final = f"{GROUP}/artifact"
 LABEL_MODEL: Final = f"{GROUP}/model"
 LABEL_VARIANT: Final = f"{GROUP}/variant"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_STAGE: Final = f"{GROUP}/stage"
+"""Of a build's Job: which part of the attempt it is, from 1; an attempt of one Job has none."""
+LABEL_PROFILE: Final = f"{GROUP}/profile"
 LABEL_ROLE: Final = f"{GROUP}/role"
 ROLE_RESOLVE: Final = "resolve"
 ROLE_BUILD: Final = "build"
 ROLE_SERVE: Final = "serve"
 ROLE_DEVICE_PLUGIN: Final = "device-plugin"
 ROLE_DEVICE_OBSERVER: Final = "device-observer"
+
+LABEL_HOSTNAME: Final = "kubernetes.io/hostname"
+"""Label by which an affinity tells nodes apart."""
 
 # What the operator writes on nodes, with the name of the AcceleratorResource after the slash.
 NODE_LABEL_DRIVER: Final = f"driver.{GROUP}"
@@ -67,6 +74,8 @@ OCI_ANNOTATION_VERSIONS: Final = OCI_ANNOTATION_PREFIX + "artifact.versions"
 OCI_ANNOTATION_TITLE: Final = "org.opencontainers.image.title"
 MAX_LAYER_BYTES: Final = 4 * 1024**3
 ARTIFACT_TAG: Final = "v1"
+STAGE_TAG: Final = "stage-{}"
+"""Under which tag a build's Job leaves what the next one goes on with; the braces stand for its number, from 1."""
 
 KEY_SCHEMA_VERSION: Final = 1
 """Version of the canonical form that an artifact's key is the hash of. Raising it rebuilds every artifact."""
@@ -91,6 +100,10 @@ CACHE_DIR: Final = "/rma/cache"
 ARTIFACT_DIR: Final = "/rma/artifact"
 REPORT_DIR: Final = "/rma/report"
 CREDENTIALS_DIR: Final = "/rma/credentials"
+INPUTS_DIR: Final = "/rma/inputs"
+"""Each auxiliary input of a build in a directory of its name."""
+SECRETS_DIR: Final = "/rma/secrets"
+"""Each Secret of a build profile, such as a licence, in a directory of its name."""
 LAUNCHER: Final = f"{BIN_DIR}/rma-launch"
 ENGINE_REPORT_FILE: Final = f"{REPORT_DIR}/engine.json"
 """Where an engine that knows our contract writes what it observed; the launcher merges it into its report."""
@@ -103,6 +116,8 @@ ENV_DEVICE_NODES: Final = "RMA_DEVICE_NODES"
 ENV_DEVICE_SERIALS: Final = "RMA_DEVICE_SERIALS"
 ENV_DEVICE_PRODUCT: Final = "RMA_DEVICE_PRODUCT"
 ENV_ENGINE_REPORT: Final = "RMA_ENGINE_REPORT"
+ENV_CONFIG_TEMPLATE: Final = "RMA_CONFIG_TEMPLATE"
+"""The template that ``rm-abstract config`` makes a compiler's configuration file of."""
 ENV_NETRC: Final = "NETRC"
 CREDENTIALS_KEY_NETRC: Final = "netrc"
 
@@ -121,7 +136,12 @@ BUILD_VARIABLES: Final = frozenset(
         "DEVICE_COUNT",
     }
 )
-"""Variables a build step may name as ``${NAME}`` in its command, arguments and environment."""
+"""Variables a build step may name as ``${NAME}`` in its command, arguments and environment, beside its inputs'."""
+
+INPUT_VARIABLE_PREFIX: Final = "INPUT_"
+"""``INPUT_calibration`` is the directory of the input ``calibration``."""
+INPUT_FROM: Final = "from"
+"""The input that is the artifact of the profile that another one starts from."""
 
 SERVE_VARIABLES: Final = BUILD_VARIABLES - {"OUTPUT", "WORK"} | {
     "ARTIFACT_DIR",
@@ -133,11 +153,32 @@ SERVE_VARIABLES: Final = BUILD_VARIABLES - {"OUTPUT", "WORK"} | {
 """Variables an engine's arguments and environment may name."""
 
 _VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}")
+_REFERENCE = re.compile(r"\$\$|\$\{([^}]*)\}|\$")
 
 
 def variables_in(text: str) -> set[str]:
     """Names that ``text`` refers to as ``${NAME}``; ``$$`` is a literal dollar."""
     return {match.group(1) for match in _VARIABLE.finditer(text) if match.group(1) is not None}
+
+
+def expand(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with the variables in ``values`` replaced; all others stay as ``${NAME}``.
+
+    A dollar is always written ``$$`` in the result, so a value or a literal that looks like a variable is not one.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name is None:
+            return "$$"
+        return values[name].replace("$", "$$") if name in values else match.group(0)
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def input_variable(name: str) -> str:
+    """The variable that is the directory of a build's input ``name``."""
+    return f"{INPUT_VARIABLE_PREFIX}{name}"
 
 
 class ExitCode(IntEnum):

@@ -21,7 +21,19 @@ from rm_api.base import (
 )
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
-from rm_api.kinds.build_profile import ExitCodeMapping, Probe, Step, Target
+from rm_api.kinds.build_profile import (
+    BuildInput,
+    BuildInterface,
+    Check,
+    ConfigTemplate,
+    ExitCodeMapping,
+    Flag,
+    PinnedImage,
+    Probe,
+    SecretRef,
+    Step,
+    Target,
+)
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 
@@ -41,8 +53,30 @@ class ModelInput(ApiModel):
     """Digest of the names, shapes and number formats of its tensors."""
     weights_digest: Digest
     """Digest of its weights; what is fetched is verified by it."""
+    scales_digest: Digest | None = None
+    """Digest of the scales of its quantisation, where it has any."""
     architecture: Line
     """Architecture from its config.json."""
+
+
+class BaseArtifact(ApiModel):
+    """An artifact that another one is built from."""
+
+    name: Name
+    """The BuildArtifact."""
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+    """Its key, which is part of the other's."""
+    location: Annotated[str, Field(max_length=1024)]
+    """Where it is in the store, with its digest."""
+
+
+class Toolchain(ApiModel):
+    """What the names in a recipe stood for."""
+
+    versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] = {}
+    """Versions of tools, as probed."""
+    images: Annotated[list[PinnedImage], Field(max_length=24, json_schema_extra=list_map("image"))] = []
+    """Images, with the digests that are run."""
 
 
 class ShapeBucket(ApiModel):
@@ -81,10 +115,30 @@ class BuildArtifactSpec(ApiModel):
     """Driver versions that load it; empty means any."""
     format: Line
     """Format of the result, by which an engine knows it."""
+    interface: BuildInterface = BuildInterface.CLI
+    """How the compiler is driven, as in the profile: CLI, ConfigFile, Python, SharedLibrary or Warmup."""
+    config_template: ConfigTemplate | None = None
+    """The compiler's configuration file, for the interface ConfigFile."""
+    flags: Annotated[list[Flag], Field(max_length=64, json_schema_extra=list_map("name"))] = []
+    """Options for the compiler, for the interfaces Python and SharedLibrary."""
+    inputs: Annotated[list[BuildInput], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """What else the build reads."""
+    base: BaseArtifact | None = None
+    """The artifact that the build starts from."""
+    check: Check | None = None
+    """A dry run before anything is fetched that is large."""
+    toolchain: Toolchain | None = None
+    """Versions and images, where the profile has them probed."""
+    weights_in_artifact: bool = True
+    """False where serving pods fetch the model, too."""
+    secret_refs: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=list_map("name"))] = []
+    """Secrets of the namespace that the steps need."""
     steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
     """The commands, with the resources that apply."""
     probe: Probe | None = None
     """Check of the result that needs no device."""
+    max_memory: Quantity | None = None
+    """How far a step's memory may be doubled when it was not enough."""
     scratch: Quantity = "20Gi"
     """Size limit of the working directory."""
     timeout_seconds: Annotated[int, Field(ge=10, le=604800)] = 3600

@@ -12,6 +12,7 @@ from rm_api.base import (
     ApiModel,
     Argument,
     Condition,
+    DecimalNumber,
     EnvVar,
     Image,
     Line,
@@ -19,6 +20,7 @@ from rm_api.base import (
     ObservedGeneration,
     Quantity,
     Resources,
+    SubdomainName,
     cel,
     list_map,
     validations,
@@ -26,13 +28,83 @@ from rm_api.base import (
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
-from rm_api.names import BUILD_VARIABLES
+from rm_api.names import BUILD_VARIABLES, INPUT_FROM, INPUT_VARIABLE_PREFIX
 
 
 class BuildInterface(StrEnum):
-    """How the compiler is driven. CLI: by the commands of the steps."""
+    """How the compiler is driven, in the images of the steps."""
 
     CLI = "CLI"
+    """By command lines."""
+    CONFIG_FILE = "ConfigFile"
+    """By command lines that name a file, which is made from a template before the first step."""
+    PYTHON = "Python"
+    """By calling a function of a Python package: a step's command is module:function."""
+    SHARED_LIBRARY = "SharedLibrary"
+    """By rma_compile of rm_plugin.h: a step's command is the path of the library in the step's image."""
+    WARMUP = "Warmup"
+    """By starting an engine with an OpenAI API on port 8000, and asking for each bucket; its cache is the result."""
+
+
+class ConfigFormat(StrEnum):
+    """What a compiler's configuration file is written in."""
+
+    JSON = "JSON"
+    YAML = "YAML"
+    TOML = "TOML"
+    INI = "INI"
+
+
+class ConfigTemplate(ApiModel):
+    """The file that a compiler reads what to do from."""
+
+    format: ConfigFormat
+    """What the file is written in: JSON, YAML, TOML or INI."""
+    path: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_./-]*$")]
+    """Where the file is put, under ${WORK}."""
+    content: Annotated[str, Field(min_length=1, max_length=32768)]
+    """The file. Texts in it may name variables as steps do; "${TP}" and others that are numbers become numbers."""
+
+
+class BuildInput(ApiModel):
+    """Something else that a build reads, such as calibration data or an architecture file."""
+
+    name: Annotated[str, Field(min_length=1, max_length=31, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    """Its name; ${INPUT_name} is the directory that it is in."""
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=2048,
+            json_schema_extra=validations(
+                cel(
+                    "self.matches('^(hf|oci|https|s3)://[^/\\\\s?#@]+/[^\\\\s?#]+$')",
+                    "source must be hf://organisation/name, oci://registry/repository:tag, https://host/path or s3://bucket/prefix",
+                )
+            ),
+        ),
+    ]
+    """Where it is fetched from: a file of https://, or all files of hf://, oci:// or s3://."""
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+    """SHA-256 of the file; of several, of the JSON [[name,digest],…], sorted and without spaces. Part of the key."""
+
+
+class SecretRef(ApiModel):
+    """A Secret in the namespace that the build runs in."""
+
+    name: SubdomainName
+    """Its name; the steps find its keys as files under /rma/secrets/name."""
+
+
+class Binds(StrEnum):
+    """What of a model a result depends on, beside its structure."""
+
+    STRUCTURE = "Structure"
+    """Nothing: models with the same config and tensors share it."""
+    SCALES = "Scales"
+    """The scales of its quantisation."""
+    WEIGHTS = "Weights"
+    """All of its weights."""
 
 
 class Target(ApiModel):
@@ -72,8 +144,10 @@ class Step(ApiModel):
     """Name of the step, and of its container."""
     image: Image
     """Image with the tool; it runs unmodified, and is part of the artifact's key."""
+    requires_device: bool = False
+    """True where it needs a device of the target. Such steps, and those that do not, run in Jobs of their own."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
-    """Program and first arguments. ${NAME} refers to a variable of the workload contract, $$ is a dollar."""
+    """Program and first arguments, or what the interface says. ${NAME} is a variable of the contract, $$ a dollar."""
     args: Annotated[list[Argument], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = []
     """Further arguments, after those of the command; the same variables."""
     env: Annotated[list[StepVariable], Field(max_length=32, json_schema_extra=list_map("name"))] = []
@@ -97,6 +171,26 @@ class Probe(ApiModel):
     """Image with the tool; it runs unmodified, and is part of the artifact's key."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
     """Program and arguments; it must end with 0 where the artifact is whole."""
+
+
+class Check(ApiModel):
+    """A dry run that tells in seconds whether the compiler takes a model."""
+
+    image: Image
+    """Image with the tool; it runs unmodified."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
+    """Program and arguments. ${MODEL_DIR} has all but the weights. It ends with 0 where the model can be compiled."""
+
+
+class VersionProbe(ApiModel):
+    """How the version of the toolchain is found out."""
+
+    image: Image
+    """Image with the tool; it runs unmodified."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
+    """Program and arguments."""
+    pattern: Annotated[str, Field(min_length=1, max_length=512)] = r"([0-9]+(?:\.[0-9]+)+\S*)"
+    """A regular expression (RE2); its first group, in the first line of the output that it matches, is the version."""
 
 
 class Shapes(ApiModel):
@@ -135,13 +229,23 @@ class ExitCodeMapping(ApiModel):
     """BadInput and UnsupportedModel blame the model, ToolchainFailure the tool; Transient is tried again."""
 
 
-_KNOWN = ", ".join(sorted(BUILD_VARIABLES))
-_PATTERN = rf"^([^$]|[$][$]|[$][{{]({'|'.join(sorted(BUILD_VARIABLES))})[}}]|[$][^${{])*[$]?$"
+_KNOWN = ", ".join(sorted(BUILD_VARIABLES)) + " and INPUT_name for each input"
+_VARIABLES = "|".join([*sorted(BUILD_VARIABLES), f"{INPUT_VARIABLE_PREFIX}[A-Za-z0-9_]+"])
+_PATTERN = rf"^([^$]|[$][$]|[$][{{]({_VARIABLES})[}}]|[$][^${{])*[$]?$"
 
 
 def _only_known(text: str) -> str:
     """CEL: ``text`` names no variable but those of the catalogue."""
     return f"{text}.matches('{_PATTERN}')"
+
+
+class Flag(ApiModel):
+    """An option of a compiler that has no command line."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+    """Its name."""
+    value: Argument = ""
+    """Its value, as it is written here."""
 
 
 class BuildProfileSpec(ApiModel):
@@ -165,6 +269,34 @@ class BuildProfileSpec(ApiModel):
                 f"!has(self.probe) || self.probe.command.all(a, {_only_known('a')})",
                 f"the probe names a variable that does not exist; there are {_KNOWN}",
             ),
+            cel(
+                f"!has(self.check) || self.check.command.all(a, {_only_known('a')})",
+                f"the check names a variable that does not exist; there are {_KNOWN}",
+            ),
+            cel(
+                f"!has(self.configTemplate) || {_only_known('self.configTemplate.content')}",
+                f"the template names a variable that does not exist; there are {_KNOWN}",
+            ),
+            cel(
+                "(self.interface == 'ConfigFile') == has(self.configTemplate)",
+                "configTemplate is for the interface ConfigFile, which needs it",
+            ),
+            cel(
+                "!has(self.flags) || size(self.flags) == 0 || self.interface in ['Python', 'SharedLibrary']",
+                "flags are for the interfaces Python and SharedLibrary; the others have command lines",
+            ),
+            cel(
+                "self.interface != 'Warmup' || size(self.steps) == 1",
+                "the interface Warmup has one step, which starts the engine",
+            ),
+            cel(
+                f"!has(self.inputs) || self.inputs.all(i, i.name != '{INPUT_FROM}')",
+                f"an input cannot be called {INPUT_FROM}: that is the other profile's artifact",
+            ),
+            cel(
+                "!has(self.binds) || self.binds == 'Weights' || self.weightsInArtifact == false",
+                "a result with the weights in it depends on them: set weightsInArtifact to false, or binds to Weights",
+            ),
         )
     )
 
@@ -175,7 +307,28 @@ class BuildProfileSpec(ApiModel):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Decides between profiles that fit; the higher wins, then the name."""
     interface: BuildInterface = BuildInterface.CLI
-    """How the compiler is driven. CLI: by the commands of the steps."""
+    """How the compiler is driven. CLI: by the steps' command lines. ConfigFile: the same, with a file that is made from
+    configTemplate. Python: a step's command is module:function. SharedLibrary: it is the path of a library that has
+    rma_compile of rm_plugin.h. Warmup: it starts an engine with an OpenAI API on port 8000, which is asked for each
+    bucket; its cache is the result."""
+    config_template: ConfigTemplate | None = None
+    """The compiler's configuration file, for the interface ConfigFile."""
+    flags: Annotated[list[Flag], Field(max_length=64, json_schema_extra=list_map("name"))] = []
+    """Options for the compiler, for the interfaces Python and SharedLibrary; they are part of the artifact's key."""
+    inputs: Annotated[list[BuildInput], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """What else the build reads, such as calibration data."""
+    from_profile: Annotated[Name | None, Field(alias="from")] = None
+    """Another BuildProfile: its artifact of the same model is built first, and is in ${INPUT_from}."""
+    check: Check | None = None
+    """A dry run before anything is fetched that is large; where it fails, the model is placed elsewhere."""
+    version_probe: VersionProbe | None = None
+    """How the toolchain's version is found out; it counts for the artifact's key then, as do the images' digests."""
+    binds: Binds = Binds.WEIGHTS
+    """What the result depends on: the model's Structure, its Scales too, or all its Weights."""
+    weights_in_artifact: bool = True
+    """False where the result has no weights in it: serving pods then fetch the model, too."""
+    secret_refs: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=list_map("name"))] = []
+    """Secrets that the steps need, such as licences, in the namespace of the build."""
     steps: Annotated[list[Step], Field(min_length=1, max_length=16, json_schema_extra=list_map("name"))]
     """The commands, in order. They share ${WORK}; the last ones leave the result in ${OUTPUT}."""
     probe: Probe | None = None
@@ -188,12 +341,25 @@ class BuildProfileSpec(ApiModel):
     """What comes out, so that a runtime plugin knows what it is given."""
     resources: Resources = Resources()
     """CPU and memory of a step that names none."""
+    max_memory: Quantity | None = None
+    """How far a step's memory may be doubled when it was not enough; without it, not at all."""
     scratch: Quantity = "20Gi"
     """Size limit of the build's working directory."""
+    parallel_builds: Annotated[int, Field(ge=1, le=10000)] | None = None
+    """Builds with this profile that may run at a time, in all namespaces; without it, any number."""
     timeout_seconds: Annotated[int, Field(ge=10, le=604800)] = 3600
     """Seconds that one attempt may take, all of its steps together."""
     exit_codes: Annotated[list[ExitCodeMapping], Field(max_length=64, json_schema_extra=list_map("code"))] = []
     """Meanings of the tools' exit codes; any other non-zero code is a ToolchainFailure."""
+
+
+class PinnedImage(ApiModel):
+    """What an image's name stood for."""
+
+    image: Image
+    """The name, as in the spec."""
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+    """Digest of the image."""
 
 
 class BuildProfileStatus(ApiModel):
@@ -203,6 +369,12 @@ class BuildProfileStatus(ApiModel):
     """The generation of the spec that this status is about; -1 where the operator has not looked at it yet."""
     artifacts: Annotated[int, Field(ge=0)] = 0
     """Artifacts that were built with it and exist."""
+    build_minutes: DecimalNumber | None = None
+    """Minutes that the builds of these artifacts took, failed attempts included."""
+    versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
+    """Version of the toolchain, as probed."""
+    images: Annotated[list[PinnedImage], Field(max_length=24, json_schema_extra=list_map("image"))] | None = None
+    """What the names of its images stood for when the version was probed."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
     """Ready, with a reason and what to do."""
 

@@ -311,6 +311,8 @@ class ModelFacts(ApiModel):
     """Digest of the names, shapes and number formats of the tensors."""
     weights_digest: Digest
     """Digest of the weights; they are verified by it whenever they are fetched."""
+    scales_digest: Digest | None = None
+    """Digest of the scales of its quantisation, where it has any."""
 
 
 class Term(ApiModel):

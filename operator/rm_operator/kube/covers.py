@@ -4,10 +4,10 @@ Server-side apply would answer the same question, for the price of a write. Here
 field that we set must be as we set it; what others added (defaults, status, an autoscaler's replicas) does not matter.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any, Final
+
+from rm_api.quantity import quantity
 
 Path = tuple[str | int, ...]
 Difference = tuple[Path, str]
@@ -53,25 +53,6 @@ _ZERO_IS_ABSENT: Final = frozenset(
         "tty",
     }
 )
-_UNITS: Final = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "": Decimal(1),
-    "k": Decimal(10) ** 3,
-    "M": Decimal(10) ** 6,
-    "G": Decimal(10) ** 9,
-    "T": Decimal(10) ** 12,
-    "P": Decimal(10) ** 15,
-    "E": Decimal(10) ** 18,
-    "Ki": Decimal(2) ** 10,
-    "Mi": Decimal(2) ** 20,
-    "Gi": Decimal(2) ** 30,
-    "Ti": Decimal(2) ** 40,
-    "Pi": Decimal(2) ** 50,
-    "Ei": Decimal(2) ** 60,
-}
-_QUANTITY: Final = re.compile(r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:([eE][+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i))?")
 _MISSING: Final = object()
 # Both sides are JSON: asking for abstract types instead took most of the time of a comparison.
 _LISTS: Final = (list, tuple)
@@ -92,15 +73,6 @@ def differences(live: Mapping[str, Any], desired: Mapping[str, Any]) -> tuple[Di
             value = {key: part for key, part in value.items() if key not in _REQUEST_ONLY}  # noqa: PLW2901
         _compare(live.get(name, _MISSING), value, (name,), found)
     return tuple(found)
-
-
-def quantity(value: str | int | float) -> Decimal:
-    """A Kubernetes quantity as a number: ``500m`` is 0.5, ``1Gi`` 1073741824. Raises ValueError."""
-    found = _QUANTITY.fullmatch(str(value))
-    if found is None:
-        raise ValueError(f"{value!r} is not a quantity")
-    number, exponent, unit = found.groups()
-    return Decimal(number + (exponent or "")) * _UNITS[unit or ""]
 
 
 def _compare(live: Any, desired: Any, path: Path, found: list[Difference]) -> None:

@@ -174,7 +174,7 @@ class _Planner:
             return self._finish()
         self.status = self.status.model_copy(update={"attempts": number, "retry_at": None})
         self._not_ready(Reason.BUILDING, f"attempt {number} begins")
-        job = build_job.render(self.snapshot.artifact, self.spec, number, self.snapshot.settings)
+        job = build_job.render(self.snapshot.artifact, self.spec, build_job.Run(number), self.snapshot.settings)
         delete = (deletion_of(replacing.job),) if replacing else ()
         return self._finish(apply=(job,), delete=delete, status_first=True)
 

@@ -1,75 +1,106 @@
-"""The Job of one build attempt: fetch the model (our image), the profile's steps (vendor images), push (our image)."""
+"""The Jobs of one build attempt: fetch (our image), the profile's steps (vendor images), push (our image).
 
+Steps that need a device and steps that do not run in Jobs of their own, one after the other, so that no device waits
+for a compiler. What a Job leaves for the next one goes through the store. Most attempts are one Job.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from rm_api import names
 from rm_api.kinds import BuildArtifactSpec
 from rm_api.kinds.build_profile import Step
 
-from rm_operator.plan import pods
+from rm_operator.plan import build_step, pods
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, name_of, namespace_of, owner_reference
 
-_STEP_VOLUMES = ["bin", "tmp", "model", "work", "output", "cache"]
+_VOLUMES = ["bin", "tmp", "model", "work", "output", "cache"]
 
 
-def job_name(artifact_name: str, attempt: int) -> str:
-    """Name of an attempt's Job: the artifact's hash and the attempt's number, so that making it twice makes it once."""
-    return f"b-{artifact_name.removeprefix('a-')}-{attempt}"
+@dataclass(frozen=True)
+class Devices:
+    """Where a stage finds the device that its steps need."""
+
+    limits: Mapping[str, str]
+    """Extended resources that a step is limited to: one device."""
+    node_selector: Mapping[str, str]
+    tolerations: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One Job of an attempt."""
+
+    attempt: int
+    stage: int = 0
+    """Index in ``stages``."""
+    memory: str | None = None
+    """Memory of the steps, where what they name was not enough."""
+    excluded: tuple[str, ...] = ()
+    """Nodes that cannot run it."""
+    avoided: tuple[str, ...] = ()
+    """Nodes that should not, if there are others: it failed there for no known reason."""
+    devices: Devices | None = None
+    """Of a stage on a device."""
+    accelerators: tuple[str, ...] = ()
+    """Kinds of accelerators that nodes may have; a stage without a device leaves such nodes to those who serve."""
+
+
+def stages(spec: BuildArtifactSpec) -> tuple[tuple[Step, ...], ...]:
+    """The steps of each Job of an attempt, in order."""
+    return tuple(tuple(group) for _, group in groupby(spec.steps, key=lambda step: step.requires_device))
+
+
+def on_device(spec: BuildArtifactSpec, stage: int) -> bool:
+    """True if the stage needs a device."""
+    return stages(spec)[stage][0].requires_device
+
+
+def job_name(artifact_name: str, run: Run) -> str:
+    """Name of a Job: the artifact's hash and the attempt's number, so that making it twice makes it once."""
+    name = f"b-{artifact_name.removeprefix('a-')}-{run.attempt}"
+    return f"{name}-{run.stage + 1}" if run.stage else name
+
+
+def input_container(name: str) -> str:
+    """Name of the container that fetches an input."""
+    return f"input-{name.lower().replace('_', '-').rstrip('-')}"
+
+
+def stage_reference(host: str, namespace: str, name: str, stage: int) -> str:
+    """Where the stage leaves what the next one goes on with."""
+    return f"{host}/{names.artifact_repository(namespace, name)}:{names.STAGE_TAG.format(stage + 1)}"
 
 
 def variables(spec: BuildArtifactSpec) -> dict[str, str]:
     """Values of the variables that a step may name."""
+    inputs = [each.name for each in spec.inputs] + ([names.INPUT_FROM] if spec.base else [])
     return {
         "MODEL_DIR": names.MODEL_DIR,
         "OUTPUT": names.OUTPUT_DIR,
         "WORK": names.WORK_DIR,
         "CACHE_DIR": names.CACHE_DIR,
         **build_variables(spec.target, spec.dtype, spec.shape),
+        **{names.input_variable(name): f"{names.INPUTS_DIR}/{name}" for name in inputs},
     }
 
 
-def render(artifact: Object, spec: BuildArtifactSpec, attempt: int, settings: Settings) -> dict[str, Any]:
+def render(artifact: Object, spec: BuildArtifactSpec, run: Run, settings: Settings) -> dict[str, Any]:
     """The Job in full."""
     name, namespace = name_of(artifact), namespace_of(artifact)
-    source_environment, source_mounts, source_volumes = pods.source_access(settings, spec.model.credentials_secret)
-    fetch = pods.container(
-        "fetch",
-        settings.images.runtime,
-        [
-            "rm-abstract", "fetch", "model",
-            f"--source={pods.literal(spec.model.source)}",
-            f"--revision={pods.literal(spec.model.revision)}",
-            f"--weights-digest={spec.model.weights_digest}",
-            f"--dest={names.MODEL_DIR}",
-        ],
-        settings,
-        mounted=[*pods.mounts(["tmp", "model"]), *source_mounts],
-        environment=pods.env(source_environment),
-        compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
-    )  # fmt: skip
-    probe = [_probe(spec, settings)] if spec.probe else []
-    reference = f"{settings.store.host}/{names.artifact_repository(namespace, name)}:{names.ARTIFACT_TAG}"
-    push = pods.container(
-        "push",
-        settings.images.runtime,
-        [
-            "rm-abstract", "push",
-            f"--dir={names.OUTPUT_DIR}",
-            f"--reference={reference}",
-            f"--key={spec.key}",
-            f"--format={spec.format}",
-            *(f"--product={pods.literal(product)}" for product in spec.target.products),
-            *(f"--driver={pods.literal(driver)}" for driver in spec.drivers),
-        ],
-        settings,
-        mounted=pods.mounts(["tmp", "output"]),
-        environment=pods.env(_store_environment(settings)),
-        compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
-    )  # fmt: skip
-    label = pods.labels(names.ROLE_BUILD, **{names.LABEL_ARTIFACT: name, names.LABEL_ATTEMPT: str(attempt)})
+    builder = _Builder(spec, namespace, name, settings)
+    steps = stages(spec)
+    last = run.stage == len(steps) - 1
+    label = pods.labels(
+        names.ROLE_BUILD,
+        **{names.LABEL_ARTIFACT: name, names.LABEL_ATTEMPT: str(run.attempt), names.LABEL_PROFILE: spec.profile},
+        **({names.LABEL_STAGE: str(run.stage + 1)} if len(steps) > 1 else {}),
+    )
     return pods.job(
-        name=job_name(name, attempt),
+        name=job_name(name, run),
         namespace=namespace,
         owners=[owner_reference(artifact, controller=True)],
         label=label,
@@ -77,49 +108,222 @@ def render(artifact: Object, spec: BuildArtifactSpec, attempt: int, settings: Se
         template=pods.pod_spec(
             init_containers=[
                 pods.install_launcher(settings),
-                fetch,
-                *(_step(step, spec, settings) for step in spec.steps),
-                *probe,
+                *(builder.check() if run.stage == 0 else []),
+                builder.fetch(weights=True),
+                *builder.inputs(),
+                *(builder.earlier(run.stage) if run.stage else builder.config()),
+                *(
+                    container
+                    for step in steps[run.stage]
+                    for container in build_step.containers(
+                        step, spec, variables(spec), settings, run.memory, run.devices.limits if run.devices else {}
+                    )
+                ),
+                *(builder.probe() if last else []),
             ],
-            containers=[push],
-            pod_volumes=[*pods.volumes(_STEP_VOLUMES, size_limit=str(spec.scratch)), *source_volumes],
+            containers=[builder.push() if last else builder.push_stage(run.stage)],
+            pod_volumes=builder.volumes(),
+            **_where(run),
         ),
     )
 
 
-def _step(step: Step, spec: BuildArtifactSpec, settings: Settings) -> dict[str, Any]:
-    command = [names.LAUNCHER, "run", f"--name={step.name}"]
-    command += [f"--output={pods.literal(output)}" for output in step.outputs]
-    if step.success_pattern:
-        command.append(f"--success-pattern={pods.literal(step.success_pattern)}")
-    if step.failure_pattern:
-        command.append(f"--failure-pattern={pods.literal(step.failure_pattern)}")
-    command += [f"--exit-code={mapping.code}={mapping.meaning}" for mapping in spec.exit_codes]
-    command += ["--", *map(pods.literal, [*step.command, *step.args])]
-    return pods.container(
-        step.name,
-        step.image,
-        command,
-        settings,
-        mounted=pods.mounts(_STEP_VOLUMES, read_only=["bin", "model"]),
-        environment=pods.env(variables(spec), step.env),
-        compute=pods.resources(step.resources),
-        workingDir=names.WORK_DIR,
-    )
+class _Builder:
+    """Our own containers of a build."""
+
+    def __init__(self, spec: BuildArtifactSpec, namespace: str, name: str, settings: Settings) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._namespace = namespace
+        self._name = name
+        self._environment, self._mounts, self._volumes = pods.source_access(settings, spec.model.credentials_secret)
+
+    def check(self) -> list[dict[str, Any]]:
+        """The dry run, on all of the model but its weights, before anything is fetched that is large."""
+        check = self._spec.check
+        if check is None:
+            return []
+        command = [names.LAUNCHER, "run", "--name=check", "--failure-meaning=UnsupportedModel"]
+        container = pods.container(
+            "check",
+            check.image,
+            [*command, *build_step.exit_codes(self._spec), "--", *map(pods.literal, check.command)],
+            self._settings,
+            mounted=pods.mounts(_VOLUMES, read_only=["bin", "model"]),
+            environment=pods.env(variables(self._spec)),
+            workingDir=names.WORK_DIR,
+        )
+        return [self.fetch(weights=False), container]
+
+    def fetch(self, *, weights: bool) -> dict[str, Any]:
+        """Fetches the model."""
+        model = self._spec.model
+        return pods.container(
+            "fetch" if weights else "fetch-config",
+            self._settings.images.runtime,
+            [
+                "rm-abstract", "fetch", "model",
+                f"--source={pods.literal(model.source)}",
+                f"--revision={pods.literal(model.revision)}",
+                f"--weights-digest={model.weights_digest}",
+                f"--dest={names.MODEL_DIR}",
+                *([] if weights else ["--no-weights"]),
+            ],
+            self._settings,
+            mounted=[*pods.mounts(["tmp", "model"]), *self._mounts],
+            environment=pods.env(self._environment),
+            compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
+        )  # fmt: skip
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """Fetches what else the build reads."""
+        fetched = [
+            self._ours(
+                input_container(each.name),
+                [
+                    "rm-abstract", "fetch", "input",
+                    f"--source={pods.literal(each.source)}",
+                    f"--digest={each.digest}",
+                    f"--dest={names.INPUTS_DIR}/{each.name}",
+                ],
+                ["tmp", "inputs"],
+                further=True,
+            )
+            for each in self._spec.inputs
+        ]  # fmt: skip
+        base = self._spec.base
+        if base is not None:
+            command = [
+                "rm-abstract", "fetch", "artifact",
+                f"--reference={base.location}",
+                f"--key={base.key}",
+                f"--dest={names.INPUTS_DIR}/{names.INPUT_FROM}",
+            ]  # fmt: skip
+            fetched.append(self._ours("base", command, ["tmp", "inputs"]))
+        return fetched
+
+    def earlier(self, stage: int) -> list[dict[str, Any]]:
+        """Fetches what the stage before left."""
+        command = [
+            "rm-abstract", "stage", "fetch",
+            f"--reference={stage_reference(self._settings.store.host, self._namespace, self._name, stage - 1)}",
+            f"--key={self._spec.key}",
+            f"--stage={stage}",
+            *_STAGE_DIRECTORIES,
+        ]  # fmt: skip
+        return [self._ours("earlier", command, ["tmp", "work", "output", "cache"])]
+
+    def config(self) -> list[dict[str, Any]]:
+        """Writes the compiler's configuration file."""
+        template = self._spec.config_template
+        if template is None:
+            return []
+        container = self._ours(
+            "config",
+            ["rm-abstract", "config", f"--format={template.format}", f"--dest={names.WORK_DIR}/{template.path}"],
+            ["tmp", "work"],
+        )
+        content = {names.ENV_CONFIG_TEMPLATE: pods.literal(template.content)}
+        return [{**container, "env": [*container["env"], *pods.env({**variables(self._spec), **content})]}]
+
+    def probe(self) -> list[dict[str, Any]]:
+        """The check of the result."""
+        probe = self._spec.probe
+        if probe is None:
+            return []
+        return [
+            pods.container(
+                "probe",
+                probe.image,
+                [names.LAUNCHER, "run", "--name=probe", "--", *map(pods.literal, probe.command)],
+                self._settings,
+                mounted=pods.mounts(_VOLUMES, read_only=["bin", "model", "output"]),
+                environment=pods.env(variables(self._spec)),
+                workingDir=names.WORK_DIR,
+            )
+        ]
+
+    def push(self) -> dict[str, Any]:
+        """Pushes the result."""
+        spec = self._spec
+        repository = f"{self._settings.store.host}/{names.artifact_repository(self._namespace, self._name)}"
+        command = [
+            "rm-abstract", "push",
+            f"--dir={names.OUTPUT_DIR}",
+            f"--reference={repository}:{names.ARTIFACT_TAG}",
+            f"--key={spec.key}",
+            f"--format={spec.format}",
+            *(f"--product={pods.literal(product)}" for product in spec.target.products),
+            *(f"--driver={pods.literal(driver)}" for driver in spec.drivers),
+        ]  # fmt: skip
+        return self._ours("push", command, ["tmp", "output"])
+
+    def push_stage(self, stage: int) -> dict[str, Any]:
+        """Pushes what the next stage goes on with."""
+        command = [
+            "rm-abstract", "stage", "push",
+            f"--reference={stage_reference(self._settings.store.host, self._namespace, self._name, stage)}",
+            f"--key={self._spec.key}",
+            f"--stage={stage + 1}",
+            *_STAGE_DIRECTORIES,
+        ]  # fmt: skip
+        return self._ours("push", command, ["tmp", "work", "output", "cache"])
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """Volumes of the pod."""
+        spec = self._spec
+        wanted = [*_VOLUMES, *(["inputs"] if spec.inputs or spec.base else [])]
+        secrets = [
+            {"name": f"secret-{number}", "secret": {"secretName": secret.name, "defaultMode": 0o440}}
+            for number, secret in enumerate(spec.secret_refs)
+        ]
+        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *self._volumes, *secrets]
+
+    def _ours(self, name: str, command: list[str], mounted: list[str], *, further: bool = False) -> dict[str, Any]:
+        settings = self._settings
+        store = {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
+        return pods.container(
+            name,
+            settings.images.runtime,
+            command,
+            settings,
+            mounted=[*pods.mounts(mounted), *(self._mounts if further else [])],
+            environment=pods.env(self._environment if further else store),
+            compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
+        )
 
 
-def _probe(spec: BuildArtifactSpec, settings: Settings) -> dict[str, Any]:
-    assert spec.probe is not None
-    return pods.container(
-        "probe",
-        spec.probe.image,
-        [names.LAUNCHER, "run", "--name=probe", "--", *map(pods.literal, spec.probe.command)],
-        settings,
-        mounted=pods.mounts(_STEP_VOLUMES, read_only=["bin", "model", "output"]),
-        environment=pods.env(variables(spec)),
-        workingDir=names.WORK_DIR,
-    )
+_STAGE_DIRECTORIES = tuple(
+    f"--dir={name}={path}"
+    for name, path in (("work", names.WORK_DIR), ("output", names.OUTPUT_DIR), ("cache", names.CACHE_DIR))
+)
 
 
-def _store_environment(settings: Settings) -> dict[str, str]:
-    return {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
+def _where(run: Run) -> dict[str, Any]:
+    """Fields of a pod's spec by which the scheduler finds a node."""
+    required: list[dict[str, Any]] = []
+    preferred: list[dict[str, Any]] = []
+    if run.excluded:
+        required.append({"key": names.LABEL_HOSTNAME, "operator": "NotIn", "values": list(run.excluded)})
+    if run.avoided:
+        term = {"key": names.LABEL_HOSTNAME, "operator": "NotIn", "values": list(run.avoided)}
+        preferred.append({"weight": 100, "preference": {"matchExpressions": [term]}})
+    if run.devices is None and run.accelerators:
+        # A compiler that needs no device leaves the nodes with devices to those who serve, where there are others.
+        labels = (f"{names.NODE_LABEL_DRIVER}/{accelerator}" for accelerator in run.accelerators)
+        terms = [{"key": label, "operator": "DoesNotExist"} for label in labels]
+        preferred.append({"weight": 50, "preference": {"matchExpressions": terms}})
+    affinity: dict[str, Any] = {}
+    if required:
+        affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
+            "nodeSelectorTerms": [{"matchExpressions": required}]
+        }
+    if preferred:
+        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = preferred
+    where: dict[str, Any] = {"affinity": {"nodeAffinity": affinity}} if affinity else {}
+    if run.devices is not None:
+        if run.devices.node_selector:
+            where["nodeSelector"] = dict(run.devices.node_selector)
+        if run.devices.tolerations:
+            where["tolerations"] = [dict(each) for each in run.devices.tolerations]
+    return where

@@ -5,7 +5,7 @@ from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelDeploymentSpec
-from rm_api.kinds.build_artifact import ModelInput
+from rm_api.kinds.build_artifact import BaseArtifact, ModelInput, Toolchain
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
@@ -78,6 +78,8 @@ def _wanted(
         placement.bucket.max_batch_size,
         spec.model.credentials_secret_ref,
         snapshot.settings.host_isa,
+        None,
+        profile.toolchain,
     )
 
 
@@ -90,9 +92,13 @@ def _made(
     batch: int | None,
     credentials: str | None,
     isa: str,
+    base: BaseArtifact | None,
+    toolchain: Toolchain | None,
 ) -> BuildArtifactSpec:
     shape = bucket(sequence, batch)
-    inputs = KeyInputs.from_profile(profile, facts, dtype, shape, isa)
+    inputs = KeyInputs.from_profile(
+        profile, facts, dtype, shape, isa, base=base.key if base else None, toolchain=toolchain
+    )
     return BuildArtifactSpec(
         key=artifact_key(inputs),
         key_schema=names.KEY_SCHEMA_VERSION,
@@ -104,6 +110,7 @@ def _made(
             tensors_digest=facts.tensors_digest,
             weights_digest=facts.weights_digest,
             architecture=facts.architecture,
+            scales_digest=facts.scales_digest,
         ),
         profile=profile_name,
         target=profile.target,
@@ -111,6 +118,16 @@ def _made(
         shape=shape,
         drivers=profile.compatibility.driver,
         format=profile.output.format,
+        interface=profile.interface,
+        config_template=profile.config_template,
+        flags=profile.flags,
+        inputs=profile.inputs,
+        base=base,
+        check=profile.check,
+        toolchain=toolchain,
+        weights_in_artifact=profile.weights_in_artifact,
+        secret_refs=profile.secret_refs,
+        max_memory=profile.max_memory,
         steps=[
             step.model_copy(update={"resources": _merged(step.resources, profile.resources)}) for step in profile.steps
         ],

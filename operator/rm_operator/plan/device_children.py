@@ -20,7 +20,6 @@ from rm_operator.plan.model import Object, Settings, name_of, owner_reference
 KUBELET_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
 POD_RESOURCES_DIR = "/var/lib/kubelet/pod-resources"
 CONFIG_DIR = "/etc/rma-device-plugin"
-HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 _PLUGIN_CAPABILITIES = ("MKNOD", "CHOWN", "FOWNER", "DAC_OVERRIDE")
 
@@ -79,7 +78,7 @@ def _plugin(
         pod |= {"automountServiceAccountToken": True, "serviceAccountName": settings.driver_service_account}
         children.append(device_class(accelerator, spec))
     if keep_off:
-        elsewhere = {"key": HOSTNAME_LABEL, "operator": "NotIn", "values": sorted(keep_off)}
+        elsewhere = {"key": names.LABEL_HOSTNAME, "operator": "NotIn", "values": sorted(keep_off)}
         terms = [{"matchExpressions": [elsewhere]}]
         pod["affinity"] = {
             "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

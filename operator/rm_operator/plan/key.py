@@ -8,17 +8,18 @@ goes about it: resources, time limits, patterns, expected outputs, the probe.
 import base64
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from rm_api import names
+from rm_api import config_template, names
 from rm_api.dtypes import DType
-from rm_api.kinds.build_artifact import ShapeBucket
-from rm_api.kinds.build_profile import BuildProfileSpec, Step, Target
+from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
+from rm_api.kinds.build_profile import Binds, BuildInterface, BuildProfileSpec, ConfigTemplate, Step, Target
 from rm_api.kinds.model_deployment import ModelFacts
+
+from rm_operator.plan.memo import Memo
 
 TENSOR_PARALLEL = 1
 PIPELINE_PARALLEL = 1
@@ -35,6 +36,8 @@ class KeyStep:
     """Command and arguments, which the launcher joins."""
     env: tuple[tuple[str, str], ...]
     """Variables by name."""
+    on_device: bool = False
+    """Whether it runs on a device: what is tuned there is tuned for it."""
 
 
 def build_variables(target: Target, dtype: DType, bucket: ShapeBucket) -> dict[str, str]:
@@ -54,14 +57,12 @@ def build_variables(target: Target, dtype: DType, bucket: ShapeBucket) -> dict[s
 
 
 def expand(step: Step, values: Mapping[str, str]) -> KeyStep:
-    """``step`` with the variables in ``values`` replaced; all others stay as ``${NAME}``.
-
-    A dollar is always written ``$$`` in the result, so a value or a literal that looks like a variable is not one.
-    """
+    """``step`` with the variables in ``values`` replaced; all others stay as ``${NAME}``, see ``names.expand``."""
     return KeyStep(
         image=step.image,
-        argv=tuple(_expand(argument, values) for argument in (*step.command, *step.args)),
-        env=tuple(sorted({variable.name: _expand(variable.value, values) for variable in step.env}.items())),
+        argv=tuple(names.expand(argument, values) for argument in (*step.command, *step.args)),
+        env=tuple(sorted({variable.name: names.expand(variable.value, values) for variable in step.env}.items())),
+        on_device=step.requires_device,
     )
 
 
@@ -71,7 +72,8 @@ class KeyInputs:
 
     config_digest: str
     tensors_digest: str
-    weights_digest: str
+    weights_digest: str | None
+    """None where the result does not depend on the weights."""
     steps: tuple[KeyStep, ...]
     target: Target
     dtype: DType
@@ -81,17 +83,48 @@ class KeyInputs:
     format: str
     isa: str
     """Instruction set of the host that the build is for, such as amd64; empty where no host code is made."""
+    scales_digest: str | None = None
+    interface: BuildInterface = BuildInterface.CLI
+    config: tuple[str, str, Any] | None = None
+    """The compiler's configuration file: its format, its path, and what it says."""
+    flags: tuple[tuple[str, str], ...] = ()
+    auxiliary: tuple[tuple[str, str], ...] = ()
+    """Digests of what else the build reads, by the input's name."""
+    base: str | None = None
+    """Key of the artifact that the build starts from."""
+    toolchain: Toolchain | None = None
+    weights_in_artifact: bool = True
 
     @classmethod
     def from_profile(
-        cls, profile: BuildProfileSpec, facts: ModelFacts, dtype: DType, bucket: ShapeBucket, isa: str
+        cls,
+        profile: BuildProfileSpec,
+        facts: ModelFacts,
+        dtype: DType,
+        bucket: ShapeBucket,
+        isa: str,
+        *,
+        base: str | None = None,
+        toolchain: Toolchain | None = None,
     ) -> Self:
-        """The inputs for compiling the model of ``facts`` to ``dtype`` and ``bucket`` with ``profile``."""
+        """The inputs for compiling the model of ``facts`` to ``dtype`` and ``bucket`` with ``profile``.
+
+        ``base`` is the key of the artifact that it starts from. Raises TemplateInvalid for a profile that is unusable.
+        """
         values = build_variables(profile.target, dtype, bucket)
+        template = profile.config_template
         return cls(
             config_digest=facts.config_digest,
             tensors_digest=facts.tensors_digest,
-            weights_digest=facts.weights_digest,
+            weights_digest=facts.weights_digest if profile.binds is Binds.WEIGHTS else None,
+            scales_digest=facts.scales_digest if profile.binds is Binds.SCALES else None,
+            interface=profile.interface,
+            config=(template.format, template.path, _filled(template, values)) if template else None,
+            flags=tuple((flag.name, flag.value) for flag in profile.flags),
+            auxiliary=tuple((each.name, each.digest) for each in profile.inputs),
+            base=base,
+            toolchain=toolchain,
+            weights_in_artifact=profile.weights_in_artifact,
             steps=tuple(expand(step, values) for step in profile.steps),
             target=profile.target,
             dtype=dtype,
@@ -105,15 +138,16 @@ class KeyInputs:
 def canonical(inputs: KeyInputs) -> bytes:
     """The bytes that the key is the hash of: JSON with sorted members, no white space, NFC strings, no floats."""
     target = inputs.target
+    model = {"config": inputs.config_digest, "tensors": inputs.tensors_digest}
+    if inputs.weights_digest is not None:
+        model["weights"] = inputs.weights_digest
+    if inputs.scales_digest is not None:
+        model["scales"] = inputs.scales_digest
     return _json(
         {
             "schema": names.KEY_SCHEMA_VERSION,
-            "model": {
-                "config": inputs.config_digest,
-                "tensors": inputs.tensors_digest,
-                "weights": inputs.weights_digest,
-            },
-            "steps": [{"image": s.image, "argv": list(s.argv), "env": dict(s.env)} for s in inputs.steps],
+            "model": model,
+            "steps": [_step(step) for step in inputs.steps],
             "target": {
                 "type": str(target.type),
                 "vendor": target.vendor,
@@ -126,8 +160,36 @@ def canonical(inputs: KeyInputs) -> bytes:
             "drivers": sorted(set(inputs.drivers)),
             "format": inputs.format,
             "isa": inputs.isa,
+            **_later(inputs),
         }
     )
+
+
+def _step(step: KeyStep) -> dict[str, Any]:
+    said = {"image": step.image, "argv": list(step.argv), "env": dict(step.env)}
+    return {**said, "device": True} if step.on_device else said
+
+
+def _later(inputs: KeyInputs) -> dict[str, Any]:
+    """What recipes can say since the form was fixed. It counts where it is said, so what was built before stays."""
+    said: dict[str, Any] = {}
+    if inputs.interface is not BuildInterface.CLI:
+        said["interface"] = str(inputs.interface)
+    if inputs.config is not None:
+        format_, path, data = inputs.config
+        said["config"] = {"format": format_, "path": path, "says": data}
+    if inputs.flags:
+        said["flags"] = dict(inputs.flags)
+    if inputs.auxiliary:
+        said["inputs"] = dict(inputs.auxiliary)
+    if inputs.base is not None:
+        said["base"] = inputs.base
+    if not inputs.weights_in_artifact:
+        said["weightsOutside"] = True
+    if inputs.toolchain is not None:
+        said["versions"] = dict(inputs.toolchain.versions)
+        said["images"] = {pinned.image: pinned.digest for pinned in inputs.toolchain.images}
+    return said
 
 
 def artifact_key(inputs: KeyInputs) -> str:
@@ -146,17 +208,15 @@ def artifact_name(key: str) -> str:
     return "a-" + base64.b32encode(digest).decode("ascii")[:26].lower()
 
 
-_REFERENCE = re.compile(r"\$\$|\$\{([^}]*)\}|\$")
+def _template(format_: str, content: str) -> Any:
+    return config_template.read(format_, content)
 
 
-def _expand(text: str, values: Mapping[str, str]) -> str:
-    def replacement(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name is None:
-            return "$$"
-        return values[name].replace("$", "$$") if name in values else match.group(0)
+_read: Memo[[str, str], Any] = Memo(_template, most=64)
 
-    return _REFERENCE.sub(replacement, text)
+
+def _filled(template: ConfigTemplate, values: Mapping[str, str]) -> Any:
+    return config_template.filled(_read(template.format, template.content), values)
 
 
 def _json(value: Any) -> bytes:
@@ -174,4 +234,7 @@ def _normal(value: Any) -> Any:
             return [_normal(member) for member in value]
         case None | int():
             return value
-    raise TypeError(f"a key is made of texts and whole numbers, not of {type(value).__name__}")
+        case float():
+            # As a number it would be written in as many ways as there are libraries.
+            return {"float": repr(value)}
+    raise TypeError(f"a key is made of texts and numbers, not of {type(value).__name__}")

@@ -24,7 +24,6 @@ from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import NodeVersions
 
 from rm_operator.plan.conditions import Conditions
-from rm_operator.plan.device_children import HOSTNAME_LABEL
 from rm_operator.plan.model import Object, is_deleting, labels_of, name_of, uid_of
 
 MAX_VERSIONS: Final = 32
@@ -163,7 +162,7 @@ def kept_off(daemonset: Object) -> frozenset[str]:
         value
         for term in required.get("nodeSelectorTerms") or []
         for each in term.get("matchExpressions") or []
-        if (each["key"], each["operator"]) == (HOSTNAME_LABEL, "NotIn")
+        if (each["key"], each["operator"]) == (names.LABEL_HOSTNAME, "NotIn")
         for value in each["values"]
     )
 
@@ -217,7 +216,7 @@ def _advertises(node: Object, resource: str) -> bool:
 
 
 def _host(node: Object) -> str:
-    return str(labels_of(node).get(HOSTNAME_LABEL, ""))
+    return str(labels_of(node).get(names.LABEL_HOSTNAME, ""))
 
 
 def _several(nodes: Iterable[str]) -> str:

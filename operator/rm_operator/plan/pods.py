@@ -33,6 +33,7 @@ _DIRECTORIES = {
     "cache": names.CACHE_DIR,
     "artifact": names.ARTIFACT_DIR,
     "report": names.REPORT_DIR,
+    "inputs": names.INPUTS_DIR,
 }
 
 

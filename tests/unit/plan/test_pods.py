@@ -255,4 +255,8 @@ def test_the_store_is_spoken_to_without_tls_only_where_that_is_configured(plain_
 
 
 def test_the_name_of_a_job_is_made_of_the_artifact_and_the_attempt() -> None:
-    assert build_job.job_name("a-" + "0" * 10, 3) == "b-" + "0" * 10 + "-3"
+    assert build_job.job_name("a-" + "0" * 10, build_job.Run(3)) == "b-" + "0" * 10 + "-3"
+
+
+def test_a_later_job_of_an_attempt_has_its_number_after_that() -> None:
+    assert build_job.job_name("a-" + "0" * 10, build_job.Run(3, stage=1)) == "b-" + "0" * 10 + "-3-2"

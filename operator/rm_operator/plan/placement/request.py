@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
-from rm_api.kinds.build_artifact import ShapeBucket
+from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
 from rm_api.kinds.build_profile import BuildProfileSpec
 from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts, PolicyType
 
@@ -46,6 +46,8 @@ class ProfileView:
     usable: bool = True
     reason: str = ""
     """Why it is not usable, for a person."""
+    toolchain: Toolchain | None = None
+    """Versions and images, where the profile has them probed."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from rm_operator.kube.covers import covers, differences, quantity
+from rm_api.quantity import quantity
+from rm_operator.kube.covers import covers, differences
 
 DEPLOYMENT: dict[str, Any] = {
     "apiVersion": "apps/v1",

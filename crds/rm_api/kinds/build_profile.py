@@ -243,7 +243,7 @@ class Flag(ApiModel):
     """An option of a compiler that has no command line."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
-    """Its name."""
+    """What the compiler calls the option."""
     value: Argument = ""
     """Its value, as it is written here."""
 

@@ -63,7 +63,7 @@ class BaseArtifact(ApiModel):
     """An artifact that another one is built from."""
 
     name: Name
-    """The BuildArtifact."""
+    """BuildArtifact of the same namespace whose result the build reads."""
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
     """Its key, which is part of the other's."""
     location: Annotated[str, Field(max_length=1024)]

@@ -359,7 +359,7 @@ class PinnedImage(ApiModel):
     image: Image
     """The name, as in the spec."""
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
-    """Digest of the image."""
+    """What a container runtime pulled under that name, by content."""
 
 
 class BuildProfileStatus(ApiModel):

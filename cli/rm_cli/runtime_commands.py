@@ -122,6 +122,7 @@ def push(
 @click.command()
 @click.option("--plugin", required=True, help="Name of the runtime plugin.")
 @click.option("--artifact", type=_DESTINATION, required=True, help="Directory of the artifact.")
+@click.option("--model", type=_DIRECTORY, help="The model, where its weights are not in the artifact.")
 @click.option("--served-name", required=True, help="Name of the model in the API.")
 @click.option("--port", type=click.IntRange(1, 65535), default=SERVE_PORT, show_default=True)
 @click.option(
@@ -136,6 +137,7 @@ def push(
 def serve(
     plugin: str,
     artifact: Path,
+    model: Path | None,
     served_name: str,
     port: int,
     max_batch: int,
@@ -154,6 +156,7 @@ def serve(
             max_batch=max_batch,
             max_queue=max_queue,
             max_sequence_length=max_sequence_length,
+            model=model,
         )
     )
 

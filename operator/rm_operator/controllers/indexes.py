@@ -24,7 +24,7 @@ from rm_operator.kube.resources import (
     RESOURCE_SLICES,
     Resource,
 )
-from rm_operator.plan.artifact import in_build, is_ready
+from rm_operator.plan.artifact import in_build, is_ready, is_refused
 from rm_operator.plan.device_class import allocated_in, extended_resource, implied_resource
 from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import written_source_hash
@@ -105,6 +105,11 @@ def _in_build_with(artifact: Object) -> list[str]:
     return [artifact["spec"]["profile"]] if in_build(artifact) else []
 
 
+def _refused(artifact: Object) -> list[str]:
+    model = artifact["spec"]["model"]
+    return [scoped(artifact["metadata"]["namespace"], model["configDigest"])] if is_refused(artifact) else []
+
+
 def _leaving(obj: Object) -> list[str]:
     return ["true"] if is_deleting(obj) else []
 
@@ -183,7 +188,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "accelerator": accelerators_used,
         "profile": profiles_used,
     },
-    BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with},
+    BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with, "refused": _refused},
     ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource, "class": _class, "any class": _any_class},
     BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},

@@ -37,6 +37,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.kube.store import Store
 from rm_operator.plan import deployment as planner
+from rm_operator.plan.artifact import is_refused
 from rm_operator.plan.attempt import Attempt, observe
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
@@ -123,6 +124,7 @@ class ModelDeploymentController(PlanningController):
             ),
             sick=self._sickness.of(pods, known),
             used_outside=self._sickness.used_outside(pods, known),
+            refused=lambda config: known[BUILD_ARTIFACTS].by_index("refused", scoped(namespace, config)),
             removals=self._removals.left(now),
         )
         plan = planner.plan(snapshot, now)
@@ -226,6 +228,11 @@ class _Concerned:
         obj = new or old
         assert obj is not None
         if old is not None and new is not None and _said_of(old) == _said_of(new):
+            return
+        if new is None and is_refused(obj):
+            # Who was placed elsewhere because of it names it no more.
+            everybody = self._deployments.keys()
+            yield from (Key(self._kind, *key) for key in everybody if key[0] == namespace_of(obj))
             return
         yield from self._keys("artifact", scoped(namespace_of(obj), name_of(obj)))
 

@@ -79,6 +79,20 @@ def is_ready(artifact: Object) -> bool:
     )
 
 
+def is_refused(artifact: Object) -> bool:
+    """True if the compiler does not take the model: what is known of it is worth keeping."""
+    return any(
+        entry["type"] == ConditionType.STALLED and entry["reason"] == Reason.UNSUPPORTED_MODEL
+        for entry in (artifact.get("status") or {}).get("conditions") or []
+    )
+
+
+def why_not_ready(artifact: Object) -> str:
+    """What the status says of an artifact that is not Ready, for a person."""
+    conditions = (artifact.get("status") or {}).get("conditions") or []
+    return next((str(entry.get("message", "")) for entry in conditions if entry["type"] == ConditionType.READY), "")
+
+
 def in_build(artifact: Object) -> bool:
     """True if it is on its way to Ready: neither there, nor failed for good."""
     conditions = (artifact.get("status") or {}).get("conditions") or []
@@ -96,7 +110,7 @@ def plan(snapshot: ArtifactSnapshot, now: datetime) -> Plan:
     artifact = snapshot.artifact
     if is_deleting(artifact):
         return Plan()
-    if snapshot.referrers == 0 and not is_ready(artifact):
+    if snapshot.referrers == 0 and not is_ready(artifact) and not is_refused(artifact):
         # Nobody waits for it any more, and there is nothing to keep; its Jobs go with it.
         return Plan(delete=(deletion_of(artifact),))
     return _Planner(snapshot, now).plan()

@@ -158,21 +158,9 @@ class _Builder:
     def fetch(self, *, weights: bool) -> dict[str, Any]:
         """Fetches the model."""
         model = self._spec.model
-        return pods.container(
-            "fetch" if weights else "fetch-config",
-            self._settings.images.runtime,
-            [
-                "rm-abstract", "fetch", "model",
-                f"--source={pods.literal(model.source)}",
-                f"--revision={pods.literal(model.revision)}",
-                f"--weights-digest={model.weights_digest}",
-                f"--dest={names.MODEL_DIR}",
-                *([] if weights else ["--no-weights"]),
-            ],
-            self._settings,
-            mounted=[*pods.mounts(["tmp", "model"]), *self._mounts],
-            environment=pods.env(self._environment),
-            compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
+        return pods.fetch_model(
+            "fetch" if weights else "fetch-config", model.source, model.revision, model.weights_digest, self._settings,
+            environment=self._environment, further_mounts=self._mounts, weights=weights,
         )  # fmt: skip
 
     def inputs(self) -> list[dict[str, Any]]:

@@ -4,28 +4,128 @@ from rm_api import names
 from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
 from rm_api.dtypes import DType
-from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelDeploymentSpec
+from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec
 from rm_api.kinds.build_artifact import BaseArtifact, ModelInput, Toolchain
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
 from rm_operator.plan import pods
-from rm_operator.plan.buckets import bucket
+from rm_operator.plan.buckets import bucket, round_up
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
 from rm_operator.plan.memo import Memo, Specs
-from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
-from rm_operator.plan.placement import PlacementResult
+from rm_operator.plan.model import Object, deletion_of, is_deleting, name_of, namespace_of
+from rm_operator.plan.placement import ProfileView
 from rm_operator.plan.state import DeploymentSnapshot, State
 
 
 def build(state: State) -> bool:
-    """Has the artifact of the placement built; True once it is in the store."""
+    """Has the placement's artifact built, and before it those that it starts from; True once it is in the store."""
     assert state.placement is not None
+    assert state.placement.profile is not None
+    try:
+        chain = _chain(state.placement.profile, state.snapshot)
+        base: BaseArtifact | None = None
+        for view in chain:
+            wanted = _wanted(view, state, base)
+            if not _has(state, wanted):
+                return False
+            assert state.artifact_object is not None
+            location = str(state.artifact_object["status"].get("location"))
+            base = BaseArtifact(name=name_of(state.artifact_object), key=wanted.key, location=location)
+    except _Unbuildable as error:
+        state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.INVALID_SPEC, str(error))
+        state.stall(Reason.INVALID_SPEC, str(error))
+        return False
+    assert base is not None
+    state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, base.location)
+    return True
+
+
+def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
+    """BuildProfiles whose compiler has refused this very model, each with what it said.
+
+    One that was changed since is another recipe, and is asked again; what the old one said is forgotten.
+    """
     assert state.facts is not None
+    found: dict[str, str] = {}
+    for artifact in state.snapshot.refused(state.facts.config_digest):
+        spec = spec_of(artifact)
+        view = next((view for view in state.snapshot.profiles if view.name == spec.profile), None)
+        if view is None:
+            state.delete.append(deletion_of(artifact))
+            continue
+        again = artifact_spec(
+            view.name, view.spec, state.facts, spec.dtype, spec.shape.max_sequence_length, spec.shape.max_batch_size,
+            None, state.snapshot.settings.host_isa, spec.base, view.toolchain,
+        )  # fmt: skip
+        if again.key != spec.key or again.check != spec.check:
+            state.delete.append(deletion_of(artifact))
+        else:
+            found[view.name] = artifact_plan.why_not_ready(artifact)
+    return tuple(sorted(found.items()))
+
+
+class _Unbuildable(Exception):
+    """What the profile starts from cannot be built; the message says what to do."""
+
+
+def _chain(profile: str, snapshot: DeploymentSnapshot) -> list[ProfileView]:
+    """The profile, with those before it that it starts from."""
+    chain: list[ProfileView] = []
+    name: str | None = profile
+    while name is not None:
+        if any(view.name == name for view in chain):
+            raise _Unbuildable(f"BuildProfile {name} starts from itself; correct spec.from of {chain[-1].name}")
+        view = next((view for view in snapshot.profiles if view.name == name), None)
+        if view is None:
+            raise _Unbuildable(f"BuildProfile {name}, which {chain[-1].name} starts from, does not exist; create it")
+        if not view.usable:
+            raise _Unbuildable(f"BuildProfile {name} is not usable: {view.reason}")
+        chain.append(view)
+        name = view.spec.from_profile
+    return chain[::-1]
+
+
+def _wanted(view: ProfileView, state: State, base: BaseArtifact | None) -> BuildArtifactSpec:
+    placement, facts, snapshot = state.placement, state.facts, state.snapshot
+    assert placement is not None
+    assert facts is not None
+    assert placement.dtype is not None
+    assert placement.bucket is not None
+    sequence, batch = placement.bucket.max_sequence_length, placement.bucket.max_batch_size
+    if view.name != placement.profile:
+        sequence = _covering(view, "sequence", sequence or placement.shape.sequence)
+        batch = _covering(view, "batch", batch or placement.shape.batch)
+    return artifact_spec(
+        view.name,
+        view.spec,
+        facts,
+        placement.dtype,
+        sequence,
+        batch,
+        state.spec.model.credentials_secret_ref,
+        snapshot.settings.host_isa,
+        base,
+        view.toolchain,
+    )
+
+
+def _covering(view: ProfileView, what: str, needed: int) -> int | None:
+    """The bucket of a profile that another one starts from; None where it compiles no sizes in."""
+    buckets: list[int] = getattr(view.spec.shapes, what)
+    if not buckets:
+        return None
+    found = round_up(needed, buckets)
+    if found is None:
+        raise _Unbuildable(f"BuildProfile {view.name} compiles no {what} of {needed}; add it to its spec.shapes.{what}")
+    return found
+
+
+def _has(state: State, wanted: BuildArtifactSpec) -> bool:
+    """Asks for the artifact, and says how far it is; True if it is there."""
     snapshot = state.snapshot
-    desired = _wanted(state.placement, state.facts, state.spec, snapshot)
-    name = artifact_name(desired.key)
+    name = artifact_name(wanted.key)
     state.artifact = name
     existing = snapshot.artifacts.get(name)
     if existing is None:
@@ -39,7 +139,7 @@ def build(state: State) -> bool:
                     "namespace": namespace_of(snapshot.deployment),
                     "labels": pods.labels(names.ROLE_BUILD),
                 },
-                "spec": desired.to_wire(),
+                "spec": wanted.to_wire(),
             }
         )
         # An artifact that nobody refers to is removed, so the reference comes first.
@@ -47,8 +147,6 @@ def build(state: State) -> bool:
         return False
     state.artifact_object = existing
     if artifact_plan.is_ready(existing):
-        location = existing["status"].get("location")
-        state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, f"{location}")
         return True
     conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
     ready = conditions.get(ConditionType.READY)
@@ -56,31 +154,11 @@ def build(state: State) -> bool:
     message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
     state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message)
     if ConditionType.STALLED in conditions:
-        if _recipe_was_mended(existing, desired) and not is_deleting(existing):
+        if _recipe_was_mended(existing, wanted) and not is_deleting(existing):
             state.delete.append(deletion_of(existing))
         else:
             state.stall(reason, message)
     return False
-
-
-def _wanted(
-    placement: PlacementResult, facts: ModelFacts, spec: ModelDeploymentSpec, snapshot: DeploymentSnapshot
-) -> BuildArtifactSpec:
-    profile = next(view for view in snapshot.profiles if view.name == placement.profile)
-    assert placement.dtype is not None
-    assert placement.bucket is not None
-    return _artifact_spec(
-        profile.name,
-        profile.spec,
-        facts,
-        placement.dtype,
-        placement.bucket.max_sequence_length,
-        placement.bucket.max_batch_size,
-        spec.model.credentials_secret_ref,
-        snapshot.settings.host_isa,
-        None,
-        profile.toolchain,
-    )
 
 
 def _made(
@@ -139,7 +217,8 @@ def _made(
 
 
 # Deployments of one model on one kind of accelerator ask for the same.
-_artifact_spec = Memo(_made, most=64)
+artifact_spec = Memo(_made, most=64)
+"""What is to be built, and its key."""
 spec_of = Specs(BuildArtifactSpec, most=64)
 
 

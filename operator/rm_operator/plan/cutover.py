@@ -99,6 +99,7 @@ def _running(state: State) -> list[Object]:
 def _wanted_variant(state: State) -> serving.Variant:
     assert state.placement is not None
     assert state.artifact_object is not None
+    assert state.facts is not None
     accelerator = next(view for view in state.snapshot.accelerators if view.name == state.placement.chosen)
     return serving.Variant(
         deployment=state.snapshot.deployment,
@@ -108,6 +109,7 @@ def _wanted_variant(state: State) -> serving.Variant:
         artifact=name_of(state.artifact_object),
         artifact_spec=building.spec_of(state.artifact_object),
         location=str((state.artifact_object["status"])["location"]),
+        facts=state.facts,
     )
 
 

@@ -112,6 +112,7 @@ def _place(state: State) -> bool:
             current_policy=before.get("policy"),
             namespace=namespace_of(snapshot.deployment),
             led_for=snapshot.led_for,
+            refused=building.refused_profiles(state),
         )
     )
     state.placement = result
@@ -119,6 +120,9 @@ def _place(state: State) -> bool:
     state.conditions.set(ConditionType.PLACED, placed, result.reason, result.message)
     if placed:
         in_use.protect_placement(state)
+    elif result.reason is Reason.UNSUPPORTED_MODEL:
+        # Devices come and go; what a compiler does not take stays so until somebody changes something.
+        state.stall(result.reason, result.message)
     return placed
 
 

@@ -120,6 +120,29 @@ def install_launcher(settings: Settings) -> dict[str, Any]:
     )
 
 
+def fetch_model(
+    name: str, source: str, revision: str, weights_digest: str, settings: Settings, *,
+    environment: Mapping[str, str], further_mounts: Sequence[dict[str, Any]], weights: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The init container that fetches a model, or all of it but the weights; access as by ``source_access``."""
+    return container(
+        name,
+        settings.images.runtime,
+        [
+            "rm-abstract", "fetch", "model",
+            f"--source={literal(source)}",
+            f"--revision={literal(revision)}",
+            f"--weights-digest={weights_digest}",
+            f"--dest={names.MODEL_DIR}",
+            *([] if weights else ["--no-weights"]),
+        ],
+        settings,
+        mounted=[*mounts(["tmp", "model"]), *further_mounts],
+        environment=env(environment),
+        compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
+    )  # fmt: skip
+
+
 def pod_spec(
     *,
     init_containers: Sequence[dict[str, Any]],

@@ -13,6 +13,8 @@ from typing import Any
 
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
+from rm_api.kinds.build_profile import BuildInterface
+from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import pods
 from rm_operator.plan.device_class import requested_resource
@@ -37,6 +39,8 @@ class Variant:
     artifact_spec: BuildArtifactSpec
     location: str
     """The artifact in the store, with its digest."""
+    facts: ModelFacts
+    """The model, pinned: its weights may not be in the artifact."""
 
     @property
     def served_name(self) -> str:
@@ -63,6 +67,9 @@ class Variant:
             inputs["priorityClassName"] = self.spec.priority_class_name
         if self.accelerator_spec.device_class_name is not None:
             inputs["deviceClassName"] = self.accelerator_spec.device_class_name
+        if not self.artifact_spec.weights_in_artifact:
+            # Others may share the artifact whose model has the same structure and other weights.
+            inputs["model"] = [self.facts.config_digest, self.facts.weights_digest]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -182,6 +189,9 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         environment=pods.env(store),
         compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
     )  # fmt: skip
+    model, model_volumes = _model(variant, settings)
+    sealed = ["bin", "artifact", *(["model"] if model else [])]
+    mounted = [*_SERVE_VOLUMES, *(["model"] if model else [])]
     compute: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
     if resource:
         compute["limits"] = {resource: str(devices)}
@@ -197,17 +207,19 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             f"--artifact-dir={names.ARTIFACT_DIR}",
             f"--artifact-key={variant.artifact_spec.key}",
             f"--require-devices={devices}",
+            *([f"--cache-from={names.ARTIFACT_DIR}/cache"] if _has_cache(variant.artifact_spec) else []),
             "--",
             "rm-abstract", "serve",
             f"--plugin={runtime.plugin}",
             f"--artifact={names.ARTIFACT_DIR}",
+            *([f"--model={names.MODEL_DIR}"] if model else []),
             f"--served-name={served}",
             f"--port={names.SERVE_PORT}",
             *_limits(variant.artifact_spec),
             *map(pods.literal, runtime.args or []),
         ],
         settings,
-        mounted=pods.mounts(_SERVE_VOLUMES, read_only=["bin", "artifact"]),
+        mounted=pods.mounts(mounted, read_only=sealed),
         environment=pods.env(
             {**_variables(variant), names.ENV_ENGINE_REPORT: names.ENGINE_REPORT_FILE},
             [*(runtime.env or []), *variant.spec.runtime.env],
@@ -235,9 +247,9 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     return {
         "metadata": {"labels": {**_labels(variant), names.LABEL_ACTIVE: "true"}},
         "spec": pods.pod_spec(
-            init_containers=[pods.install_launcher(settings), fetch],
+            init_containers=[pods.install_launcher(settings), fetch, *model],
             containers=[engine],
-            pod_volumes=pods.volumes(_SERVE_VOLUMES),
+            pod_volumes=[*pods.volumes(mounted), *model_volumes],
             **further,
         ),
     }
@@ -255,13 +267,30 @@ def _limits(artifact: BuildArtifactSpec) -> list[str]:
 def _variables(variant: Variant) -> dict[str, str]:
     spec = variant.artifact_spec
     return {
-        "MODEL_DIR": names.ARTIFACT_DIR,
+        "MODEL_DIR": names.ARTIFACT_DIR if variant.artifact_spec.weights_in_artifact else names.MODEL_DIR,
         "ARTIFACT_DIR": names.ARTIFACT_DIR,
         "CACHE_DIR": names.CACHE_DIR,
         "SERVED_NAME": variant.served_name,
         "PORT": str(names.SERVE_PORT),
         **build_variables(spec.target, spec.dtype, spec.shape),
     }
+
+
+def _model(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The init container that fetches the model, and its volumes, where the artifact is without the weights."""
+    if variant.artifact_spec.weights_in_artifact:
+        return [], []
+    facts, credentials = variant.facts, variant.spec.model.credentials_secret_ref
+    environment, source_mounts, source_volumes = pods.source_access(settings, credentials)
+    container = pods.fetch_model(
+        "fetch-model", facts.source, facts.revision, facts.weights_digest, settings,
+        environment=environment, further_mounts=source_mounts,
+    )  # fmt: skip
+    return [container], source_volumes
+
+
+def _has_cache(spec: BuildArtifactSpec) -> bool:
+    return spec.interface is BuildInterface.WARMUP
 
 
 def is_ready(pod: Object) -> bool:

@@ -1,6 +1,6 @@
 """What the steps of a deployment work on: the snapshot that they read, and the state that they fill in turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -57,6 +57,8 @@ class DeploymentSnapshot:
     """Devices that are not well, by the uid of the pod that has one."""
     used_outside: Mapping[str, str] = field(default_factory=dict)
     """Devices that something outside of Kubernetes uses and that a pod that is not ready has: in words, by its uid."""
+    refused: Callable[[str], Sequence[Object]] = lambda _: ()
+    """BuildArtifacts of the namespace for a model, by the digest of its config, whose compiler does not take it."""
     removals: int = 0
     """Pods that kubelets refused that may be deleted now."""
 

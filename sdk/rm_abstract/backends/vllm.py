@@ -19,6 +19,8 @@ from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, Plugi
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource, ResourceType
 from rm_abstract.core.session import GenerationRequest, Session
 
+CACHE_FORMAT: Final = "vllm-cache"
+"""An artifact that holds what vLLM has compiled and tuned, and not the model."""
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _GPU_NODE: Final = re.compile(r"nvidia(\d+)")
 _OURS: Final = frozenset(
@@ -57,7 +59,7 @@ class VllmPlugin(Plugin):
             device_types=("gpu", "cuda"),
             requires=("vllm",),
             description="vLLM's own server on NVIDIA GPUs",
-            formats=(FORMAT,),
+            formats=(FORMAT, CACHE_FORMAT),
         )
 
     def is_available(self) -> bool:
@@ -98,13 +100,18 @@ class VllmPlugin(Plugin):
     def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> VllmModel:
         """See the base class. Options of ``config`` are vLLM's own, such as ``gpu_memory_utilization``."""
         config = config or BackendConfig()
-        info = ModelInfo.read(resource.path, config.max_sequence_length)
+        directory = resource.path
+        if resource.format == CACHE_FORMAT:
+            if config.model is None:
+                raise BadInput("the artifact is vLLM's cache: the model's directory has to be given too")
+            directory = config.model
+        info = ModelInfo.read(directory, config.max_sequence_length)
         arguments = ["--dtype", dtype_name(config.dtype), "--max-model-len", str(info.max_sequence_length)]
         if config.max_batch_size is not None:
             arguments += ["--max-num-seqs", str(config.max_batch_size)]
         for name, value in (self._usual_options() | dict(config.options)).items():
             arguments += _argument(name, value)
-        return VllmModel(resource.path, info, tuple(arguments), self._environment())
+        return VllmModel(directory, info, tuple(arguments), self._environment())
 
     def _usual_options(self) -> dict[str, str]:
         return {}
@@ -143,7 +150,7 @@ class VllmCpuPlugin(VllmPlugin):
             device_types=("cpu",),
             requires=("vllm",),
             description="vLLM's own server on the CPU",
-            formats=(FORMAT,),
+            formats=(FORMAT, CACHE_FORMAT),
         )
 
     def _present(self) -> list[Resource]:

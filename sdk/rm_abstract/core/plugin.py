@@ -75,6 +75,8 @@ class BackendConfig:
     max_batch_size: int | None = None
     max_sequence_length: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    model: Path | None = None
+    """Directory of the model, where an artifact that is to be served is without its weights."""
 
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})

@@ -63,10 +63,12 @@ def serve(
     max_batch: int = 8,
     max_queue: int | None = None,
     max_sequence_length: int | None = None,
+    model: Path | None = None,
 ) -> ExitCode:
     """Serve the artifact until SIGTERM, and return the exit code. What was begun is finished first.
 
-    ``max_queue`` is how many requests may wait for a place in the batch; four batches by default.
+    ``max_queue`` is how many requests may wait for a place in the batch; four batches by default. ``model`` is the
+    directory of the model, for an artifact that is without its weights.
     """
     observed: dict[str, Any] = {}
     try:
@@ -80,7 +82,7 @@ def serve(
         observed = _observed(plugin.probe(), {})
         plugin.initialize()
         observed["versions"] = plugin.versions()
-        config = BackendConfig(max_batch_size=max_batch, max_sequence_length=max_sequence_length)
+        config = BackendConfig(max_batch_size=max_batch, max_sequence_length=max_sequence_length, model=model)
         prepared = plugin.prepare_resource(artifact, config)
         command = plugin.serve_command(prepared, served_name=served_name, port=port)
         if command is not None:

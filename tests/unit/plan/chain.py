@@ -438,6 +438,11 @@ class World:
             service=self.objects.get(("Service", name)),
             routed_pods=self.routed() if self.slices is None else self.slices,
             settings=SETTINGS,
+            refused=lambda config: [
+                each
+                for each in self.of("BuildArtifact")
+                if artifact.is_refused(each) and each["spec"]["model"]["configDigest"] == config
+            ],
             removals=100,
             autoscaler=self.objects.get(("HorizontalPodAutoscaler", name)),
             unprotected={

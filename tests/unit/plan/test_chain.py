@@ -291,6 +291,7 @@ def test_a_mended_profile_heals_a_failed_build() -> None:
     world.finish(world.jobs("build")[0], 64, report={"reason": "UnsupportedModel", "message": "no"})
     world.settle()
     (failed,) = world.of("BuildArtifact")
+    assert world.reason() == "UnsupportedModel"
     step = PROFILE.steps[0].model_copy(update={"args": ["--legacy"]})
     world.profiles = [ProfileView("acme", PROFILE.model_copy(update={"steps": [step]}))]
     world.settle()

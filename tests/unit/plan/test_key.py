@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildProfileSpec, ModelFacts
-from rm_api.kinds.build_artifact import ShapeBucket
+from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
 from rm_api.kinds.build_profile import Step
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name, canonical, expand
 
@@ -58,6 +58,7 @@ FORMAT_VERSION_1 = (
     '{"argv":["link","${WORK}","${OUTPUT}"],"env":{},"image":"example.org/link:1"}],'
     '"target":{"products":["X1","X2"],"string":"x1-a","type":"NPU","vendor":"Acme"}}'
 )  # fmt: skip
+CALIBRATION = {"name": "calibration", "source": "https://example.org/c.json", "digest": "sha256:" + "1" * 64}
 BUCKET = {"maxSequenceLength": 4096, "maxBatchSize": 8}
 
 
@@ -77,13 +78,18 @@ def inputs(
     dtype: DType = DType.FP16,
     bucket: dict[str, int] | None = None,
     isa: str = "amd64",
+    base: str | None = None,
+    toolchain: dict[str, Any] | None = None,
+    of: dict[str, Any] = PROFILE,
 ) -> KeyInputs:
     return KeyInputs.from_profile(
-        BuildProfileSpec.model_validate(merged(PROFILE, *profile)),
+        BuildProfileSpec.model_validate(merged(of, *profile)),
         ModelFacts.model_validate(merged(FACTS, *facts)),
         dtype,
         ShapeBucket.model_validate(BUCKET if bucket is None else bucket),
         isa,
+        base=base,
+        toolchain=None if toolchain is None else Toolchain.model_validate(toolchain),
     )
 
 
@@ -120,6 +126,16 @@ def test_the_canonical_form_of_schema_version_1_is_this_text_and_the_key_its_has
         {"bucket": {"maxSequenceLength": 4096, "maxBatchSize": 16}},
         {"bucket": {"maxSequenceLength": 4096}},
         {"isa": "arm64"},
+        {"profile": ("interface", "Python")},
+        {"profile": ("interface", "SharedLibrary")},
+        {"profile": ("interface", "Warmup")},
+        {"profile": ("steps.0.requiresDevice", True)},
+        {"profile": ("flags", [{"name": "opt", "value": "3"}])},
+        {"profile": ("inputs", [CALIBRATION])},
+        {"profile": ("weightsInArtifact", False)},
+        {"base": "1" * 64},
+        {"toolchain": {"versions": {"acmec": "2.1.0"}}},
+        {"toolchain": {"images": [{"image": "example.org/link:1", "digest": "sha256:" + "f" * 64}]}},
     ],
     ids=str,
 )
@@ -149,6 +165,12 @@ def test_what_can_change_the_result_changes_the_key(changed: dict[str, Any]) -> 
         {"profile": ("steps.0.failurePattern", "error")},
         {"profile": ("steps.0.env", PROFILE["steps"][0]["env"][::-1])},
         {"profile": ("steps.0.args", ["--dtype", "fp16", "--seq=4096"])},
+        {"facts": ("scalesDigest", "sha256:" + "e" * 64)},
+        {"profile": ("check", {"image": "example.org/check", "command": ["check"]})},
+        {"profile": ("versionProbe", {"image": "example.org/export", "command": ["export", "--version"]})},
+        {"profile": ("maxMemory", "64Gi")},
+        {"profile": ("parallelBuilds", 2)},
+        {"profile": ("secretRefs", [{"name": "licence"}])},
     ],
     ids=str,
 )
@@ -247,3 +269,67 @@ def test_the_name_is_a_valid_label_of_28_characters_and_follows_the_key() -> Non
 def test_a_name_is_made_of_a_whole_key_only(key: str) -> None:
     with pytest.raises(ValueError, match="hexadecimal"):
         artifact_name(key)
+
+
+STRUCTURE = {**PROFILE, "binds": "Structure", "weightsInArtifact": False}
+SCALES = {**STRUCTURE, "binds": "Scales"}
+WEIGHTS = {**PROFILE, "binds": "Weights"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "changed", "shared"),
+    [
+        (STRUCTURE, "weightsDigest", True),
+        (STRUCTURE, "scalesDigest", True),
+        (STRUCTURE, "tensorsDigest", False),
+        (STRUCTURE, "configDigest", False),
+        (SCALES, "weightsDigest", True),
+        (SCALES, "scalesDigest", False),
+        (SCALES, "tensorsDigest", False),
+        (WEIGHTS, "weightsDigest", False),
+        (WEIGHTS, "scalesDigest", True),
+    ],
+)
+def test_what_a_result_binds_decides_which_models_share_it(profile: dict[str, Any], changed: str, shared: bool) -> None:
+    """A fine-tune has the structure of what it was made from, other weights, and other scales if it is quantised."""
+    fine_tune = inputs(of=profile, facts=(changed, "sha256:" + "e" * 64))
+    assert (artifact_key(fine_tune) == artifact_key(inputs(of=profile))) is shared
+
+
+CONFIG = {
+    **PROFILE,
+    "interface": "ConfigFile",
+    "configTemplate": {"format": "JSON", "path": "c.json", "content": '{"seq": "${MAX_SEQ}", "x": [1, 2.5]}'},
+}
+
+
+@pytest.mark.parametrize(
+    ("format_", "content", "same"),
+    [
+        ("JSON", '{"x":[1,2.5],   "seq":4096}', True),
+        ("JSON", '{"seq": "4096", "x": [1, 2.5]}', False),
+        ("JSON", '{"seq": "${MAX_SEQ}", "x": [2.5, 1]}', False),
+        ("JSON", '{"seq": "${MAX_SEQ}", "x": [1, 2.5], "y": null}', False),
+        ("YAML", "seq: ${MAX_SEQ}\nx: [1, 2.5]\n", False),
+    ],
+)
+def test_a_configuration_file_counts_by_what_it_says_and_not_how(format_: str, content: str, same: bool) -> None:
+    other = {**CONFIG, "configTemplate": {"format": format_, "path": "c.json", "content": content}}
+    assert (artifact_key(inputs(of=other)) == artifact_key(inputs(of=CONFIG))) is same
+
+
+def test_the_order_of_inputs_and_options_does_not_matter() -> None:
+    two = [CALIBRATION, {**CALIBRATION, "name": "layout"}]
+    flags = [{"name": "a", "value": "1"}, {"name": "b", "value": "2"}]
+    some = {**PROFILE, "interface": "Python", "inputs": two, "flags": flags}
+    others = {**PROFILE, "interface": "Python", "inputs": two[::-1], "flags": flags[::-1]}
+    assert artifact_key(inputs(of=some)) == artifact_key(inputs(of=others))
+
+
+def test_where_an_input_comes_from_does_not_matter_but_what_it_is() -> None:
+    def of(**change: str) -> str:
+        return artifact_key(inputs(of={**PROFILE, "inputs": [{**CALIBRATION, **change}]}))
+
+    assert of(source="s3://bucket/c") == of()
+    assert of(digest="sha256:" + "2" * 64) != of()
+    assert of(name="other") != of()

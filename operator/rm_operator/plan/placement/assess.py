@@ -84,12 +84,14 @@ class Assessment:
         return Fit(way, figures, score, self.goal.rank(accelerator, score, figures.currency))
 
 
-_recent: OrderedDict[tuple[str, str, str], Assessment] = OrderedDict()
+_Asked = tuple[str, str, str, tuple[tuple[str, str], ...]]
+_recent: OrderedDict[_Asked, Assessment] = OrderedDict()
 
 
 def assessment_of(request: PlacementRequest) -> Assessment:
     """What is known already of the question that ``request`` asks."""
-    key = (request.namespace, request.spec.model_dump_json(exclude=_ASKED_ELSEWHERE), request.facts.model_dump_json())
+    spec, facts = request.spec.model_dump_json(exclude=_ASKED_ELSEWHERE), request.facts.model_dump_json()
+    key = (request.namespace, spec, facts, request.refused)
     known = _recent.pop(key, None)
     if known is None or not _are_same(known.profiles, request.profiles):
         known = Assessment(Goal(request.spec.policy), request.profiles)

@@ -85,8 +85,8 @@ def _unplaced(question: Question, out: list[tuple[str, Obstacle]], beyond: list[
     elif not request.accelerators:
         reason, message = Reason.NO_ACCELERATOR, explain.no_accelerator(request)
     else:
-        only_slow = Cause.SLO in causes and Cause.CAPACITY not in causes
-        reason = Reason.SLO_UNREACHABLE if only_slow else Reason.NO_ELIGIBLE_ACCELERATOR
+        # What is nearest says what it is about.
+        reason = _REASONS.get(max(causes), Reason.NO_ELIGIBLE_ACCELERATOR)
         message = explain.nowhere(request, [(name, obstacle.sentence) for name, obstacle in out])
     return PlacementResult(
         question.shape,
@@ -95,6 +95,9 @@ def _unplaced(question: Question, out: list[tuple[str, Obstacle]], beyond: list[
         tuple(_removed(out[:MAX_CANDIDATES])),
         waits_for=tuple(one.name for one in beyond),
     )
+
+
+_REASONS = {Cause.SLO: Reason.SLO_UNREACHABLE, Cause.REFUSED: Reason.UNSUPPORTED_MODEL}
 
 
 def _removed(out: list[tuple[str, Obstacle]]) -> list[Candidate]:

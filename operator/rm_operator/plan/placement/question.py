@@ -19,9 +19,11 @@ class Cause(IntEnum):
     """The deployment does not want it, or may not have it."""
     UNFIT = 1
     """It, or what compiles for it, does not take the model."""
-    SLO = 2
+    REFUSED = 2
+    """What compiles for it was asked, and does not take the model."""
+    SLO = 3
     """Its estimate misses the deployment's objectives."""
-    CAPACITY = 3
+    CAPACITY = 4
     """It is not ready, or has no free device: what may pass by itself."""
 
 

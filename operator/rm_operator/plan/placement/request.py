@@ -68,6 +68,8 @@ class PlacementRequest:
     """Namespace of the deployment."""
     led_for: float = 0.0
     """Seconds for which one that is clearly better than the current accelerator has been known."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """BuildProfiles whose compiler has refused the model, each with what it said."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class PlacementResult:
     shape: Shape
     """What the deployment needs."""
     reason: Reason
-    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR, SLO_UNREACHABLE or PROFILE_NOT_FOUND."""
+    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR, UNSUPPORTED_MODEL, SLO_UNREACHABLE or PROFILE_NOT_FOUND."""
     message: str
     """One line for a person, with what to change where it has no place."""
     candidates: tuple[Candidate, ...] = ()

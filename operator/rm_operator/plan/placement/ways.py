@@ -45,6 +45,7 @@ class _Step(NamedTuple):
 
     settle: Callable[[Question, AcceleratorView, _Try], _Try | None]
     sentence: Callable[[Question, AcceleratorView, Sequence[_Try]], str]
+    cause: Cause = Cause.UNFIT
 
 
 def best_way(question: Question, accelerator: AcceleratorView) -> Way:
@@ -68,7 +69,8 @@ def best_way(question: Question, accelerator: AcceleratorView) -> Way:
             attempt = settled
         else:
             return Way(*attempt)
-    raise Removed(Cause.UNFIT, _STEPS[furthest].sentence(question, accelerator, ended))
+    last = _STEPS[furthest]
+    raise Removed(last.cause, last.sentence(question, accelerator, ended))
 
 
 def _ask_the_endpoint(question: Question, accelerator: AcceleratorView) -> Way:
@@ -192,6 +194,16 @@ def _none_usable(_: Question, __: AcceleratorView, ended: Sequence[_Try]) -> str
     return f"no BuildProfile for it is usable ({'; '.join(broken)})"
 
 
+def _taken(question: Question, _: AcceleratorView, attempt: _Try) -> _Try | None:
+    return None if attempt.profile.name in dict(question.request.refused) else attempt
+
+
+def _none_taken(question: Question, _: AcceleratorView, ended: Sequence[_Try]) -> str:
+    said = dict(question.request.refused)
+    names = sorted(each.profile.name for each in ended)
+    return "the compiler does not take the model: " + "; ".join(f"BuildProfile {name}: {said[name]}" for name in names)
+
+
 def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
     """Memory that is not declared is taken to suffice."""
     limit = machine_of(accelerator.spec).memory
@@ -219,6 +231,8 @@ _STEPS = (
     _Step(_batch, _no_batch),
     # A broken profile is named only if it would have been used.
     _Step(_usable, _none_usable),
+    # What its compiler has said of the model counts for more than what it was declared to take.
+    _Step(_taken, _none_taken, Cause.REFUSED),
     # Needs the number format.
     _Step(_memory, _no_memory),
 )

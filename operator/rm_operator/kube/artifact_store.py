@@ -33,20 +33,20 @@ class ArtifactStore:
             await self._session.close()
             self._session = None
 
-    async def ask(self, repository: str) -> StoreAnswer:
-        """What the store has under ``repository``'s artifact tag. Never raises: no answer is an answer too."""
+    async def ask(self, repository: str, tag: str = names.ARTIFACT_TAG) -> StoreAnswer:
+        """What the store has under a tag of ``repository``. Never raises: no answer is an answer too."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                return await self._ask(repository)
+                return await self._ask(repository, tag)
         except TimeoutError:
             return StoreAnswer(Presence.UNREACHABLE, message=f"no answer within {TIMEOUT_SECONDS:.0f} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return StoreAnswer(Presence.UNREACHABLE, message=str(error) or type(error).__name__)
 
-    async def _ask(self, repository: str) -> StoreAnswer:
+    async def _ask(self, repository: str, tag: str) -> StoreAnswer:
         if self._session is None:
             self._session = aiohttp.ClientSession(headers={"Accept": names.MEDIA_TYPE_MANIFEST})
-        url = f"{self._base}/{repository}/manifests/{names.ARTIFACT_TAG}"
+        url = f"{self._base}/{repository}/manifests/{tag}"
         loop = asyncio.get_running_loop()
         started, status = loop.time(), 0
         try:

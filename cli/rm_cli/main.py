@@ -19,6 +19,7 @@ _COMMANDS: Mapping[str, str] = {
     "resolve": "rm_cli.runtime_commands:resolve",
     "fetch": "rm_cli.runtime_commands:fetch",
     "push": "rm_cli.runtime_commands:push",
+    "stage": "rm_cli.stage_commands:stage",
     "serve": "rm_cli.runtime_commands:serve",
     "plugins": "rm_cli.plugin_commands:plugins",
 }
@@ -61,6 +62,7 @@ _SUMMARIES: Mapping[str, str] = {
     "resolve": "Find out what a model is (in a resolve Job).",
     "fetch": "Fetch a model or an artifact (in init containers).",
     "push": "Put an artifact into the store (in a build Job).",
+    "stage": "Hand what a build has come to from one Job to the next.",
     "serve": "Serve an artifact with the OpenAI API (in a serving pod).",
     "plugins": "List plugins for accelerators, and install those of a signed index.",
 }

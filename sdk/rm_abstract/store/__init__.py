@@ -3,5 +3,6 @@
 from rm_abstract.store.artifact import ArtifactStore, PushedArtifact
 from rm_abstract.store.models import push_model
 from rm_abstract.store.reference import Reference
+from rm_abstract.store.stage import StageStore
 
-__all__ = ["ArtifactStore", "PushedArtifact", "Reference", "push_model"]
+__all__ = ["ArtifactStore", "PushedArtifact", "Reference", "StageStore", "push_model"]

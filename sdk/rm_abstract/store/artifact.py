@@ -1,18 +1,13 @@
 """Artifacts in the store: pushed as OCI images, pulled complete or not at all."""
 
-import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Self
 
 from rm_api.conditions import Reason
 from rm_api.names import (
     MAX_LAYER_BYTES,
-    MEDIA_TYPE_CONFIG,
-    MEDIA_TYPE_LAYER,
-    MEDIA_TYPE_MANIFEST,
     OCI_ANNOTATION_DRIVERS,
     OCI_ANNOTATION_FORMAT,
     OCI_ANNOTATION_KEY,
@@ -24,12 +19,10 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.core.resource import ARTIFACT_FILE, BuildArtifact
 from rm_abstract.http import NotFound
 from rm_abstract.store.destination import Destination
+from rm_abstract.store.image import image, push_image, to_json
 from rm_abstract.store.layers import extract, pack
 from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Descriptor, Registry, sha256
-
-_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
-_MAX_CONFIG: Final = 4 << 20
+from rm_abstract.store.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -74,35 +67,16 @@ class ArtifactStore:
         if not artifact.path.is_dir() or not any(path.name != ARTIFACT_FILE for path in artifact.path.iterdir()):
             raise BadInput(f"{artifact.path} holds nothing to push", reason=Reason.TOOLCHAIN_FAILED)
         artifact.write()
-        layers = []
-        for layer in pack(artifact.path, self._max_layer_bytes):
-            descriptor = Descriptor(MEDIA_TYPE_LAYER, layer.digest(), layer.size, {})
-            self._registry.put_blob(target, descriptor.digest, descriptor.size, layer.content)
-            layers.append(descriptor)
-        config = _json(
-            {
-                "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
-                "os": "linux",
-                "config": {},
-                "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
-            }
-        )
-        self._registry.put_blob(target, sha256(config), len(config), lambda: [config])
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MEDIA_TYPE_MANIFEST,
-            "config": Descriptor(MEDIA_TYPE_CONFIG, sha256(config), len(config), {}).to_json(),
-            "layers": [layer.to_json() for layer in layers],
-            "annotations": {
-                OCI_ANNOTATION_KEY: artifact.key,
-                OCI_ANNOTATION_FORMAT: artifact.format,
-                OCI_ANNOTATION_PRODUCTS: ",".join(artifact.products),
-                OCI_ANNOTATION_DRIVERS: ",".join(artifact.drivers),
-                OCI_ANNOTATION_VERSIONS: _json(dict(artifact.versions)).decode(),
-            },
+        annotations = {
+            OCI_ANNOTATION_KEY: artifact.key,
+            OCI_ANNOTATION_FORMAT: artifact.format,
+            OCI_ANNOTATION_PRODUCTS: ",".join(artifact.products),
+            OCI_ANNOTATION_DRIVERS: ",".join(artifact.drivers),
+            OCI_ANNOTATION_VERSIONS: to_json(dict(artifact.versions)).decode(),
         }
-        digest = self._registry.put_manifest(target, _json(manifest))
-        return PushedArtifact(digest, sum(layer.size for layer in layers))
+        return PushedArtifact(
+            *push_image(self._registry, target, pack(artifact.path, self._max_layer_bytes), annotations)
+        )
 
     def pull(self, reference: str, destination: Path, *, key: str) -> BuildArtifact:
         """Fetch the artifact that a digest names into ``destination``, complete or not at all.
@@ -113,11 +87,7 @@ class ArtifactStore:
         if not source.digest:
             raise BadInput(f"{reference} does not name a digest; an artifact is fetched by digest only")
         try:
-            manifest = self._registry.manifest(source)
-            found = manifest.annotations.get(OCI_ANNOTATION_KEY)
-            if found != key:
-                raise ArtifactMismatch(f"{reference} is the artifact of key {found}, not {key}")
-            self._check_config(source, manifest.config, manifest.layers)
+            manifest = image(self._registry, source, {OCI_ANNOTATION_KEY: key})
             with Destination(destination) as place:
                 for layer in manifest.layers:
                     extract(self._registry.blob(source, layer), place.path)
@@ -130,20 +100,3 @@ class ArtifactStore:
                 f"{reference} is not complete in the store: {error}", reason=Reason.ARTIFACT_MISSING
             ) from error
         return BuildArtifact.read(destination)
-
-    def _check_config(self, source: Reference, config: Descriptor, layers: tuple[Descriptor, ...]) -> None:
-        if config.media_type != MEDIA_TYPE_CONFIG or config.size > _MAX_CONFIG:
-            raise ArtifactMismatch(f"{source} has a config of type {config.media_type}, which no artifact of ours has")
-        if any(layer.media_type != MEDIA_TYPE_LAYER for layer in layers):
-            raise ArtifactMismatch(f"{source} has a layer that is not of type {MEDIA_TYPE_LAYER}")
-        body = b"".join(self._registry.blob(source, config))
-        try:
-            diff_ids = json.loads(body)["rootfs"]["diff_ids"]
-        except (ValueError, KeyError, TypeError):
-            raise ArtifactMismatch(f"{source} has a config without rootfs.diff_ids") from None
-        if diff_ids != [layer.digest for layer in layers]:
-            raise ArtifactMismatch(f"{source} has a config whose diff_ids are not its layers")
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

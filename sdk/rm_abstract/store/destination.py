@@ -1,5 +1,6 @@
 """Directories that are filled completely or not at all, also mount points, which cannot be renamed onto."""
 
+import os
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,59 @@ class Destination:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Addition:
+    """A context manager: fill ``path``, then ``publish``, which adds it to what is in a directory.
+
+    Where the block ends with an error, the directory is as it was, also after ``publish``: so several can be filled
+    together. As long as something is being done, the directory has the entry ``.rma-fetch``; what a process that was
+    killed has left is undone by the next one that enters.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._marker = directory / MARKER
+        self._before = self._marker / "before"
+        self._journal = self._marker / "names"
+        self.path = self._marker / "tree"
+        """Where to put the content."""
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._marker.exists():
+            self._undo()
+            shutil.rmtree(self._marker)
+        self.path.mkdir(parents=True)
+        self._before.mkdir()
+        return self
+
+    def publish(self) -> None:
+        """Move the content into place, and what had its names out of the way."""
+        names = sorted(os.listdir(self.path))
+        self._journal.write_bytes(b"\0".join(map(os.fsencode, names)))
+        for name in names:
+            target = self._directory / name
+            if os.path.lexists(target):
+                target.rename(self._before / name)
+            (self.path / name).rename(target)
+
+    def _undo(self) -> None:
+        names = self._journal.read_bytes().split(b"\0") if self._journal.exists() else []
+        for name in map(os.fsdecode, filter(None, names)):
+            target = self._directory / name
+            if not os.path.lexists(self.path / name) and os.path.lexists(target):
+                target.rename(self.path / name)
+            if os.path.lexists(self._before / name):
+                (self._before / name).rename(target)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._undo()
+        self._journal.unlink(missing_ok=True)
+        shutil.rmtree(self._marker)
 
 
 def _remove(path: Path) -> None:

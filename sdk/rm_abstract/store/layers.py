@@ -6,7 +6,7 @@ import posixpath
 import shutil
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 from rm_api.names import MAX_LAYER_BYTES
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.store.destination import MARKER
 
 _BLOCK: Final = 512
 _CHUNK: Final = 1 << 20
@@ -83,16 +84,17 @@ def _content(entry: Entry) -> Iterator[bytes]:
     yield bytes(-entry.size % _BLOCK)
 
 
-def pack(root: Path, max_layer_bytes: int = MAX_LAYER_BYTES) -> list[Layer]:
+def pack(root: Path, max_layer_bytes: int = MAX_LAYER_BYTES, *, prefix: str = "") -> list[Layer]:
     """The tree under ``root`` as layers of at most ``max_layer_bytes``: sorted, without times, owners or odd modes.
 
+    In the tars, paths begin with ``prefix``. What a fetch keeps for itself at the root is left out.
     A single file that is larger gets a layer of its own, as a tar member cannot span two. Raises BadInput for links
     that lead out of the tree, and for what is neither file, directory nor link.
     """
     layers: list[Layer] = []
     batch: list[Entry] = []
     size = 2 * _BLOCK
-    for entry in _entries(root):
+    for entry in _entries(root, prefix):
         if batch and size + entry.packed > max_layer_bytes:
             layers.append(Layer(tuple(batch)))
             batch, size = [], 2 * _BLOCK
@@ -101,10 +103,13 @@ def pack(root: Path, max_layer_bytes: int = MAX_LAYER_BYTES) -> list[Layer]:
     return [*layers, Layer(tuple(batch))]
 
 
-def _entries(root: Path) -> Iterator[Entry]:
+def _entries(root: Path, prefix: str) -> Iterator[Entry]:
     for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).parts):
+        inside = path.relative_to(root)
+        if inside.parts[0] == MARKER:
+            continue
         status = path.lstat()
-        member = tarfile.TarInfo(path.relative_to(root).as_posix())
+        member = tarfile.TarInfo(prefix + inside.as_posix())
         if stat.S_ISDIR(status.st_mode):
             member.type, member.mode = tarfile.DIRTYPE, 0o755
         elif stat.S_ISLNK(status.st_mode):
@@ -171,12 +176,30 @@ def extract(chunks: Iterable[bytes], root: Path, *, compressed: bool = False) ->
     def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         name = safe_name(member.name)
         if name is not None:
-            _extract_member(member, archive, root, name)
+            _extract_member(member, archive, root, name, safe_name(member.linkname) if member.islnk() else None)
 
     walk(chunks, visit, compressed=compressed)
 
 
-def _extract_member(member: tarfile.TarInfo, archive: tarfile.TarFile, root: Path, name: str) -> None:
+def extract_each(chunks: Iterable[bytes], roots: Mapping[str, Path]) -> None:
+    """Unpack a tar, each directory at its top into the one that ``roots`` has for its name, as ``extract`` does."""
+
+    def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        top, _, name = (safe_name(member.name) or "").partition("/")
+        if top not in roots:
+            raise ArtifactMismatch(f"a layer has {member.name}, for which no directory is named")
+        linked = safe_name(member.linkname) if member.islnk() else None
+        if name:
+            _extract_member(member, archive, roots[top], name, linked.removeprefix(f"{top}/") if linked else None)
+        elif not member.isdir():
+            raise ArtifactMismatch(f"{member.name} in a layer is no directory")
+
+    walk(chunks, visit, compressed=False)
+
+
+def _extract_member(
+    member: tarfile.TarInfo, archive: tarfile.TarFile, root: Path, name: str, linked: str | None
+) -> None:
     if posixpath.basename(name).startswith(_WHITEOUT):
         raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
     parent = _directory(root, posixpath.dirname(name))
@@ -195,7 +218,6 @@ def _extract_member(member: tarfile.TarInfo, archive: tarfile.TarFile, root: Pat
         _unlink(target)
         target.symlink_to(member.linkname)
     elif member.islnk():
-        linked = safe_name(member.linkname)
         original = root / linked if linked else root
         if not original.is_file() or not original.resolve().is_relative_to(root.resolve()):
             raise ArtifactMismatch(f"{member.name} links to {member.linkname}, which is no file of the layer")

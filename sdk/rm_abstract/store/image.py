@@ -1,0 +1,78 @@
+"""Trees as OCI images: layers, config, and the manifest last; read again without believing any of it."""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from rm_api.names import MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST
+
+from rm_abstract.core.errors import ArtifactMismatch
+from rm_abstract.store.layers import Layer
+from rm_abstract.store.reference import Reference
+from rm_abstract.store.registry import Descriptor, Manifest, Registry, sha256
+
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+_MAX_CONFIG: Final = 4 << 20
+
+
+def push_image(
+    registry: Registry, target: Reference, layers: Iterable[Layer], annotations: Mapping[str, str]
+) -> tuple[str, int]:
+    """Push layers to a tag; the digest of the manifest and the bytes of the layers.
+
+    The same content gives the same digest. Nothing is visible at the tag until everything is there.
+    """
+    descriptors = []
+    for layer in layers:
+        descriptor = Descriptor(MEDIA_TYPE_LAYER, layer.digest(), layer.size, {})
+        registry.put_blob(target, descriptor.digest, descriptor.size, layer.content)
+        descriptors.append(descriptor)
+    config = to_json(
+        {
+            "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in descriptors]},
+        }
+    )
+    registry.put_blob(target, sha256(config), len(config), lambda: [config])
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MEDIA_TYPE_MANIFEST,
+        "config": Descriptor(MEDIA_TYPE_CONFIG, sha256(config), len(config), {}).to_json(),
+        "layers": [layer.to_json() for layer in descriptors],
+        "annotations": dict(annotations),
+    }
+    return registry.put_manifest(target, to_json(manifest)), sum(layer.size for layer in descriptors)
+
+
+def image(registry: Registry, source: Reference, annotations: Mapping[str, str]) -> Manifest:
+    """The manifest of an image that ``push_image`` made, with the given annotations among its own.
+
+    Raises ArtifactMismatch where it is another one, or no such image.
+    """
+    manifest = registry.manifest(source)
+    for name, wanted in annotations.items():
+        found = manifest.annotations.get(name)
+        if found != wanted:
+            raise ArtifactMismatch(f"{source} is that of {name.rpartition('.')[2]} {found}, not {wanted}")
+    if manifest.config.media_type != MEDIA_TYPE_CONFIG or manifest.config.size > _MAX_CONFIG:
+        raise ArtifactMismatch(
+            f"{source} has a config of type {manifest.config.media_type}, which no artifact of ours has"
+        )
+    if any(layer.media_type != MEDIA_TYPE_LAYER for layer in manifest.layers):
+        raise ArtifactMismatch(f"{source} has a layer that is not of type {MEDIA_TYPE_LAYER}")
+    body = b"".join(registry.blob(source, manifest.config))
+    try:
+        diff_ids = json.loads(body)["rootfs"]["diff_ids"]
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactMismatch(f"{source} has a config without rootfs.diff_ids") from None
+    if diff_ids != [layer.digest for layer in manifest.layers]:
+        raise ArtifactMismatch(f"{source} has a config whose diff_ids are not its layers")
+    return manifest
+
+
+def to_json(value: Any) -> bytes:
+    """``value`` as JSON, the same bytes for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

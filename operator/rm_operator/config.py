@@ -2,8 +2,10 @@
 
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
@@ -30,6 +32,12 @@ class Config:
     """Image that has ``rma-launch``."""
     store_plain_http: bool = False
     """Speak to the registry without TLS."""
+    store_ca: str = ""
+    """The registry's certificate authorities as PEM; empty for those of the system."""
+    store_token_audience: str = ""
+    """Audience of the ServiceAccount tokens that the registry's token service takes; empty where it has none."""
+    store_token_file: Path | None = None
+    """The operator's own token of that audience."""
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount of the device drivers that publish ResourceSlices."""
     pod_name: str = "rm-abstract-operator"
@@ -55,6 +63,9 @@ class Config:
             runtime_image=reader.text("RMA_RUNTIME_IMAGE", "the image with rm-abstract"),
             launcher_image=reader.text("RMA_LAUNCHER_IMAGE", "the image with rma-launch"),
             store_plain_http=reader.boolean("RMA_STORE_PLAIN_HTTP", False),
+            store_ca=reader.certificates("RMA_STORE_CA_FILE"),
+            store_token_audience=reader.text("RMA_STORE_TOKEN_AUDIENCE", "an audience", default=""),
+            store_token_file=reader.path("RMA_STORE_TOKEN_FILE"),
             driver_service_account=reader.text(
                 "RMA_DRIVER_SERVICE_ACCOUNT", "a ServiceAccount", default="rm-abstract-device-driver"
             ),
@@ -65,6 +76,10 @@ class Config:
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
             tracing=reader.tracing(),
         )
+        if bool(config.store_token_audience) != bool(config.store_token_file):
+            reader.problems.append("RMA_STORE_TOKEN_AUDIENCE and RMA_STORE_TOKEN_FILE are set together or not at all")
+        if config.store_token_audience and config.store_plain_http:
+            reader.problems.append("RMA_STORE_PLAIN_HTTP must be false where tokens are sent: they go over TLS only")
         if reader.problems:
             raise InvalidConfig("the environment is not usable:\n  " + "\n  ".join(reader.problems))
         return config
@@ -89,6 +104,23 @@ class _Reader:
         if value and not pattern.match(value):
             self.problems.append(f"{name}={value!r} is not {what}")
         return value
+
+    def path(self, name: str) -> Path | None:
+        value = self._environ.get(name, "").strip()
+        return Path(value) if value else None
+
+    def certificates(self, name: str) -> str:
+        """The content of a PEM file; empty where the variable is not set."""
+        path = self.path(name)
+        if path is None:
+            return ""
+        try:
+            found = path.read_text("ascii")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
+        except (OSError, ValueError, ssl.SSLError) as error:
+            self.problems.append(f"{name}={str(path)!r} must name a file with certificates in PEM: {error}")
+            return ""
+        return found
 
     def boolean(self, name: str, default: bool) -> bool:
         value = self._environ.get(name, "").strip().lower()

@@ -22,7 +22,12 @@ def build(context: Context) -> list[Controller]:
     config = context.config
     settings = Settings(
         images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy),
-        store=StoreConfig(config.store, config.store_plain_http),
+        store=StoreConfig(
+            config.store,
+            config.store_plain_http,
+            ca=config.store_ca,
+            token_audience=config.store_token_audience,
+        ),
         system_namespace=config.system_namespace,
         driver_service_account=config.driver_service_account,
     )

@@ -137,6 +137,7 @@ class _Builder:
         self._namespace = namespace
         self._name = name
         self._environment, self._mounts, self._volumes = pods.source_access(settings, spec.model.credentials_secret)
+        self._store_environment, self._store_mounts, self._store_volumes = pods.store_access(settings)
 
     def check(self) -> list[dict[str, Any]]:
         """The dry run, on all of the model but its weights, before anything is fetched that is large."""
@@ -265,18 +266,16 @@ class _Builder:
             {"name": f"secret-{number}", "secret": {"secretName": secret.name, "defaultMode": 0o440}}
             for number, secret in enumerate(spec.secret_refs)
         ]
-        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *self._volumes, *secrets]
+        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *self._volumes, *self._store_volumes, *secrets]
 
     def _ours(self, name: str, command: list[str], mounted: list[str], *, further: bool = False) -> dict[str, Any]:
-        settings = self._settings
-        store = {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
         return pods.container(
             name,
-            settings.images.runtime,
+            self._settings.images.runtime,
             command,
-            settings,
-            mounted=[*pods.mounts(mounted), *(self._mounts if further else [])],
-            environment=pods.env(self._environment if further else store),
+            self._settings,
+            mounted=[*pods.mounts(mounted), *self._store_mounts, *(self._mounts if further else [])],
+            environment=pods.env({**self._store_environment, **(self._environment if further else {})}),
             compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
         )
 

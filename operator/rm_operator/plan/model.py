@@ -105,6 +105,10 @@ class StoreConfig:
     host: str
     """host:port."""
     plain_http: bool
+    ca: str = ""
+    """Its certificate authorities as PEM; empty for those that every system knows."""
+    token_audience: str = ""
+    """Audience of the ServiceAccount tokens that its token service takes; empty where it has none."""
 
 
 @dataclass(frozen=True)

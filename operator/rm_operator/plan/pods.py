@@ -185,6 +185,31 @@ def job(
     }
 
 
+_TOKEN_SECONDS = 3600
+"""The kubelet renews a token before that; what is fetched or pushed with it may take longer."""
+
+
+def store_access(settings: Settings) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Environment, mounts and volumes of a container of ours that reads or writes the artifact store."""
+    store = settings.store
+    environment: dict[str, str] = {}
+    if store.plain_http:
+        environment["RMA_PLAIN_HTTP_HOSTS"] = store.host
+    if store.ca:
+        # By value: a pod can mount what its own namespace has only, and no namespace has it.
+        environment[names.ENV_REGISTRY_CA] = store.ca
+    if not store.token_audience:
+        return environment, [], []
+    environment[names.ENV_STORE] = store.host
+    environment[names.ENV_REGISTRY_TOKEN_FILE] = f"{names.STORE_DIR}/{names.STORE_TOKEN_FILE}"
+    token = {
+        "audience": store.token_audience, "expirationSeconds": _TOKEN_SECONDS, "path": names.STORE_TOKEN_FILE,
+    }  # fmt: skip
+    volume = {"name": "store", "projected": {"defaultMode": 0o440, "sources": [{"serviceAccountToken": token}]}}
+    mount = {"name": "store", "mountPath": names.STORE_DIR, "readOnly": True}
+    return environment, [mount], [volume]
+
+
 def source_access(
     settings: Settings, credentials_secret: str | None
 ) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ from rm_operator.plan import pods
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
-from rm_operator.plan.model import Object, Settings, labels_of, name_of, namespace_of, owner_reference
+from rm_operator.plan.model import Object, Settings, StoreConfig, labels_of, name_of, namespace_of, owner_reference
 
 _SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
 _GRACE_SECONDS = 60
@@ -41,6 +41,8 @@ class Variant:
     """The artifact in the store, with its digest."""
     facts: ModelFacts
     """The model, pinned: its weights may not be in the artifact."""
+    store: StoreConfig
+    """The store as the variant's pods reach it."""
 
     @property
     def served_name(self) -> str:
@@ -70,6 +72,8 @@ class Variant:
         if not self.artifact_spec.weights_in_artifact:
             # Others may share the artifact whose model has the same structure and other weights.
             inputs["model"] = [self.facts.config_digest, self.facts.weights_digest]
+        if self.store.ca or self.store.token_audience:
+            inputs["store"] = [self.store.ca, self.store.token_audience]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -174,7 +178,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     runtime = variant.accelerator_spec.runtime
     resource = requested_resource(variant.accelerator_spec)
     devices = 1 if resource else 0
-    store = {"RMA_PLAIN_HTTP_HOSTS": settings.store.host} if settings.store.plain_http else {}
+    store_environment, store_mounts, store_volumes = pods.store_access(settings)
     fetch = pods.container(
         "fetch",
         settings.images.runtime,
@@ -185,8 +189,8 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             f"--dest={names.ARTIFACT_DIR}",
         ],
         settings,
-        mounted=pods.mounts(["tmp", "artifact"]),
-        environment=pods.env(store),
+        mounted=[*pods.mounts(["tmp", "artifact"]), *store_mounts],
+        environment=pods.env(store_environment),
         compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
     )  # fmt: skip
     model, model_volumes = _model(variant, settings)
@@ -249,7 +253,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         "spec": pods.pod_spec(
             init_containers=[pods.install_launcher(settings), fetch, *model],
             containers=[engine],
-            pod_volumes=[*pods.volumes(mounted), *model_volumes],
+            pod_volumes=[*pods.volumes(mounted), *model_volumes, *store_volumes],
             **further,
         ),
     }

@@ -1,6 +1,9 @@
 """The environment is read completely, and refused completely."""
 
+from pathlib import Path
+
 import pytest
+from rm_local_cluster.pki import Authority
 from rm_operator.config import Config, InvalidConfig
 
 MINIMAL = {
@@ -70,6 +73,31 @@ def test_values_that_cannot_be(name: str, value: str, message: str) -> None:
         Config.from_environment(MINIMAL | {name: value})
     assert message in str(caught.value)
     assert repr(value) in str(caught.value)
+
+
+def test_a_store_under_tls_with_a_token_service(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "store")
+    further = {
+        "RMA_STORE_CA_FILE": str(authority.pair.certificate),
+        "RMA_STORE_TOKEN_AUDIENCE": "rm-abstract-registry",
+        "RMA_STORE_TOKEN_FILE": "/run/token",
+    }
+    config = Config.from_environment(MINIMAL | further)
+    assert config.store_ca == authority.pair.certificate.read_text()
+    assert (config.store_token_audience, config.store_token_file) == ("rm-abstract-registry", Path("/run/token"))
+    with pytest.raises(InvalidConfig, match="RMA_STORE_PLAIN_HTTP must be false"):
+        Config.from_environment(MINIMAL | further | {"RMA_STORE_PLAIN_HTTP": "true"})
+    with pytest.raises(InvalidConfig, match="together or not at all"):
+        Config.from_environment(MINIMAL | {"RMA_STORE_TOKEN_FILE": "/run/token"})
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate", "-----BEGIN CERTIFICATE-----\nx\n"])
+def test_certificates_that_are_none(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "ca.crt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InvalidConfig, match=r"RMA_STORE_CA_FILE.*must name a file with certificates in PEM"):
+        Config.from_environment(MINIMAL | {"RMA_STORE_CA_FILE": str(path)})
 
 
 @pytest.mark.parametrize("store", ["registry:5000", "10.0.0.1:5000", "[fd00::1]:5000", "registry.example.com"])

@@ -113,6 +113,8 @@ class BuildArtifactSpec(ApiModel):
     """Shapes that it covers: any request up to these sizes."""
     drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Driver versions that load it; empty means any."""
+    sdks: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Versions of the vendor's runtime libraries that load it; empty means any."""
     format: Line
     """Format of the result, by which an engine knows it."""
     interface: BuildInterface = BuildInterface.CLI

@@ -117,7 +117,7 @@ class Target(ApiModel):
     products: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Products the result runs on; empty means every product of the vendor."""
     target_string: Annotated[str, Field(max_length=256)] = ""
-    """What the compiler calls the target; the variable TARGET."""
+    """What the compiler calls the target; the variable TARGET. It may name ${DRIVER} and ${SDK}, see compatibility."""
 
 
 class Supports(ApiModel):
@@ -204,11 +204,23 @@ class Shapes(ApiModel):
     """Batch sizes; empty means that the size is not compiled in."""
 
 
+class VersionAspect(StrEnum):
+    """A version that nodes have."""
+
+    DRIVER = "Driver"
+    SDK = "Sdk"
+
+
 class Compatibility(ApiModel):
-    """Where the result runs. Checked against the device before an engine is Ready."""
+    """Where the result runs. Pods are kept on such nodes, and an engine checks it before it is Ready."""
 
     driver: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Driver versions that load the result; empty means any."""
+    sdk: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Versions of the vendor's runtime libraries on the node that load the result; empty means any."""
+    one_artifact_per: Annotated[list[VersionAspect], Field(max_length=2, json_schema_extra=LIST_SET)] = []
+    """Driver, Sdk or both, where a result fits one version only: each that nodes have then gets an artifact of its own,
+    and target.targetString may name it as ${DRIVER} and ${SDK}."""
 
 
 class Output(ApiModel):

@@ -112,6 +112,7 @@ class Fleet:
             reason=kind.seen.reason,
             taken=taken,
             spare=spare,
+            versions=kind.seen.versions,
         )
         self._views[name] = kind, view
         return view

@@ -9,8 +9,9 @@ from rm_api.kinds.build_artifact import BaseArtifact, ModelInput, Toolchain
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
-from rm_operator.plan import pods
+from rm_operator.plan import compatibility, pods
 from rm_operator.plan.buckets import bucket, round_up
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
 from rm_operator.plan.memo import Memo, Specs
@@ -27,7 +28,7 @@ def build(state: State) -> bool:
         chain = _chain(state.placement.profile, state.snapshot)
         base: BaseArtifact | None = None
         for view in chain:
-            wanted = _wanted(view, state, base)
+            wanted = _wanted(view, _class(view, state), state, base)
             if not _has(state, wanted):
                 return False
             assert state.artifact_object is not None
@@ -58,6 +59,7 @@ def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
         again = artifact_spec(
             view.name, view.spec, state.facts, spec.dtype, spec.shape.max_sequence_length, spec.shape.max_batch_size,
             None, state.snapshot.settings.host_isa, spec.base, view.toolchain,
+            tuple(spec.drivers), tuple(spec.sdks),
         )  # fmt: skip
         if again.key != spec.key or again.check != spec.check:
             state.delete.append(deletion_of(artifact))
@@ -87,7 +89,24 @@ def _chain(profile: str, snapshot: DeploymentSnapshot) -> list[ProfileView]:
     return chain[::-1]
 
 
-def _wanted(view: ProfileView, state: State, base: BaseArtifact | None) -> BuildArtifactSpec:
+def _class(view: ProfileView, state: State) -> NodeClass:
+    """The versions that the artifact is for."""
+    assert state.placement is not None
+    chosen = next(each for each in state.snapshot.accelerators if each.name == state.placement.chosen)
+    now = state.snapshot.artifacts.get((state.snapshot.deployment.get("status") or {}).get("artifact") or "")
+    spec = None if now is None else spec_of(now)
+    current = None if spec is None or spec.profile != view.name else NodeClass(tuple(spec.drivers), tuple(spec.sdks))
+    found = compatibility.choose(view.spec.compatibility, chosen.versions, current)
+    if found is None:
+        # Of the profile that serves placement has made sure; this is one that it starts from.
+        raise _Unbuildable(
+            f"BuildProfile {view.name} builds for {compatibility.wanted(view.spec.compatibility)}; "
+            f"{chosen.name} has {compatibility.said(chosen.versions) or 'no known version'}"
+        )
+    return found
+
+
+def _wanted(view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None) -> BuildArtifactSpec:
     placement, facts, snapshot = state.placement, state.facts, state.snapshot
     assert placement is not None
     assert facts is not None
@@ -108,6 +127,8 @@ def _wanted(view: ProfileView, state: State, base: BaseArtifact | None) -> Build
         snapshot.settings.host_isa,
         base,
         view.toolchain,
+        for_.drivers,
+        for_.sdks,
     )
 
 
@@ -172,10 +193,14 @@ def _made(
     isa: str,
     base: BaseArtifact | None,
     toolchain: Toolchain | None,
+    drivers: tuple[str, ...],
+    sdks: tuple[str, ...],
 ) -> BuildArtifactSpec:
     shape = bucket(sequence, batch)
+    chosen = NodeClass(drivers, sdks)
+    profile = compatibility.targeted(profile, chosen)
     inputs = KeyInputs.from_profile(
-        profile, facts, dtype, shape, isa, base=base.key if base else None, toolchain=toolchain
+        profile, facts, dtype, shape, isa, base=base.key if base else None, toolchain=toolchain, chosen=chosen
     )
     return BuildArtifactSpec(
         key=artifact_key(inputs),
@@ -194,7 +219,8 @@ def _made(
         target=profile.target,
         dtype=dtype,
         shape=shape,
-        drivers=profile.compatibility.driver,
+        drivers=list(drivers),
+        sdks=list(sdks),
         format=profile.output.format,
         interface=profile.interface,
         config_template=profile.config_template,

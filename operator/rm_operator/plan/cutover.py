@@ -110,6 +110,7 @@ def _wanted_variant(state: State) -> serving.Variant:
         artifact_spec=building.spec_of(state.artifact_object),
         location=str((state.artifact_object["status"])["location"]),
         facts=state.facts,
+        versions=accelerator.versions,
         store=state.snapshot.settings.store,
     )
 

@@ -19,6 +19,7 @@ from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
 from rm_api.kinds.build_profile import Binds, BuildInterface, BuildProfileSpec, ConfigTemplate, Step, Target
 from rm_api.kinds.model_deployment import ModelFacts
 
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.memo import Memo
 
 TENSOR_PARALLEL = 1
@@ -83,6 +84,8 @@ class KeyInputs:
     format: str
     isa: str
     """Instruction set of the host that the build is for, such as amd64; empty where no host code is made."""
+    sdks: tuple[str, ...] = ()
+    """The same of the vendor's runtime libraries."""
     scales_digest: str | None = None
     interface: BuildInterface = BuildInterface.CLI
     config: tuple[str, str, Any] | None = None
@@ -106,10 +109,12 @@ class KeyInputs:
         *,
         base: str | None = None,
         toolchain: Toolchain | None = None,
+        chosen: NodeClass | None = None,
     ) -> Self:
         """The inputs for compiling the model of ``facts`` to ``dtype`` and ``bucket`` with ``profile``.
 
-        ``base`` is the key of the artifact that it starts from. Raises TemplateInvalid for a profile that is unusable.
+        ``base`` is the key of the artifact that it starts from, ``chosen`` the class of nodes that it is for: all that
+        the profile declares, without it. Raises TemplateInvalid for a profile that is unusable.
         """
         values = build_variables(profile.target, dtype, bucket)
         template = profile.config_template
@@ -129,7 +134,8 @@ class KeyInputs:
             target=profile.target,
             dtype=dtype,
             bucket=bucket,
-            drivers=tuple(profile.compatibility.driver),
+            drivers=tuple(profile.compatibility.driver) if chosen is None else chosen.drivers,
+            sdks=tuple(profile.compatibility.sdk) if chosen is None else chosen.sdks,
             format=profile.output.format,
             isa=isa,
         )
@@ -178,6 +184,8 @@ def _later(inputs: KeyInputs) -> dict[str, Any]:
     if inputs.config is not None:
         format_, path, data = inputs.config
         said["config"] = {"format": format_, "path": path, "says": data}
+    if inputs.sdks:
+        said["sdks"] = sorted(set(inputs.sdks))
     if inputs.flags:
         said["flags"] = dict(inputs.flags)
     if inputs.auxiliary:

@@ -4,7 +4,6 @@ All kinds of accelerators of a node share one condition, each with a clause of i
 known of stays as it was written: neither a restart of the operator nor one of a device plugin makes a device well.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +13,7 @@ from rm_api import names
 from rm_api.conditions import Reason
 from rm_api.kinds.accelerator_resource import DeviceFailure
 
+from rm_operator.plan.compatibility import label_value
 from rm_operator.plan.device_report import Device, Report
 from rm_operator.plan.model import Object, labels_of, to_timestamp
 
@@ -58,11 +58,6 @@ def condition_on(node: Object) -> Mapping[str, Any] | None:
             found: Mapping[str, Any] = condition
             return found
     return None
-
-
-def label_value(version: str) -> str:
-    """``version`` as the value of a label: what a label may not have becomes ``_``; empty if nothing is left."""
-    return re.sub(r"[^-A-Za-z0-9_.]", "_", version)[:_MAX_LABEL].strip("-_.")
 
 
 def in_words(failure: DeviceFailure, cause: str) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
+from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
 
-from rm_operator.plan import pods
+from rm_operator.plan import compatibility, pods
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
@@ -41,6 +43,8 @@ class Variant:
     """The artifact in the store, with its digest."""
     facts: ModelFacts
     """The model, pinned: its weights may not be in the artifact."""
+    versions: tuple[NodeVersions, ...]
+    """Versions that the accelerator's nodes have."""
     store: StoreConfig
     """The store as the variant's pods reach it."""
 
@@ -242,6 +246,9 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         },
     )  # fmt: skip
     further: dict[str, Any] = {"terminationGracePeriodSeconds": _GRACE_SECONDS}
+    artifact = variant.artifact_spec
+    built_for = NodeClass(tuple(artifact.drivers), tuple(artifact.sdks))
+    further |= compatibility.affinity(variant.accelerator, variant.accelerator_spec, variant.versions, built_for)
     if variant.accelerator_spec.node_selector:
         further["nodeSelector"] = dict(variant.accelerator_spec.node_selector)
     if variant.accelerator_spec.tolerations:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from rm_api.kinds.accelerator_resource import DeviceFailure
+from rm_operator.plan.compatibility import label_value
 from rm_operator.plan.device_report import Device, Report
-from rm_operator.plan.node_health import MOST_NAMED, condition_on, label_value, labels_on, wish
+from rm_operator.plan.node_health import MOST_NAMED, condition_on, labels_on, wish
 
 Object = dict[str, Any]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

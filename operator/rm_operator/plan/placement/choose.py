@@ -30,6 +30,11 @@ def place(request: PlacementRequest) -> PlacementResult:
         if isinstance(found, Obstacle):
             out.append((accelerator.name, found))
             continue
+        try:
+            filters.fitting_version(accelerator, found.way.profile)
+        except Removed as removal:
+            out.append((accelerator.name, Obstacle(removal.cause, str(removal))))
+            continue
         one = Ranked(accelerator, found)
         try:
             for check in filters.AVAILABLE:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 
+from rm_operator.plan import compatibility
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.placement.estimate import Estimate
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
-from rm_operator.plan.placement.request import AcceleratorView
+from rm_operator.plan.placement.request import AcceleratorView, ProfileView
 from rm_operator.plan.placement.ways import BATCH_ADVICE, LENGTH_ADVICE
 
 Check = Callable[[Question, AcceleratorView], None]
@@ -130,6 +131,28 @@ def has_device(question: Question, accelerator: AcceleratorView) -> None:
                 "or promised",
             )
         raise Removed(Cause.CAPACITY, f"no device of {what} is free; add one, or release one of those that are taken")
+
+
+def fitting_version(accelerator: AcceleratorView, profile: ProfileView | None) -> None:
+    """Removes what has no node with a version that the profile builds for."""
+    if profile is None:
+        return
+    wanted, versions = profile.spec.compatibility, accelerator.versions
+    if not versions and not wanted.one_artifact_per:
+        return
+    if compatibility.matching(wanted, versions):
+        return
+    if not versions:
+        raise Removed(
+            Cause.CAPACITY,
+            f"its nodes do not say which versions they have, for each of which BuildProfile {profile.name} makes "
+            "an artifact",
+        )
+    raise Removed(
+        Cause.UNFIT,
+        f"BuildProfile {profile.name} builds for {compatibility.wanted(wanted)}; "
+        f"its nodes have {compatibility.said(versions)}",
+    )
 
 
 WANTED: tuple[Check, ...] = (

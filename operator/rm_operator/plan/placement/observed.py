@@ -6,7 +6,7 @@ from typing import Any
 
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
+from rm_api.kinds.accelerator_resource import AcceleratorType, NodeVersions, ProvisioningMode
 
 from rm_operator.plan.device_class import requested_resource
 
@@ -25,6 +25,8 @@ class Observed:
     ready: bool
     reason: str
     """Why it is not ready, for a person."""
+    versions: tuple[NodeVersions, ...] = ()
+    """Versions that its nodes have, the commonest first."""
 
 
 def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observed:
@@ -49,6 +51,7 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
         total=there if counted else None,
         ready=ready,
         reason=reason,
+        versions=tuple(map(NodeVersions.model_validate, status.get("versions") or ())),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
+from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, NodeVersions
 from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
 from rm_api.kinds.build_profile import BuildProfileSpec
 from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts, PolicyType
@@ -35,6 +35,8 @@ class AcceleratorView:
     """True of the current one if pods of others hold every device, and the deployment has none."""
     spare: int | None = None
     """Healthy devices that no pod has or waits for, and nobody was promised; None as with ``free``."""
+    versions: tuple[NodeVersions, ...] = ()
+    """Versions that its nodes have, the commonest first."""
 
 
 @dataclass(frozen=True)

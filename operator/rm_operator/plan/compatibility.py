@@ -1,0 +1,136 @@
+"""Compatibility classes: which nodes of a kind of accelerator load a result, and how many results a mixed fleet takes.
+
+A profile says which versions load what it makes. Where a result fits one version only, each version that nodes have is
+a class of its own, with an artifact of its own. A deployment has one class. It stays in it as long as a node is left
+there, so that an update of the fleet, node by node, neither interrupts nor rebuilds before it must.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_api import names
+from rm_api.kinds import AcceleratorResourceSpec
+from rm_api.kinds.accelerator_resource import NodeVersions
+from rm_api.kinds.build_profile import BuildProfileSpec, Compatibility, VersionAspect
+
+
+@dataclass(frozen=True)
+class NodeClass:
+    """Versions that load a result; empty for any."""
+
+    drivers: tuple[str, ...] = ()
+    sdks: tuple[str, ...] = ()
+
+    def admits(self, versions: NodeVersions) -> bool:
+        """True if what is built for this class runs on nodes with ``versions``."""
+        return _admits(self.drivers, versions.driver) and _admits(self.sdks, versions.sdk)
+
+
+_MAX_LABEL = 63
+
+
+def label_value(version: str) -> str:
+    """``version`` as the value of a label: what a label may not have becomes ``_``; empty if nothing is left."""
+    return re.sub(r"[^-A-Za-z0-9_.]", "_", version)[:_MAX_LABEL].strip("-_.")
+
+
+def matching(compatibility: Compatibility, versions: Iterable[NodeVersions]) -> list[NodeVersions]:
+    """Those of ``versions`` that a profile can build for."""
+    declared = NodeClass(tuple(compatibility.driver), tuple(compatibility.sdk))
+    aspects = compatibility.one_artifact_per
+    return [
+        each
+        for each in versions
+        if declared.admits(each)
+        # A result for a version that nobody knows cannot be made.
+        and (VersionAspect.DRIVER not in aspects or each.driver)
+        and (VersionAspect.SDK not in aspects or each.sdk)
+    ]
+
+
+def choose(
+    compatibility: Compatibility, versions: Sequence[NodeVersions], current: NodeClass | None
+) -> NodeClass | None:
+    """The class to build for; None where the nodes' versions decide that and none fits.
+
+    ``current`` is the class of what the deployment has now.
+    """
+    aspects = compatibility.one_artifact_per
+    if not aspects:
+        return NodeClass(tuple(compatibility.driver), tuple(compatibility.sdk))
+    nodes: dict[NodeClass, int] = {}
+    for each in matching(compatibility, versions):
+        found = NodeClass(
+            (each.driver,) if VersionAspect.DRIVER in aspects else tuple(compatibility.driver),
+            (each.sdk,) if VersionAspect.SDK in aspects else tuple(compatibility.sdk),
+        )
+        nodes[found] = nodes.get(found, 0) + each.nodes
+    if current in nodes:
+        return current
+    return max(nodes, key=lambda each: (nodes[each], each.drivers, each.sdks), default=None)
+
+
+def targeted(profile: BuildProfileSpec, chosen: NodeClass) -> BuildProfileSpec:
+    """``profile`` for one class: what the compiler calls the target may name the class's versions."""
+    text = profile.target.target_string
+    if "$" not in text:
+        return profile
+    values = {
+        "DRIVER": chosen.drivers[0] if len(chosen.drivers) == 1 else "",
+        "SDK": chosen.sdks[0] if len(chosen.sdks) == 1 else "",
+    }
+    filled = names.expand(text, values).replace("$$", "$")
+    return profile.model_copy(update={"target": profile.target.model_copy(update={"target_string": filled})})
+
+
+def affinity(
+    accelerator: str, spec: AcceleratorResourceSpec, versions: Sequence[NodeVersions], chosen: NodeClass
+) -> dict[str, Any]:
+    """Fields of a pod's spec that keep it on nodes of the class; none where no node says which versions it has."""
+    labels = spec.version_labels
+    ways: list[list[dict[str, Any]]] = [[]]
+    for wanted, known, theirs, ours in (
+        (chosen.drivers, any(each.driver for each in versions), labels.driver, names.NODE_LABEL_DRIVER),
+        (chosen.sdks, any(each.sdk for each in versions), labels.sdk, names.NODE_LABEL_SDK),
+    ):
+        if wanted and known:
+            ways = [way + more for way in ways for more in _says(theirs, f"{ours}/{accelerator}", wanted)]
+    if ways == [[]]:
+        return {}
+    required = {"nodeSelectorTerms": [{"matchExpressions": way} for way in ways]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
+
+
+def _says(theirs: str | None, ours: str, wanted: Iterable[str]) -> list[list[dict[str, Any]]]:
+    """Ways in which a node says that it has one of these versions: by the vendor's label, or by ours without that."""
+    values = sorted(map(label_value, wanted))
+    own = {"key": ours, "operator": "In", "values": values}
+    if theirs is None:
+        return [[own]]
+    return [[{"key": theirs, "operator": "In", "values": values}], [{"key": theirs, "operator": "DoesNotExist"}, own]]
+
+
+def said(versions: Iterable[NodeVersions]) -> str:
+    """Versions for a person, the commonest first."""
+    texts = []
+    for each in versions:
+        what = ", ".join(f"{name} {value}" for name, value in (("driver", each.driver), ("SDK", each.sdk)) if value)
+        texts.append(f"{what or 'no known version'} on {each.nodes} node{'' if each.nodes == 1 else 's'}")
+    return "; ".join(texts)
+
+
+def wanted(compatibility: Compatibility) -> str:
+    """What a profile builds for, for a person."""
+    parts = [
+        f"{name} {' or '.join(versions)}"
+        for name, versions in (("driver", compatibility.driver), ("SDK", compatibility.sdk))
+        if versions
+    ]
+    return " and ".join(parts) or "a known version"
+
+
+def _admits(wanted: Sequence[str], version: str) -> bool:
+    # What no node says is not held against it: the engine looks before it starts.
+    return not wanted or not version or version in map(label_value, wanted)

@@ -1,0 +1,189 @@
+"""Which versions of driver and libraries a result runs on: classes, pods that keep to them, an update of the fleet."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from chain import NPU, PROFILE, World
+from rm_api.kinds.accelerator_resource import NodeVersions
+from rm_api.kinds.build_profile import Compatibility
+from rm_operator.plan import compatibility
+from rm_operator.plan.compatibility import NodeClass
+from rm_operator.plan.placement import ProfileView
+
+Object = dict[str, Any]
+
+
+def versions(**nodes: int) -> tuple[NodeVersions, ...]:
+    """Nodes by driver: ``d140=2`` are two with 1.4.0."""
+    return tuple(NodeVersions(driver=".".join(name[1:]), nodes=count) for name, count in nodes.items())
+
+
+OLD, NEW = NodeClass(("1.4.0",)), NodeClass(("1.5.0",))
+EACH = {"oneArtifactPer": ["Driver"]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "there", "current", "expected"),
+    [
+        ({}, versions(d140=2), None, NodeClass()),
+        ({"driver": ["1.4.0"]}, (), None, OLD),
+        ({"driver": ["1.4.0", "1.5.0"]}, versions(d140=1, d150=1), None, NodeClass(("1.4.0", "1.5.0"))),
+        # One for each: where the most nodes are, and of equals the newer one.
+        (EACH, versions(d140=2, d150=1), None, OLD),
+        (EACH, versions(d140=1, d150=1), None, NEW),
+        (EACH, versions(d140=1, d150=2), None, NEW),
+        (EACH | {"driver": ["1.4.0"]}, versions(d140=1, d150=2), None, OLD),
+        (EACH | {"driver": ["1.6.0"]}, versions(d140=1, d150=2), None, None),
+        (EACH, (), None, None),
+        # Who has one keeps it for as long as there is a node.
+        (EACH, versions(d140=1, d150=9), OLD, OLD),
+        (EACH, versions(d150=10), OLD, NEW),
+        (EACH, versions(d140=1, d150=9), NodeClass(("1.3.0",)), NEW),
+    ],
+)
+def test_the_class_that_is_built_for(
+    declared: Object, there: tuple[NodeVersions, ...], current: NodeClass | None, expected: NodeClass | None
+) -> None:
+    assert compatibility.choose(Compatibility.model_validate(declared), there, current) == expected
+
+
+def test_classes_by_driver_and_libraries() -> None:
+    there = [
+        NodeVersions(driver="1", sdk="a", nodes=1), NodeVersions(driver="1", sdk="b", nodes=2),
+        NodeVersions(driver="2", sdk="", nodes=5),
+    ]  # fmt: skip
+    both = Compatibility.model_validate({"oneArtifactPer": ["Driver", "Sdk"]})
+    assert compatibility.choose(both, there, None) == NodeClass(("1",), ("b",))
+    sdk = Compatibility.model_validate({"oneArtifactPer": ["Sdk"], "driver": ["1", "3"]})
+    assert compatibility.choose(sdk, there, None) == NodeClass(("1", "3"), ("b",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen", "expected"),
+    [
+        ({}, NodeClass(), []),
+        ({}, OLD, [[("driver.rm-abstract.io/npu", "In", ["1.4.0"])]]),
+        (
+            {"driver": "acme.com/driver"},
+            OLD,
+            [
+                [("acme.com/driver", "In", ["1.4.0"])],
+                [("acme.com/driver", "DoesNotExist", None), ("driver.rm-abstract.io/npu", "In", ["1.4.0"])],
+            ],
+        ),
+        # What a label may not have was replaced when it was written.
+        ({}, NodeClass(("1.4+git/7",)), [[("driver.rm-abstract.io/npu", "In", ["1.4_git_7"])]]),
+        # Nobody says which libraries a node has: that cannot be asked for.
+        ({}, NodeClass(("1.4.0",), ("2",)), [[("driver.rm-abstract.io/npu", "In", ["1.4.0"])]]),
+    ],
+)
+def test_pods_are_kept_on_nodes_of_their_class(labels: Object, chosen: NodeClass, expected: list[Any]) -> None:
+    spec = NPU.model_validate({**NPU.to_wire(), "versionLabels": labels})
+    made = compatibility.affinity("npu", spec, versions(d140=1), chosen)
+    if not expected:
+        assert made == {}
+        return
+    terms = made["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    found = [
+        [(each["key"], each["operator"], each.get("values")) for each in term["matchExpressions"]] for term in terms
+    ]
+    assert found == expected
+
+
+def test_nothing_is_asked_of_nodes_that_say_nothing() -> None:
+    assert compatibility.affinity("npu", NPU, (), OLD) == {}
+
+
+RECIPE = PROFILE.model_validate(
+    {
+        **PROFILE.to_wire(),
+        "target": {**PROFILE.target.to_wire(), "targetString": "x1:driver=${DRIVER}"},
+        "compatibility": EACH,
+        "steps": [{"name": "compile", "image": "acme/cc:1", "command": ["cc", "--target=${TARGET}"]}],
+    }
+)
+
+
+def fleet(world: World, there: tuple[NodeVersions, ...]) -> None:
+    world.accelerators = [replace(world.accelerators[0], versions=there)]
+
+
+def serving(world: World) -> list[str]:
+    """Driver that each variant's pods keep to."""
+    found = []
+    for made in world.of("Deployment"):
+        terms = str(made["spec"]["template"]["spec"].get("affinity"))
+        found.append(next(version for version in ("1.4.0", "1.5.0") if version in terms))
+    return found
+
+
+def start(there: tuple[NodeVersions, ...]) -> World:
+    world = World()
+    world.profiles = [ProfileView("acme", RECIPE)]
+    fleet(world, there)
+    world.deploy()
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    world.build()
+    world.settle()
+    return world
+
+
+def test_an_artifact_is_made_for_the_version_that_it_runs_on() -> None:
+    world = start(versions(d140=1))
+    (artifact,) = world.of("BuildArtifact")
+    assert artifact["spec"]["drivers"] == ["1.4.0"]
+    assert artifact["spec"]["target"]["targetString"] == "x1:driver=1.4.0"
+    assert serving(world) == ["1.4.0"]
+
+
+def test_an_update_of_the_fleet_rebuilds_when_the_last_node_has_gone_over_and_serves_until_then() -> None:
+    world = start(versions(d140=2))
+    world.start_pods()
+    world.settle()
+    assert world.reason() == "Ready"
+    fleet(world, versions(d140=1, d150=1))
+    world.settle()
+    assert len(world.of("BuildArtifact")) == 1, "a node is left"
+    fleet(world, versions(d150=2))
+    world.settle()
+    first, second = sorted(world.of("BuildArtifact"), key=lambda each: each["spec"]["drivers"])
+    assert second["spec"]["drivers"] == ["1.5.0"]
+    assert serving(world) == ["1.4.0"], "what runs goes on until the other is there"
+    world.build()
+    world.settle()
+    assert sorted(serving(world)) == ["1.4.0", "1.5.0"]
+    fleet(world, versions(d140=2))
+    made = len([name for kind, name in world.made if kind == "Job" and name.startswith("b-")])
+    world.settle()
+    assert world.objects["ModelDeployment", "hello"]["status"]["artifact"] == first["metadata"]["name"]
+    assert len([name for kind, name in world.made if kind == "Job" and name.startswith("b-")]) == made, (
+        "nothing is built"
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "there", "reason", "said"),
+    [
+        (
+            {"driver": ["1.4.0"]}, versions(d150=2), "NoEligibleAccelerator",
+            "BuildProfile acme builds for driver 1.4.0; its nodes have driver 1.5.0 on 2 nodes",
+        ),
+        (EACH, (), "NoEligibleAccelerator", "its nodes do not say which versions they have"),
+    ],
+)  # fmt: skip
+def test_a_fleet_that_no_profile_builds_for_is_told(
+    declared: Object, there: tuple[NodeVersions, ...], reason: str, said: str
+) -> None:
+    world = World()
+    recipe = PROFILE.model_validate({**PROFILE.to_wire(), "compatibility": declared})
+    world.profiles = [ProfileView("acme", recipe)]
+    fleet(world, there)
+    world.deploy()
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    assert world.reason() == reason
+    assert said in world.condition("ModelDeployment", "hello", "Placed")["message"]

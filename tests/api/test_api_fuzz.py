@@ -74,6 +74,12 @@ OVERRIDES: dict[str, Overrides] = {
         ".steps[].env[].value": texts,
         ".steps[].outputs[]": st.sampled_from(["${OUTPUT}/*", "/rma/work/x", "a", "../b"]),
         ".probe.command[]": texts,
+        ".check.command[]": texts,
+        ".inputs[].name": st.sampled_from(["calibration", "Layout", "a_b"]),
+        ".inputs[].source": st.sampled_from(["https://host/c.json", "hf://acme/data", "s3://bucket/a"]),
+        ".configTemplate.content": st.sampled_from(
+            ['{"a": "${TP}"}', "a: 1", "[", "x = 1", "$$", "[a]\nb = ${TARGET}"]
+        ),
     },
     "BuildArtifact": {},
 }
@@ -87,6 +93,8 @@ def settled(kind: str, spec: Object) -> Object:
         scaling = spec.get("autoscaling")
         if scaling and scaling.get("minReplicas", 1) > scaling["maxReplicas"]:
             scaling["minReplicas"], scaling["maxReplicas"] = scaling["maxReplicas"], scaling["minReplicas"]
+    if kind == "BuildProfile":
+        _settle_interface(spec)
     if kind == "AcceleratorResource":
         if spec["type"] == "CPU":
             for name in ("resourceName", "deviceClassName", "devicePlugin", "observer", "provisioning"):
@@ -107,6 +115,19 @@ def settled(kind: str, spec: Object) -> Object:
         else:
             provisioning.setdefault("maxDevices", 4)
     return spec
+
+
+def _settle_interface(spec: Object) -> None:
+    if spec.get("interface") == "ConfigFile":
+        spec.setdefault("configTemplate", {"format": "JSON", "path": "c.json", "content": "{}"})
+    else:
+        spec.pop("configTemplate", None)
+    if spec.get("interface") not in ("Python", "SharedLibrary"):
+        spec.pop("flags", None)
+    if spec.get("interface") == "Warmup":
+        del spec["steps"][1:]
+    if spec.get("binds", "Weights") != "Weights":
+        spec["weightsInArtifact"] = False
 
 
 def _settle_policy(spec: Object) -> None:

@@ -21,6 +21,14 @@ M, A, P, B = "ModelDeployment", "AcceleratorResource", "BuildProfile", "BuildArt
 KEY = "0123456789abcdef" * 4
 
 
+FLAG: Object = {"name": "opt", "value": "3"}
+INPUT: Object = {"name": "calibration", "source": "https://example.org/c.json", "digest": f"sha256:{KEY}"}
+
+
+def _template(content: str) -> Object:
+    return {"format": "JSON", "path": "c.json", "content": content}
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule and objects around it. Members are changes of the smallest spec, or a name where they are texts."""
@@ -208,6 +216,45 @@ RULES = (
         P, "spec", "the probe names a variable that does not exist; there are CACHE_DIR, ",
         _each("probe", {"image": "i", "command": ["check", "${OUT}"]}),
         _each("probe", {"image": "i", "command": ["check", "${OUTPUT}"]}),
+    ),
+    Rule(
+        P, "spec", "the check names a variable that does not exist; there are CACHE_DIR, ",
+        _each("check", {"image": "i", "command": ["check", "${OUT}"]}),
+        _each("check", {"image": "i", "command": ["check", "${MODEL_DIR}"]}),
+    ),
+    Rule(
+        P, "spec", "the template names a variable that does not exist; there are CACHE_DIR, ",
+        ({"interface": "ConfigFile", "configTemplate": _template("{\"a\": \"${NOPE}\"}")},),
+        ({"interface": "ConfigFile", "configTemplate": _template("{\"a\": \"${TP}, ${INPUT_x} and $$5\"}")},),
+    ),
+    Rule(
+        P, "spec", "configTemplate is for the interface ConfigFile, which needs it",
+        ({"interface": "ConfigFile"}, {"configTemplate": _template("{}")}),
+        ({"interface": "ConfigFile", "configTemplate": _template("{}")}, {}),
+    ),
+    Rule(
+        P, "spec", "flags are for the interfaces Python and SharedLibrary; the others have command lines",
+        ({"flags": [FLAG]}, {"interface": "Warmup", "flags": [FLAG]}),
+        ({"interface": "Python", "flags": [FLAG]}, {"interface": "SharedLibrary", "flags": [FLAG]}, {"flags": []}),
+    ),
+    Rule(
+        P, "spec", "the interface Warmup has one step, which starts the engine",
+        ({"interface": "Warmup", "steps": [STEP, {**STEP, "name": "b"}]},),
+        ({"interface": "Warmup"}, {"steps": [STEP, {**STEP, "name": "b"}]}),
+    ),
+    Rule(
+        P, "spec", "an input cannot be called from: that is the other profile's artifact",
+        ({"inputs": [{**INPUT, "name": "from"}]},), ({"inputs": [INPUT]}, {"inputs": [{**INPUT, "name": "From"}]}),
+    ),
+    Rule(
+        P, "spec", "a result with the weights in it depends on them: set weightsInArtifact to false, or binds to",
+        ({"binds": "Structure"}, {"binds": "Scales", "weightsInArtifact": True}),
+        ({"binds": "Structure", "weightsInArtifact": False}, {"binds": "Weights"}, {"weightsInArtifact": False}),
+    ),
+    Rule(
+        P, "spec.inputs[].source", "source must be hf://organisation/name, oci://registry/repository:tag, ",
+        _each("inputs", *([{**INPUT, "source": each}] for each in ("x", "http://h/x", "https://u@h/x", "file:///x"))),
+        _each("inputs", *([{**INPUT, "source": each}] for each in ("https://h/x", "s3://b/x", "hf://o/x", "oci://r/x:1"))),
     ),
     Rule(
         B, "", "the name is a- and 26 letters of the key's hash in base32",

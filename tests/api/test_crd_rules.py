@@ -100,7 +100,7 @@ REFUSED: list[tuple[str, Object, str]] = [
     (P, {"steps": [STEP, STEP]}, "duplicate entries for key"),
     (P, {"steps": [{**STEP, "name": "Compile"}]}, "spec.steps[0].name"),
     (P, {"steps": [{**STEP, "command": []}]}, "should have at least 1 items"),
-    (P, {"interface": "Python"}, 'Unsupported value: "Python"'),
+    (P, {"interface": "Shell"}, 'Unsupported value: "Shell"'),
     (P, {"timeoutSeconds": 9}, "should be greater than or equal to 10"),
     (P, {"scratch": "much"}, "spec.scratch"),
     (P, {"exitCodes": [{"code": 0, "meaning": "Transient"}]}, "should be greater than or equal to 1"),
@@ -143,10 +143,16 @@ async def test_refused(client: HttpClient, api_namespace: str, kind: str, change
     ("kind", "defaults"),
     [
         (A, {"provisioning": {"mode": "Static"}}),
-        (P, {"priority": 0, "interface": "CLI", "scratch": "20Gi", "timeoutSeconds": 3600}),
-        (B, {"scratch": "20Gi", "timeoutSeconds": 3600}),
+        (
+            P,
+            {
+                "priority": 0, "interface": "CLI", "binds": "Weights", "weightsInArtifact": True, "scratch": "20Gi",
+                "timeoutSeconds": 3600,
+            },
+        ),
+        (B, {"interface": "CLI", "weightsInArtifact": True, "scratch": "20Gi", "timeoutSeconds": 3600}),
     ],
-)
+)  # fmt: skip
 async def test_defaults_are_few_and_written_out(
     client: HttpClient, api_namespace: str, kind: str, defaults: Object
 ) -> None:

@@ -22,7 +22,6 @@ from rm_api.base import (
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
 from rm_api.kinds.build_profile import (
-    BuildInput,
     BuildInterface,
     Check,
     ConfigTemplate,
@@ -57,6 +56,17 @@ class ModelInput(ApiModel):
     """Digest of the scales of its quantisation, where it has any."""
     architecture: Line
     """Architecture from its config.json."""
+
+
+class FetchedInput(ApiModel):
+    """Something else that the build reads."""
+
+    name: Annotated[str, Field(min_length=1, max_length=31, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    """Its name; ${INPUT_name} is the directory that it is in."""
+    source: Annotated[str, Field(min_length=1, max_length=2048)]
+    """Where it is fetched from."""
+    digest: Digest
+    """What it must be, as in the profile."""
 
 
 class BaseArtifact(ApiModel):
@@ -123,7 +133,7 @@ class BuildArtifactSpec(ApiModel):
     """The compiler's configuration file, for the interface ConfigFile."""
     flags: Annotated[list[Flag], Field(max_length=64, json_schema_extra=list_map("name"))] = []
     """Options for the compiler, for the interfaces Python and SharedLibrary."""
-    inputs: Annotated[list[BuildInput], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    inputs: Annotated[list[FetchedInput], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """What else the build reads."""
     base: BaseArtifact | None = None
     """The artifact that the build starts from."""

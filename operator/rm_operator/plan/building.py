@@ -5,7 +5,7 @@ from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec
-from rm_api.kinds.build_artifact import BaseArtifact, ModelInput, Toolchain
+from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, Toolchain
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
@@ -225,7 +225,7 @@ def _made(
         interface=profile.interface,
         config_template=profile.config_template,
         flags=profile.flags,
-        inputs=profile.inputs,
+        inputs=[FetchedInput(name=each.name, source=each.source, digest=each.digest) for each in profile.inputs],
         base=base,
         check=profile.check,
         toolchain=toolchain,

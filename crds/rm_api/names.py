@@ -73,6 +73,10 @@ OCI_ANNOTATION_DRIVERS: Final = OCI_ANNOTATION_PREFIX + "artifact.drivers"
 OCI_ANNOTATION_VERSIONS: Final = OCI_ANNOTATION_PREFIX + "artifact.versions"
 OCI_ANNOTATION_TITLE: Final = "org.opencontainers.image.title"
 MAX_LAYER_BYTES: Final = 4 * 1024**3
+ARTIFACT_REPOSITORIES: Final = "artifacts"
+"""First component of the repositories of artifacts; that of the namespace comes after it."""
+REGISTRY_AUDIENCE: Final = "rm-abstract-registry"
+"""Audience of the ServiceAccount tokens that the token service of our own registry takes."""
 ARTIFACT_TAG: Final = "v1"
 STAGE_TAG: Final = "stage-{}"
 """Under which tag a build's Job leaves what the next one goes on with; the braces stand for its number, from 1."""
@@ -215,4 +219,4 @@ class ExitCode(IntEnum):
 
 def artifact_repository(namespace: str, name: str) -> str:
     """Repository of a BuildArtifact in the store; the namespace is the trust domain, so it is in the path."""
-    return f"artifacts/{namespace}/{name}"
+    return f"{ARTIFACT_REPOSITORIES}/{namespace}/{name}"

@@ -3,6 +3,7 @@
 import base64
 import netrc
 import os
+import ssl
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,23 @@ class _Seen:
             raise Changed(f"{host} gave {given or 'an unnamed range'} of {path} when asked for bytes from {start}")
 
 
+def _trusting(authority: str) -> ssl.SSLContext:
+    context = httpx2.create_ssl_context()
+    try:
+        context.load_verify_locations(cadata=authority)
+    except (ValueError, ssl.SSLError) as error:
+        raise BadInput(f"the certificate authority of the registry is no certificate in PEM: {error}") from None
+    return context
+
+
+def _asked(error: httpx2.HTTPError, url: str) -> str:
+    """The host that a request failed at: that of a redirect or of a token service, or the one of ``url``."""
+    try:
+        return netloc(error.request.url)
+    except RuntimeError:
+        return netloc(httpx2.URL(url))
+
+
 class Http:
     """An HTTP client. Methods raise SourceUnreachable, BadInput or NotFound, with the host's name in the message."""
 
@@ -122,11 +140,12 @@ class Http:
         plain_hosts: Iterable[str] | None = None,
         unreachable: Reason = Reason.SOURCE_UNREACHABLE,
         follow_redirects: bool = True,
+        authority: str | None = None,
     ) -> None:
         """Credentials and plain-text hosts come from the environment where they are not given.
 
         ``unreachable`` is the reason that a failure to reach a host is reported with. Without ``follow_redirects`` a
-        redirect is a refusal.
+        redirect is a refusal. ``authority`` are certificates (PEM) that are believed beside those of the system.
         """
         if plain_hosts is None:
             plain_hosts = os.environ.get(ENV_PLAIN_HTTP_HOSTS, "").split(",")
@@ -137,6 +156,7 @@ class Http:
             auth=auth(credentials or Credentials.from_environment()),
             follow_redirects=follow_redirects,
             timeout=_TIMEOUT,
+            verify=_trusting(authority) if authority else True,
             headers={"User-Agent": "rm-abstract"},
             event_hooks={"request": [self._refuse_plain_text]},
         )
@@ -173,7 +193,7 @@ class Http:
                     raise self.refusal(response)
                 yield response
         except httpx2.HTTPError as error:
-            host = netloc(httpx2.URL(url))
+            host = _asked(error, url)
             raise SourceUnreachable(
                 f"{host} does not answer: {str(error) or type(error).__name__}", reason=self._unreachable
             ) from error

@@ -77,6 +77,8 @@ RESOURCE_CLAIMS: Final = Resource("resource.k8s.io", "v1", "resourceclaims", "Re
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event", True)
 SERVER_VERSION: Final = Resource("", "", "version", "Version", False)
 """Not a kind: what the server says of itself."""
+TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", False)
+"""Not kept by the server: a question, and its answer."""
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 
 ALL: Final = (

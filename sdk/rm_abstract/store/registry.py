@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import httpx2
 from rm_api.conditions import Reason
-from rm_api.names import MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST
+from rm_api.names import ENV_REGISTRY_CA, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST
 
-from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, Http, NotFound, netloc
 from rm_abstract.store.reference import DIGEST, Reference
+from rm_abstract.store.token import StoreToken
 
 _DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -69,11 +72,13 @@ class Manifest:
 class _RegistryAuth(httpx2.Auth):
     """Answers a registry's challenge, Basic or Bearer, and remembers the answer per repository and kind of access.
 
-    A token server gets only the credential that is for its own host.
+    A token server gets only the credential that is for its own host, that of the artifact store the pod's own token.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, *, unreachable: Reason) -> None:
         self._credentials = credentials
+        self._store_token = StoreToken.from_environment()
+        self._unreachable = unreachable
         self._answers: dict[tuple[str, str, bool], str] = {}
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
@@ -82,12 +87,21 @@ class _RegistryAuth(httpx2.Auth):
         if key in self._answers:
             request.headers["Authorization"] = self._answers[key]
         response = yield request
-        if response.status_code != 401:
+        # Whoever a redirect led to has no say in what is shown to whom.
+        if response.status_code != 401 or response.request.url.origin != request.url.origin:
             return
         answer = yield from self._answer(request, response.headers.get("WWW-Authenticate", ""))
-        if answer is not None:
-            request.headers["Authorization"] = self._answers[key] = answer
-            yield request
+        if answer is None:
+            return
+        request.headers["Authorization"] = self._answers[key] = answer
+        response = yield request
+        if response.status_code == 401 and self._is_store(request.url):
+            raise BadInput(
+                f"{key[0]} refuses {request.url.path} (401): the store gives a pod what belongs to its own namespace"
+            )
+
+    def _is_store(self, url: httpx2.URL) -> bool:
+        return self._store_token is not None and self._store_token.is_for(url)
 
     def _answer(
         self, request: httpx2.Request, challenge: str
@@ -101,12 +115,18 @@ class _RegistryAuth(httpx2.Auth):
             return None
         query = {name: fields[name] for name in ("service", "scope") if fields.get(name)}
         token_request = httpx2.Request("GET", fields["realm"], params=query)
-        credential = self._credentials.of(token_request.url)
+        ours = self._store_token if self._store_token and self._store_token.is_for(request.url) else None
+        credential = ours.credential(token_request.url) if ours else self._credentials.of(token_request.url)
         if credential:
             token_request.headers["Authorization"] = credential.basic
         response = yield token_request
         response.read()
-        if response.status_code != 200:
+        host, status = netloc(response.request.url), response.status_code
+        if status in (408, 425, 429) or status >= 500:
+            raise SourceUnreachable(f"the token service {host} cannot answer now ({status})", reason=self._unreachable)
+        if ours and status in (401, 403):
+            raise BadInput(f"the token service {host} does not accept the token of the pod's account ({status})")
+        if status != 200:
             return None
         try:
             body = response.json()
@@ -120,7 +140,12 @@ class Registry:
     """Registries. Methods raise NotFound, BadInput (refused), SourceUnreachable and ArtifactMismatch (wrong bytes)."""
 
     def __init__(self, *, unreachable: Reason = Reason.SOURCE_UNREACHABLE) -> None:
-        self._http = Http(_RegistryAuth, unreachable=unreachable)
+        authority = os.environ.get(ENV_REGISTRY_CA, "")
+        self._http = Http(
+            partial(_RegistryAuth, unreachable=unreachable),
+            unreachable=unreachable,
+            authority=authority or None,
+        )
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,0 +1,102 @@
+"""``python -m rm_operator.registry_auth``: the token service as a process."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+from aiohttp import web
+from rm_api import names
+
+from rm_operator.kube.auth import ConfigError, Connection, load
+from rm_operator.kube.http import HttpClient
+from rm_operator.registry_auth.access import namespace_of
+from rm_operator.registry_auth.service import Service, TokenReviews
+from rm_operator.registry_auth.signing import Signer, UnusableKey
+
+USAGE_ERROR = 2
+LOOPBACK = "127.0.0.1"
+REVIEW_SECONDS = 5.0
+"""One try to ask the API server."""
+ANSWER_SECONDS = 8.0
+"""All tries; a client has more patience than that, and is told to come again."""
+STOP_SECONDS = 5.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        if namespace_of(arguments.operator) is None:
+            raise ConfigError(f"--operator {arguments.operator!r} is not system:serviceaccount:NAMESPACE:NAME")
+        signer = Signer.load(arguments.signing_key, arguments.signing_certificate, audience=arguments.service)
+        tls = _tls(arguments.tls_certificate, arguments.tls_key)
+        connection = load(arguments.kubeconfig)
+    except (ConfigError, UnusableKey) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    asyncio.run(_serve(arguments, connection, signer, tls))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rm_operator.registry_auth", description="The token service of the artifact registry."
+    )
+    parser.add_argument("--service", required=True, help="the registry, as its configuration calls it")
+    parser.add_argument("--operator", required=True, help="user name of the operator's ServiceAccount")
+    parser.add_argument("--audience", default=names.REGISTRY_AUDIENCE, help="of ServiceAccount tokens that it takes")
+    parser.add_argument("--signing-key", type=Path, required=True, help="PEM file of a key on the curve P-256")
+    parser.add_argument("--signing-certificate", type=Path, required=True, help="PEM file that the registry has too")
+    parser.add_argument("--tls-certificate", type=Path, help=f"PEM file; without it, it listens on {LOOPBACK} only")
+    parser.add_argument("--tls-key", type=Path, help="PEM file")
+    parser.add_argument("--port", type=int, default=5001, help="default: 5001")
+    parser.add_argument("--kubeconfig", help="path of a kubeconfig (default: as for the operator)")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    return parser
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("--tls-certificate and --tls-key go together")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{certificate} and {key} are no certificate and its key: {error}") from None
+    return context
+
+
+async def _serve(
+    arguments: argparse.Namespace, connection: Connection, signer: Signer, tls: ssl.SSLContext | None
+) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with HttpClient(
+        connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=32
+    ) as client:
+        reviews = TokenReviews(client, audience=arguments.audience)
+        service = Service(reviews, signer, registry=arguments.service, operator=arguments.operator)
+        # No access log: a client's requests are in that of the registry, refusals are told by themselves.
+        runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=STOP_SECONDS)
+        await runner.setup()
+        try:
+            # Passwords in plain text go no further than this machine.
+            await web.TCPSite(runner, None if tls else LOOPBACK, arguments.port, ssl_context=tls).start()
+            logging.getLogger(__name__).info("listening on port %d", arguments.port)
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

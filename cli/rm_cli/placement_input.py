@@ -15,7 +15,7 @@ from rm_api.kinds.model_deployment import PolicyType
 from rm_api.names import API_VERSION
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rm_operator.plan.placement.observed import observe
-from rm_operator.plan.profile import problems
+from rm_operator.plan.profile import view_of
 
 Model = TypeVar("Model", bound=ApiModel)
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -105,9 +105,8 @@ def _take_accelerator(taken: Input, obj: Mapping[str, Any], name: str, where: st
 def _take_profile(taken: Input, obj: Mapping[str, Any], name: str, where: str, _: str) -> None:
     if name in taken.profiles:
         raise BadInput(f"{where}: there is another BuildProfile of this name")
-    spec = _spec(BuildProfileSpec, obj["spec"], where, taken)
-    found = problems(spec)
-    taken.profiles[name] = ProfileView(name, spec, usable=not found, reason="; ".join(found))
+    _spec(BuildProfileSpec, obj["spec"], where, taken)
+    taken.profiles[name] = view_of(obj)
 
 
 _TAKERS: Mapping[str, Callable[[Input, Mapping[str, Any], str, str, str], None]] = {

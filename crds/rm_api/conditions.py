@@ -27,6 +27,7 @@ class Reason(StrEnum):
 
     # progress
     RESOLVING = "Resolving"
+    PROBING = "Probing"
     BUILDING = "Building"
     STARTING = "Starting"
     WAITING_FOR_MODEL = "WaitingForModel"

@@ -30,6 +30,7 @@ LABEL_PROFILE: Final = f"{GROUP}/profile"
 LABEL_ROLE: Final = f"{GROUP}/role"
 ROLE_RESOLVE: Final = "resolve"
 ROLE_BUILD: Final = "build"
+ROLE_PROBE: Final = "probe"
 ROLE_SERVE: Final = "serve"
 ROLE_DEVICE_PLUGIN: Final = "device-plugin"
 ROLE_DEVICE_OBSERVER: Final = "device-observer"
@@ -49,6 +50,8 @@ DEVICE_CLASS_RESOURCE_PREFIX: Final = "deviceclass.resource.kubernetes.io/"
 
 # Annotations.
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
+ANNOTATION_PROBE_AGAIN: Final = f"{GROUP}/probe-again"
+"""On a BuildProfile: any text that is new has its toolchain probed again."""
 
 FINALIZER_ARTIFACT: Final = f"{GROUP}/artifact"
 FINALIZER_IN_USE: Final = f"{GROUP}/in-use"

@@ -108,7 +108,7 @@ def _profile(**changes: Any) -> Callable[[], Object]:
     def make() -> Object:
         obj = custom_object(BUILD_PROFILE.kind, changed(BUILD_PROFILE.kind, **changes), "")
         found = {**obj, "metadata": {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}}
-        return {**obj, "status": profile.plan(ProfileSnapshot(found, 7), NOW).status}
+        return {**obj, "status": profile.plan(ProfileSnapshot(found, 7, SETTINGS), NOW).status}
 
     return make
 

@@ -13,6 +13,7 @@ import yaml
 from custom_objects import SMALLEST, apply, custom_object
 from plugin_pods import Fleet, Reporters
 from real_api import ApiServer, eventually
+from rm_api.names import LABEL_ROLE, ROLE_PROBE, ROLE_RESOLVE
 from rm_local_cluster import existing
 from rm_operator import controllers
 from rm_operator.app import Operator
@@ -22,6 +23,7 @@ from rm_operator.kube.errors import NotFound
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
+    BUILD_PROFILES,
     DAEMONSETS,
     EVENTS,
     JOBS,
@@ -70,12 +72,14 @@ async def test_the_charts_roles_are_enough(
     model = await apply(client, custom_object("ModelDeployment", SMALLEST["ModelDeployment"], api_namespace))
     plugin = {**SMALLEST["AcceleratorResource"], "devicePlugin": {"image": "acme/plugin:1", "config": "a: 1"}}
     accelerator = await apply(client, custom_object("AcceleratorResource", plugin, api_namespace))
+    probed = {**SMALLEST["BuildProfile"], "versionProbe": {"image": "acme/cc:1", "command": ["cc", "--version"]}}
+    recipe = await apply(client, custom_object("BuildProfile", probed, api_namespace))
     stop = asyncio.Event()
     task = asyncio.create_task(operator.run(stop))
     try:
 
         async def settled() -> bool:
-            jobs = (await client.list(JOBS, api_namespace)).items
+            jobs = {each["metadata"]["labels"][LABEL_ROLE] for each in (await client.list(JOBS, api_namespace)).items}
             services = (await client.list(SERVICES, api_namespace)).items
             states = [
                 await client.get(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"]),
@@ -87,7 +91,9 @@ async def test_the_charts_roles_are_enough(
             except NotFound:
                 return False
             events = (await client.list(EVENTS, api_namespace)).items
-            return bool(jobs and services and events) and all(state["status"].get("conditions") for state in states)
+            return bool(jobs == {ROLE_RESOLVE, ROLE_PROBE} and services and events) and all(
+                state["status"].get("conditions") for state in states
+            )
 
         await eventually(settled, "children, states, events and the Lease are there", 30)
         # What it writes on nodes.
@@ -103,6 +109,7 @@ async def test_the_charts_roles_are_enough(
         stop.set()
         await asyncio.wait_for(task, 30)
         await client.delete(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"])
+        await client.delete(BUILD_PROFILES, None, recipe["metadata"]["name"])
         await reporters.close()
         await fleet.close()
     assert died == [], json.dumps(died)

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from rm_api.base import (
     CONDITIONS,
@@ -374,6 +374,19 @@ class PinnedImage(ApiModel):
     """What a container runtime pulled under that name, by content."""
 
 
+class Probed(ApiModel):
+    """What the versions and digests in a status are an answer to."""
+
+    recipe: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", max_length=16)]
+    """Hash of versionProbe and of the names of the images; where they have changed, the answer is of another recipe."""
+    generation: Annotated[int, Field(ge=0)] = 0
+    """The generation of the spec for which it was last probed."""
+    again: Annotated[str, Field(max_length=16)] = ""
+    """Hash of the value that the annotation rm-abstract.io/probe-again had then; empty where there was none."""
+    time: Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+    """When it was probed."""
+
+
 class BuildProfileStatus(ApiModel):
     """Whether the profile can be used."""
 
@@ -386,7 +399,9 @@ class BuildProfileStatus(ApiModel):
     versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
     """Version of the toolchain, as probed."""
     images: Annotated[list[PinnedImage], Field(max_length=24, json_schema_extra=list_map("image"))] | None = None
-    """What the names of its images stood for when the version was probed."""
+    """What the names of its images stood for when the version was probed; where no digest is known, one is left out."""
+    probed: Probed | None = None
+    """What versions and images were found out for, and when."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
     """Ready, with a reason and what to do."""
 

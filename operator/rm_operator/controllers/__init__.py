@@ -42,7 +42,7 @@ def build(context: Context) -> list[Controller]:
     return [
         AcceleratorResourceController(context, settings, reports),
         NodeController(context, reports),
-        BuildProfileController(context),
+        BuildProfileController(context, settings),
         BuildArtifactController(context, settings, store),
         ModelDeploymentController(context, settings, reports),
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
+from rm_api.kinds import AcceleratorResourceSpec
 
 from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
 from rm_operator.controllers.claims import ClaimsOfOthers
@@ -26,7 +26,7 @@ from rm_operator.plan.model import labels_of, name_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
 from rm_operator.plan.placement.observed import Observed, observe
-from rm_operator.plan.profile import problems
+from rm_operator.plan.profile import view_of
 
 _FLEET: Place = ("fleet",)
 """Touched when what there is, or what is spoken for, changes."""
@@ -202,7 +202,7 @@ class Fleet:
         assert obj is not None
         self._profiles.pop(name_of(obj), None)
         if new is not None:
-            self._profiles[name_of(new)] = _profile_view(new)
+            self._profiles[name_of(new)] = view_of(new)
         self._all_profiles = tuple(self._profiles.values())
         self._touch()
 
@@ -265,9 +265,3 @@ def _kind(obj: Object, before: _Kind | None, also: str | None) -> _Kind:
     resource = requested_resource(spec) if seen.healthy is not None else None
     supply = Supply(name_of(obj), resource, spec.node_selector, seen.most, seen.total, also)
     return _Kind(obj["spec"], spec, supply, seen)
-
-
-def _profile_view(obj: Object) -> ProfileView:
-    spec = BuildProfileSpec.model_validate(obj["spec"])
-    found = problems(spec)
-    return ProfileView(name_of(obj), spec, usable=not found, reason="; ".join(found))

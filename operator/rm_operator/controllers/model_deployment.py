@@ -41,6 +41,7 @@ from rm_operator.plan.artifact import is_refused
 from rm_operator.plan.attempt import Attempt, observe
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
+from rm_operator.plan.profile import said_of_toolchain
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -74,7 +75,7 @@ class ModelDeploymentController(PlanningController):
             Watch(BUILD_ARTIFACTS, concerned.by_artifact),
             # Devices that come and go wake those who wait for them.
             Watch(ACCELERATOR_RESOURCES, partial(concerned.by_choice, "accelerator")),
-            Watch(BUILD_PROFILES, partial(concerned.by_choice, "profile")),
+            Watch(BUILD_PROFILES, concerned.by_profile),
         )
 
     def time_passed(self, now: datetime) -> None:
@@ -236,13 +237,23 @@ class _Concerned:
             return
         yield from self._keys("artifact", scoped(namespace_of(obj), name_of(obj)))
 
+    def by_profile(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        """As any choice; and everybody, where something else is known of its toolchain."""
+        if old is not None and new is not None and said_of_toolchain(old) != said_of_toolchain(new):
+            yield from self._everybody()
+        else:
+            yield from self.by_choice("profile", old, new)
+
     def by_choice(self, index: str, old: Object | None, new: Object | None) -> Iterable[Key]:
         """An accelerator or profile came, went or has other figures: that concerns everybody. ``index`` tells users."""
         if old is None or new is None or old["spec"] != new["spec"] or is_deleting(old) != is_deleting(new):
-            everybody = self._deployments.keys()
-            yield from (Key(self._kind, *key) for key in everybody)
+            yield from self._everybody()
         elif is_protected(old) and not is_protected(new):
             yield from self._keys(index, name_of(new))
+
+    def _everybody(self) -> Iterable[Key]:
+        for key in self._deployments.keys():  # noqa: SIM118 - a store is no mapping
+            yield Key(self._kind, *key)
 
     def _keys(self, index: str, value: str) -> Iterable[Key]:
         for key in self._deployments.keys_by_index(index, value):

@@ -28,6 +28,11 @@ def build(state: State) -> bool:
         chain = _chain(state.placement.profile, state.snapshot)
         base: BaseArtifact | None = None
         for view in chain:
+            if view.awaited:
+                # Which artifact it is depends on what the probe finds.
+                message = f"BuildProfile {view.name}: {view.reason}"
+                state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.PROBING, message)
+                return False
             wanted = _wanted(view, _class(view, state), state, base)
             if not _has(state, wanted):
                 return False
@@ -56,6 +61,10 @@ def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
         if view is None:
             state.delete.append(deletion_of(artifact))
             continue
+        if not view.usable:
+            # Whether it is another recipe now is not known yet.
+            found[view.name] = artifact_plan.why_not_ready(artifact)
+            continue
         again = artifact_spec(
             view.name, view.spec, state.facts, spec.dtype, spec.shape.max_sequence_length, spec.shape.max_batch_size,
             None, state.snapshot.settings.host_isa, spec.base, view.toolchain,
@@ -82,7 +91,7 @@ def _chain(profile: str, snapshot: DeploymentSnapshot) -> list[ProfileView]:
         view = next((view for view in snapshot.profiles if view.name == name), None)
         if view is None:
             raise _Unbuildable(f"BuildProfile {name}, which {chain[-1].name} starts from, does not exist; create it")
-        if not view.usable:
+        if not view.usable and not view.awaited:
             raise _Unbuildable(f"BuildProfile {name} is not usable: {view.reason}")
         chain.append(view)
         name = view.spec.from_profile

@@ -126,6 +126,7 @@ _BLAMES = frozenset(
     if reason
     not in {
         Reason.RESOLVING,
+        Reason.PROBING,
         Reason.BUILDING,
         Reason.STARTING,
         Reason.WAITING_FOR_MODEL,

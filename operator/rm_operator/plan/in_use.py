@@ -58,7 +58,7 @@ def open_profiles(snapshot: DeploymentSnapshot, current: str | None) -> tuple[Pr
         # A tuple is the same one then, by which placement knows that nothing has changed.
         return tuple(snapshot.profiles)
     return tuple(
-        replace(view, usable=False, reason=_LEAVING)
+        replace(view, usable=False, awaited=False, reason=_LEAVING)
         if view.name != current and (_PROFILE, view.name) in snapshot.leaving
         else view
         for view in snapshot.profiles

@@ -154,7 +154,7 @@ def _plan_accelerator(obj: Object, users: Users) -> Plan:
 
 
 def _plan_profile(obj: Object, users: Users) -> Plan:
-    return profile.plan(profile.ProfileSnapshot(obj, 3, users), NOW)
+    return profile.plan(profile.ProfileSnapshot(obj, 3, SETTINGS, users), NOW)
 
 
 BOTH = pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from chain import SETTINGS
 from rm_api.kinds import BuildProfileSpec
 from rm_api.names import BUILD_VARIABLES
 from rm_operator.plan.model import Plan
@@ -73,7 +74,7 @@ def test_the_probe_is_held_to_the_same_variables() -> None:
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     spec = _spec(name="push", command=["${A}"])
     spec["steps"].append({**STEP, "name": "second", "outputs": ["../x"]})
-    made = plan(ProfileSnapshot(_profile(spec), 0), NOW)
+    made = plan(ProfileSnapshot(_profile(spec), 0, SETTINGS), NOW)
     assert made.status is not None
     conditions = {entry["type"]: entry for entry in made.status["conditions"]}
     assert conditions.keys() == {"Ready", "Stalled"}
@@ -87,16 +88,16 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_a_mended_profile_is_ready_and_says_nothing_twice() -> None:
-    bad = plan(ProfileSnapshot(_profile(_spec(name="push")), 0), NOW).status
+    bad = plan(ProfileSnapshot(_profile(_spec(name="push")), 0, SETTINGS), NOW).status
     assert bad is not None
     mended = _profile(_spec(), **copy.deepcopy(bad))
-    made = plan(ProfileSnapshot(mended, 7), NOW)
+    made = plan(ProfileSnapshot(mended, 7, SETTINGS), NOW)
     assert made.status is not None
     assert [(entry["type"], entry["status"], entry["reason"]) for entry in made.status["conditions"]] == [
         ("Ready", "True", "Accepted")
     ]
     assert (made.status["artifacts"], made.status["observedGeneration"]) == (7, 3)
-    again = plan(ProfileSnapshot(_profile(_spec(), **made.status), 7), NOW)
+    again = plan(ProfileSnapshot(_profile(_spec(), **made.status), 7, SETTINGS), NOW)
     assert again.status == made.status
     assert again.events == ()
 
@@ -104,4 +105,4 @@ def test_a_mended_profile_is_ready_and_says_nothing_twice() -> None:
 def test_nothing_is_done_for_one_that_is_being_deleted() -> None:
     leaving = _profile(_spec())
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert plan(ProfileSnapshot(leaving, 0), NOW) == Plan()
+    assert plan(ProfileSnapshot(leaving, 0, SETTINGS), NOW) == Plan()

@@ -216,7 +216,16 @@ def a_profile(**step: Any) -> list[Object]:
     """Conditions of a BuildProfile."""
     spec = PROFILE.to_wire()
     spec["steps"] = [{**spec["steps"][0], **step}]
-    made = profile.plan(profile.ProfileSnapshot({"metadata": {"name": "p"}, "spec": spec}, 0), NOW)
+    made = profile.plan(profile.ProfileSnapshot({"metadata": {"name": "p"}, "spec": spec}, 0, SETTINGS), NOW)
+    assert made.status is not None
+    return list(made.status["conditions"])
+
+
+def probed() -> list[Object]:
+    """Conditions of a BuildProfile whose toolchain is not known yet."""
+    spec = {**PROFILE.to_wire(), "versionProbe": {"image": "acme/cc:1", "command": ["cc", "--version"]}}
+    obj = {"apiVersion": "v", "kind": "BuildProfile", "metadata": {"name": "p", "uid": "u"}, "spec": spec}
+    made = profile.plan(profile.ProfileSnapshot(obj, 0, SETTINGS), NOW)
     assert made.status is not None
     return list(made.status["conditions"])
 
@@ -231,6 +240,7 @@ def refused(error: Exception) -> list[Object]:
 SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     # progress
     Reason.RESOLVING: deployed,
+    Reason.PROBING: probed,
     Reason.WAITING_FOR_MODEL: deployed,
     Reason.WAITING_FOR_PLACEMENT: deployed,
     Reason.WAITING_FOR_ARTIFACT: deployed,

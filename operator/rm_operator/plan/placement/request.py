@@ -48,6 +48,9 @@ class ProfileView:
     usable: bool = True
     reason: str = ""
     """Why it is not usable, for a person."""
+    awaited: bool = False
+    """True if it is not usable only because its toolchain is still being probed: it is chosen as if it were, and what
+    is to be built with it waits. Otherwise deployments would move away for as long as a probe takes, and back."""
     toolchain: Toolchain | None = None
     """Versions and images, where the profile has them probed."""
 

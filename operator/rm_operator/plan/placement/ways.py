@@ -186,7 +186,7 @@ def _no_batch(question: Question, accelerator: AcceleratorView, ended: Sequence[
 
 
 def _usable(_: Question, __: AcceleratorView, attempt: _Try) -> _Try | None:
-    return attempt if attempt.profile.usable else None
+    return attempt if attempt.profile.usable or attempt.profile.awaited else None
 
 
 def _none_usable(_: Question, __: AcceleratorView, ended: Sequence[_Try]) -> str:

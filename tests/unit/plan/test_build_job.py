@@ -40,7 +40,7 @@ BASE = BaseArtifact(name="a-base", key="2" * 64, location="store:5000/artifacts/
 def spec_of(base: BaseArtifact | None = None, toolchain: Toolchain | None = None, **profile: Any) -> BuildArtifactSpec:
     facts = ModelFacts.model_validate({**FACTS, "source": "hf://acme/model"})
     recipe = BuildProfileSpec.model_validate({**PROFILE, **profile})
-    return artifact_spec("acme", recipe, facts, DType.FP16, 2048, 4, None, "x86_64", base, toolchain)
+    return artifact_spec("acme", recipe, facts, DType.FP16, 2048, 4, None, "x86_64", base, toolchain, (), ())
 
 
 def pod_of(spec: BuildArtifactSpec, run: Run = FIRST) -> Object:

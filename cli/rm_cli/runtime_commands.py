@@ -1,12 +1,13 @@
-"""Commands that the images of a workload run (``resolve``, ``fetch``, ``push``, ``serve``), and ``models push``."""
+"""Commands that a workload's images run (``resolve``, ``fetch``, ``config``, ``push``, ``serve``), and ``models``."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
 
 import click
 from rm_api.conditions import Reason
-from rm_api.names import SERVE_PORT
+from rm_api.names import ENV_CONFIG_TEMPLATE, SERVE_PORT
 from rm_api.report import Report
 
 _DIRECTORY: Final = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -37,7 +38,7 @@ def resolve(source: str, revision: str | None) -> None:
 
 @click.group()
 def fetch() -> None:
-    """Fetch a model or an artifact, complete or not at all."""
+    """Fetch a model, an artifact or another input of a build, complete or not at all."""
 
 
 @fetch.command("model")
@@ -45,14 +46,36 @@ def fetch() -> None:
 @click.option("--revision", required=True, help="The revision that resolve reported.")
 @click.option("--weights-digest", required=True, help="The digest of the weights that resolve reported.")
 @click.option("--dest", "destination", type=_DESTINATION, required=True, help="An empty directory.")
-def fetch_model_command(source: str, revision: str, weights_digest: str, destination: Path) -> None:
+@click.option("--no-weights", is_flag=True, help="All files but the weights, whose digest is not checked then.")
+def fetch_model_command(
+    source: str, revision: str, weights_digest: str, destination: Path, *, no_weights: bool
+) -> None:
     """Fetch a model at a revision, and check its weights."""
     from rm_abstract.reporting import run_reported
     from rm_abstract.sources import fetch_model
 
     def action() -> Report:
-        size = fetch_model(source, revision, weights_digest, destination)
-        return Report(reason=Reason.READY, digest=weights_digest, sizeBytes=size)
+        checked = None if no_weights else weights_digest
+        size = fetch_model(source, revision, checked, destination)
+        return Report(reason=Reason.READY, digest=checked or "", sizeBytes=size)
+
+    sys.exit(run_reported(action))
+
+
+@fetch.command("input")
+@click.option("--source", required=True, help="A file of https://, or all files of hf://, oci:// or s3://.")
+@click.option("--digest", required=True, help="SHA-256 of the file; of several, of the JSON [[name,digest],…], sorted.")
+@click.option(
+    "--dest", "destination", type=_DESTINATION, required=True, help="A directory that is not there, or empty."
+)
+def fetch_input_command(source: str, digest: str, destination: Path) -> None:
+    """Fetch what else a build reads, and check its content."""
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.sources.inputs import fetch_input
+
+    def action() -> Report:
+        size = fetch_input(source, digest, destination)
+        return Report(reason=Reason.READY, digest=digest, sizeBytes=size)
 
     sys.exit(run_reported(action))
 
@@ -76,6 +99,33 @@ def fetch_artifact_command(reference: str, key: str, destination: Path) -> None:
             sizeBytes=size,
             versions=dict(artifact.versions),
         )
+
+    sys.exit(run_reported(action))
+
+
+@click.command()
+@click.option("--format", "format_", required=True, help="What the file is written in: JSON, YAML, TOML or INI.")
+@click.option("--dest", "destination", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file.")
+def config(format_: str, destination: Path) -> None:
+    """Make a compiler's configuration file of the template in $RMA_CONFIG_TEMPLATE and the variables beside it."""
+    from rm_abstract.core.errors import BadInput
+    from rm_abstract.reporting import run_reported
+    from rm_api import config_template
+
+    def action() -> Report:
+        environment = dict(os.environ)
+        template = environment.pop(ENV_CONFIG_TEMPLATE, None)
+        if template is None:
+            raise BadInput(f"{ENV_CONFIG_TEMPLATE} is not set; it is the template", reason=Reason.INVALID_SPEC)
+        try:
+            content = config_template.render(format_, template, environment).encode()
+        except config_template.TemplateInvalid as error:
+            raise BadInput(f"the template of {destination.name}: {error}", reason=Reason.INVALID_SPEC) from error
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        part = destination.with_name(f".{destination.name}.part")
+        part.write_bytes(content)
+        part.replace(destination)
+        return Report(reason=Reason.READY, sizeBytes=len(content))
 
     sys.exit(run_reported(action))
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from breaking_proxy import BreakingProxy, breaking_proxy
 from registry_server import running_registry
-from rm_abstract.core.errors import SourceUnreachable
+from rm_abstract.core.errors import ArtifactMismatch, SourceUnreachable
 from rm_abstract.s3 import S3
 from rm_abstract.sources import fetch_model, resolve_model
+from rm_abstract.sources.inputs import fetch_input, files_digest
 from rm_abstract.store import push_model
 from s3_server import RunningS3, running_s3
 
@@ -98,3 +99,21 @@ def test_what_always_breaks_off_ends_with_a_reason_and_leaves_nothing(
         fetch_model(uri, facts["revision"], facts["weightsDigest"], tmp_path / "dest")
     assert proxy.broken
     assert not files(tmp_path / "dest")
+
+
+def test_an_input_is_fetched_over_connections_that_break(
+    place: tuple[BreakingProxy, str], model: Path, tmp_path: Path
+) -> None:
+    proxy, uri = place
+    contents = files(model)
+    digest = files_digest({name: "sha256:" + hashlib.sha256(raw).hexdigest() for name, raw in contents.items()})
+    proxy.cut_after = 700_000
+    assert fetch_input(uri, digest, tmp_path / "inputs/data") == sum(map(len, contents.values()))
+    assert files(tmp_path / "inputs/data") == contents
+    assert proxy.broken == 4
+    with pytest.raises(ArtifactMismatch, match=f"has digest {digest}, not sha256:0"):
+        fetch_input(uri, "sha256:" + "0" * 64, tmp_path / "inputs/other")
+    proxy.cut_after = 0
+    with pytest.raises(SourceUnreachable, match=f"{proxy.host} does not answer"):
+        fetch_input(uri, digest, tmp_path / "inputs/third")
+    assert [path.name for path in (tmp_path / "inputs").iterdir()] == ["data"]

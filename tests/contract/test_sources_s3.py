@@ -12,6 +12,7 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachabl
 from rm_abstract.http import Changed, NotFound
 from rm_abstract.s3 import S3
 from rm_abstract.sources import fetch_model, open_source, resolve_model
+from rm_abstract.sources.inputs import fetch_input, files_digest
 from rm_api.kinds.model_deployment import ModelFacts
 from s3_server import RunningS3, running_s3
 
@@ -77,6 +78,43 @@ def test_a_model_in_a_bucket_is_resolved_and_fetched(s3: S3, bucket: str, tmp_pa
     assert resolve_model(uri.rstrip("/"), facts["revision"])["weightsDigest"] == facts["weightsDigest"]
     fetch_model(uri, facts["revision"], facts["weightsDigest"], tmp_path / "dest")
     assert {path.name: path.read_bytes() for path in (tmp_path / "dest").iterdir() if path.is_file()} == files
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_all_of_a_model_but_its_weights(s3: S3, bucket: str, tmp_path: Path) -> None:
+    small = {name: raw for name, raw in upload(s3, bucket, "m/").items() if not name.endswith(".safetensors")}
+    revision = resolve_model(f"s3://{bucket}/m")["revision"]
+    assert fetch_model(f"s3://{bucket}/m", revision, None, tmp_path / "dest") == sum(map(len, small.values()))
+    assert files(tmp_path / "dest") == small
+
+
+def test_all_objects_below_a_prefix_are_an_input(s3: S3, bucket: str, tmp_path: Path) -> None:
+    contents = {"a.bin": b"1", "b/c/d.txt": b"2", "b/e f+ä.parquet": b"3"}
+    for name, content in contents.items():
+        put(s3, bucket, f"data/{name}", content)
+    put(s3, bucket, "data/b/empty/", b"")
+    put(s3, bucket, "data-2/x", b"no part of it")
+    digest = files_digest({name: digest_of(content) for name, content in contents.items()})
+    assert fetch_input(f"s3://{bucket}/data/", digest, tmp_path / "dest") == 3
+    assert files(tmp_path / "dest") == contents
+    put(s3, bucket, "data/a.bin", b"4")
+    with pytest.raises(ArtifactMismatch, match=f"not {digest}"):
+        fetch_input(f"s3://{bucket}/data", digest, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_one_object_is_an_input(s3: S3, bucket: str, tmp_path: Path) -> None:
+    put(s3, bucket, "data/a.bin", b"1")
+    fetch_input(f"s3://{bucket}/data/a.bin", digest_of(b"1"), tmp_path / "dest")
+    assert files(tmp_path / "dest") == {"a.bin": b"1"}
+    with pytest.raises(BadInput, match=f"s3://{bucket}/none/ has no file"):
+        fetch_input(f"s3://{bucket}/none", digest_of(b"1"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_root_of_a_bucket_may_be_a_model(s3: S3, bucket: str) -> None:

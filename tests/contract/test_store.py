@@ -350,6 +350,8 @@ def test_a_model_in_tars_is_the_same_model(repository: str, model: Path, tmp_pat
     assert different == {"source", "revision"}
     fetch_model(f"oci://{repository}:tars", digest, as_tars["weightsDigest"], tmp_path / "dest")
     assert files_of(tmp_path / "dest") == files
+    fetch_model(f"oci://{repository}:tars", digest, None, tmp_path / "dest")
+    assert files_of(tmp_path / "dest") == {name: files[name] for name in ("config.json", "tokenizer.json")}
 
 
 @pytest.mark.parametrize("title", ["../evil", "/etc/evil", "a/../../evil", "."])

@@ -1,8 +1,9 @@
 """Where models come from (a hub, registries, web servers, buckets, volumes), what they are, and fetching them."""
 
 import errno
+import posixpath
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +11,12 @@ from typing import Any, Final
 from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient
-from rm_abstract.sources.base import ModelSource
+from rm_abstract.sources.base import ModelSource, is_weights
 from rm_abstract.sources.facts import model_facts, weight_files, weights_digest
 from rm_abstract.store.destination import Destination
+from rm_abstract.store.layers import safe_name
 
-__all__ = ["ModelSource", "fetch_model", "open_source", "resolve_model"]
+__all__ = ["ModelSource", "fetch_model", "open_source", "resolve_model", "room"]
 
 _MAX_SOURCE: Final = 1024
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,22 +59,39 @@ _SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {
 
 
 @contextmanager
-def open_source(uri: str, revision: str | None = None) -> Iterator[ModelSource]:
-    """The model at ``uri``, at ``revision`` or as it is now. Raises BadInput, NotFound or SourceUnreachable."""
+def open_source(uri: str, revision: str | None = None, *, everything: bool = False) -> Iterator[ModelSource]:
+    """The model at ``uri``, at ``revision`` or as it is now; with ``everything``, whatever files are there.
+
+    Raises BadInput, NotFound or SourceUnreachable.
+    """
     scheme, separator, location = uri.partition("://")
     if not separator or scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise BadInput(f"{uri!r} has no scheme that is known here; known are {known}", reason=Reason.UNKNOWN_SOURCE)
-    if len(uri.encode()) > _MAX_SOURCE:
-        raise BadInput(f"the source is longer than {_MAX_SOURCE} bytes, and would not fit the report")
     if "@" in location.partition("/")[0]:
         raise BadInput("the source holds a user name; put credentials into a netrc, never into a URI")
     source = _SCHEMES[scheme](location)
+    source.everything = everything
     try:
         source.open(revision)
+        _check_names(uri, source.files)
         yield source
     finally:
         source.close()
+
+
+def _check_names(uri: str, names: Collection[str]) -> None:
+    """Raise BadInput where the names cannot all be files under one directory."""
+    for name in names:
+        try:
+            fits = safe_name(name) == name
+        except ArtifactMismatch:
+            fits = False
+        above = posixpath.dirname(name)
+        while fits and above:
+            fits, above = above not in names, posixpath.dirname(above)
+        if not fits:
+            raise BadInput(f"{uri} has {name!r}, which cannot be a file beside the others; rename it there")
 
 
 def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True) -> dict[str, Any]:
@@ -80,6 +99,8 @@ def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True
 
     Without ``digests`` those are left out, and the weights are not read for them.
     """
+    if len(uri.encode()) > _MAX_SOURCE:
+        raise BadInput(f"the source is longer than {_MAX_SOURCE} bytes, and would not fit the report")
     try:
         with open_source(uri, revision) as source:
             return {"source": uri, "revision": source.revision, **model_facts(source, digests=digests)}
@@ -87,31 +108,38 @@ def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True
         raise BadInput(str(error)) from error
 
 
-def fetch_model(uri: str, revision: str, expected_weights: str, destination: Path) -> int:
+def fetch_model(uri: str, revision: str, expected_weights: str | None, destination: Path) -> int:
     """Fetch the model into ``destination``, complete or not at all, and return its bytes.
 
-    Raises ArtifactMismatch where it is no longer at ``revision``, or its weights do not have the digest expected;
-    Transient where the volume has no room for it, before anything is fetched if that can be told.
+    Without ``expected_weights`` all files but the weights. Raises ArtifactMismatch where it is no longer at
+    ``revision``, or its weights do not have the digest expected; Transient where the volume has no room for it, before
+    anything is fetched if that can be told.
     """
     with open_source(uri, revision) as source, Destination(destination) as place:
         if source.revision != revision:
             raise ArtifactMismatch(f"{uri} has changed: it was {revision}, and is {source.revision} now")
-        with _room(place.path, sum(file.size for file in source.files.values())):
-            digests = source.fetch(place.path)
-        found = weights_digest({name: digests[name] for name in weight_files(source)})
-        if found != expected_weights:
-            raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
+        names = [name for name in source.files if expected_weights is not None or not is_weights(name)]
+        with room(place.path, sum(source.files[name].size for name in names), "model"):
+            digests = source.fetch(place.path, names)
+        if expected_weights is not None:
+            found = weights_digest({name: digests[name] for name in weight_files(source)})
+            if found != expected_weights:
+                raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
         size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
         place.publish(last="config.json")
         return size
 
 
 @contextmanager
-def _room(path: Path, needed: int) -> Iterator[None]:
-    """Say that the volume of ``path`` is too small for ``needed`` bytes, before or when it turns out to be."""
-    full = f"the volume of {path} has no room for the model of {needed} bytes; give it more space"
+def room(path: Path, needed: int | None, what: str) -> Iterator[None]:
+    """Say that the volume of ``path`` is too small for ``what`` of ``needed`` bytes, before or when it turns out to be.
+
+    Raises Transient. Where the size is not known, it is None.
+    """
+    size = "" if needed is None else f" of {needed} bytes"
+    full = f"the volume of {path} has no room for the {what}{size}; give it more space"
     free = shutil.disk_usage(path).free
-    if needed > free:
+    if needed is not None and needed > free:
         raise Transient(f"{full} ({free} bytes are free)")
     try:
         yield

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -12,6 +12,8 @@ from rm_abstract.store.layers import file_chunks
 
 MODEL_FILES: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors")
 """Endings of what a model needs. Weights in other formats, pictures and the author's code stay where they are."""
+_WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth")
+"""Endings of weights, in formats that a registry may hold, too."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class SourceFile:
 class ModelSource(ABC):
     """A model in Hugging Face layout at one revision. Methods raise BadInput, SourceUnreachable, ArtifactMismatch."""
 
+    everything: bool = False
+    """All that is there is meant, in directories too, and not only what a model needs. Set before ``open``."""
     revision: str
     """What it is pinned to: a digest, or a commit."""
     files: Mapping[str, SourceFile]
@@ -34,6 +38,10 @@ class ModelSource(ABC):
     @abstractmethod
     def open(self, revision: str | None) -> None:
         """Find out what is at ``revision``, or there now. Called once, before anything else."""
+
+    def means(self, name: str) -> bool:
+        """True if a file that is there is one to fetch."""
+        return self.everything or ("/" not in name and name.endswith(MODEL_FILES))
 
     @abstractmethod
     def read(self, name: str, start: int, length: int) -> bytes:
@@ -52,10 +60,10 @@ class ModelSource(ABC):
         self.check(name, size, digest)
         return digest
 
-    def fetch(self, directory: Path) -> dict[str, str]:
-        """Write every file under ``directory``, and return the digests of what was written."""
+    def fetch(self, directory: Path, names: Collection[str] | None = None) -> dict[str, str]:
+        """Write the files ``names``, or every one, under ``directory``, and return the digests of what was written."""
         digests = {}
-        for name in self.files:
+        for name in self.files if names is None else names:
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as out:
@@ -80,6 +88,11 @@ class ModelSource(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connections."""
+
+
+def is_weights(name: str) -> bool:
+    """True if a file holds weights, by its name."""
+    return name.endswith(_WEIGHTS)
 
 
 def hash_chunks(chunks: Iterable[bytes], out: BinaryIO | None = None) -> tuple[str, int]:

@@ -1,9 +1,10 @@
 """Models on the Hugging Face hub, or on a server that speaks its API (``HF_ENDPOINT``)."""
 
+import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,20 @@ from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, HostAuth, Http, NotFound, netloc
-from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile, hash_file
+from rm_abstract.sources.base import ModelSource, SourceFile, hash_file
 
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)?")
+_REPOSITORY: Final = re.compile(r"(datasets/(?=[^/]+/))?([A-Za-z0-9][\w.-]*(?:/[\w][\w.-]*)?)")
 
 
 class HfSource(ModelSource):
-    """A model ``ORGANISATION/NAME``; the revision is the commit. The token is the password in the netrc."""
+    """A model ``ORGANISATION/NAME``, or the data set ``datasets/ORGANISATION/NAME``; the revision is the commit.
+
+    The token is the password in the netrc.
+    """
 
     def __init__(self, location: str) -> None:
-        if not _REPOSITORY.fullmatch(location):
+        place = _REPOSITORY.fullmatch(location)
+        if place is None:
             raise BadInput(f"hf://{location} is no repository; one looks like hf://organisation/model")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,7 +41,8 @@ class HfSource(ModelSource):
                 reason=Reason.RESOLVE_FAILED,
             ) from error
         self._hub, self._errors = huggingface_hub, errors
-        self._repository = location
+        self._location = location
+        self._place = {"repo_id": place[2], "repo_type": "dataset" if place[1] else "model"}
         self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         credentials = Credentials.from_environment()
         credential = credentials.of(httpx2.URL(self._endpoint))
@@ -46,14 +52,14 @@ class HfSource(ModelSource):
     def open(self, revision: str | None) -> None:
         """See the base class."""
         with self._translated():
-            info = self._hub.HfApi(endpoint=self._endpoint, token=self._token).model_info(
-                self._repository, revision=revision, files_metadata=True, timeout=60
+            info = self._hub.HfApi(endpoint=self._endpoint, token=self._token).repo_info(
+                **self._place, revision=revision, files_metadata=True, timeout=60
             )
         self.revision = str(info.sha)
         self.files = {
             sibling.rfilename: SourceFile(sibling.size, f"sha256:{sibling.lfs.sha256}" if sibling.lfs else "")
             for sibling in info.siblings or ()
-            if "/" not in sibling.rfilename and sibling.rfilename.endswith(MODEL_FILES)
+            if self.means(sibling.rfilename)
         }
 
     @contextmanager
@@ -63,10 +69,10 @@ class HfSource(ModelSource):
         try:
             yield
         except errors.RevisionNotFoundError as error:
-            raise NotFound(f"hf://{self._repository} has no such revision") from error
+            raise NotFound(f"hf://{self._location} has no such revision") from error
         except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
             raise BadInput(
-                f"{host} shows no hf://{self._repository}: it does not exist, or needs credentials; "
+                f"{host} shows no hf://{self._location}: it does not exist, or needs credentials; "
                 f"put an entry for machine {httpx2.URL(self._endpoint).host} with a token as password into the netrc"
             ) from error
         except errors.HfHubHTTPError as error:
@@ -74,13 +80,14 @@ class HfSource(ModelSource):
             if status in (408, 429) or status >= 500:
                 raise SourceUnreachable(f"{host} cannot answer now ({status})") from error
             raise BadInput(
-                f"{host} refuses hf://{self._repository} ({status}): {error.server_message or error}"
+                f"{host} refuses hf://{self._location} ({status}): {error.server_message or error}"
             ) from error
         except httpx2.HTTPError as error:
             raise SourceUnreachable(f"{host} does not answer: {str(error) or type(error).__name__}") from error
 
     def _url(self, name: str) -> str:
-        return str(self._hub.hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint))
+        options = {"filename": name, "revision": self.revision, "endpoint": self._endpoint}
+        return str(self._hub.hf_hub_url(**self._place, **options))
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """See the base class."""
@@ -90,18 +97,19 @@ class HfSource(ModelSource):
         """See the base class."""
         return self._http.download(self._url(name))
 
-    def fetch(self, directory: Path) -> dict[str, str]:
+    def fetch(self, directory: Path, names: Collection[str] | None = None) -> dict[str, str]:
         """See the base class. The hub's client downloads, which is faster than one connection; the digests are ours."""
+        wanted = sorted(self.files if names is None else names)
         options: dict[str, Any] = {
-            "allow_patterns": sorted(self.files),
+            "allow_patterns": [glob.escape(name) for name in wanted],
             "token": self._token,
             "endpoint": self._endpoint,
         }
         with self._translated():
-            self._hub.snapshot_download(self._repository, revision=self.revision, local_dir=directory, **options)
+            self._hub.snapshot_download(**self._place, revision=self.revision, local_dir=directory, **options)
         shutil.rmtree(directory / ".cache", ignore_errors=True)
         digests = {}
-        for name in self.files:
+        for name in wanted:
             digests[name], size = hash_file(directory / name)
             self.check(name, size, digests[name])
         return digests

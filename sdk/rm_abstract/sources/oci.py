@@ -2,7 +2,7 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -95,12 +95,14 @@ class OciSource(ModelSource):
         """See the base class; only for files that are layers."""
         return self._registry.blob(self._reference, self._titled[name])
 
-    def fetch(self, directory: Path) -> dict[str, str]:
+    def fetch(self, directory: Path, names: Collection[str] | None = None) -> dict[str, str]:
         """See the base class. The registry client has verified every layer's digest when this returns."""
         digests = {}
+        wanted = frozenset(self.files if names is None else names)
         for layer in self._tars:
-            extract(self._registry.blob(self._reference, layer), directory, compressed=_compressed(layer))
-        for name in self.files:
+            blob = self._registry.blob(self._reference, layer)
+            extract(blob, directory, compressed=_compressed(layer), only=wanted.__contains__)
+        for name in sorted(wanted):
             path = directory / name
             if name in self._titled:
                 path.parent.mkdir(parents=True, exist_ok=True)

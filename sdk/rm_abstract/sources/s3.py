@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.http import NotFound
 from rm_abstract.s3 import BUCKET, S3, S3Object
-from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile
+from rm_abstract.sources.base import ModelSource, SourceFile
 
 
 class S3Source(ModelSource):
@@ -30,12 +32,16 @@ class S3Source(ModelSource):
 
     def open(self, revision: str | None) -> None:
         """See the base class."""
-        for listed in self._s3.list(self._bucket, self._prefix):
+        for listed in self._s3.list(self._bucket, self._prefix, recursive=self.everything):
             name = listed.key.removeprefix(self._prefix)
-            if name.endswith(MODEL_FILES) and "/" not in name:
+            # Some tools make an object for what they take for a directory.
+            if self.means(name) and name and not name.endswith("/"):
                 self._objects[name] = self._s3.head(self._bucket, listed.key)
+        if not self._objects and self.everything:
+            self._add_object()
         if not self._objects:
-            raise BadInput(f"s3://{self._bucket}/{self._prefix} has no file of a model; is there one below it?")
+            what = "file" if self.everything else "file of a model; is there one below it?"
+            raise BadInput(f"s3://{self._bucket}/{self._prefix} has no {what}")
         self.files = {name: SourceFile(thing.size, thing.digest) for name, thing in self._objects.items()}
         listing = [[name, thing.size, thing.etag, thing.version] for name, thing in sorted(self._objects.items())]
         text = json.dumps(listing, separators=(",", ":"), ensure_ascii=False)
@@ -44,6 +50,14 @@ class S3Source(ModelSource):
             raise ArtifactMismatch(
                 f"s3://{self._bucket}/{self._prefix} has changed: it was {revision}, and is {self.revision} now"
             )
+
+    def _add_object(self) -> None:
+        """The location itself, where it is that of an object."""
+        key = self._prefix.rstrip("/")
+        if not key:
+            return
+        with suppress(NotFound):
+            self._objects[key.rpartition("/")[2]] = self._s3.head(self._bucket, key)
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """See the base class."""

@@ -167,15 +167,18 @@ def walk(
     stream.drain()
 
 
-def extract(chunks: Iterable[bytes], root: Path, *, compressed: bool = False) -> None:
+def extract(
+    chunks: Iterable[bytes], root: Path, *, compressed: bool = False, only: Callable[[str], bool] | None = None
+) -> None:
     """Unpack a tar into ``root``, which it cannot leave. Raises ArtifactMismatch for anything that tries.
 
-    Only files, directories and links inside of the tree; owners, times and set-id bits are dropped.
+    Only files, directories and links inside of the tree, and of those the paths that ``only`` is true of; owners, times
+    and set-id bits are dropped.
     """
 
     def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         name = safe_name(member.name)
-        if name is not None:
+        if name is not None and (only is None or only(name)):
             _extract_member(member, archive, root, name, safe_name(member.linkname) if member.islnk() else None)
 
     walk(chunks, visit, compressed=compressed)

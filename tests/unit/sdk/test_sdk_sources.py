@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable, WorkloadError
 from rm_abstract.sources import fetch_model, resolve_model
+from rm_abstract.sources.inputs import fetch_input, files_digest
 from rm_api.conditions import Reason
 from rm_api.kinds.model_deployment import ModelFacts
 from sdk_support import Answer, Request, WebServer, ranged, safetensors
@@ -338,12 +340,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """The parts of the hub's API that a model needs, over a directory."""
 
-    def __init__(self, web: WebServer, model: Path, *, token: str = "") -> None:
-        self._model, self._token = model, token
+    def __init__(self, web: WebServer, model: Path, *, token: str = "", dataset: bool = False) -> None:
+        self._model, self._token, self._dataset = model, token, dataset
         web.answer = self.answer
 
     def answer(self, request: Request) -> Answer:
-        path, _, _ = request.path.partition("?")
+        path = unquote(request.path.partition("?")[0])
+        if self._dataset:
+            path = path.replace("/api/datasets/", "/api/models/").replace("/datasets/org/", "/org/")
         if self._token and request.headers.get("authorization") != f"Bearer {self._token}":
             return Answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
         if path == f"/api/models/org/tiny/tree/{COMMIT}":
@@ -407,6 +411,31 @@ def test_a_model_on_the_hub(web: WebServer, model: Path, tmp_path: Path) -> None
         path.relative_to(tmp_path / "dest").as_posix() for path in (tmp_path / "dest").rglob("*") if path.is_file()
     }
     assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+
+
+@pytest.mark.usefixtures("hub_home")
+@pytest.mark.parametrize("dataset", [False, True], ids=["repository", "data set"])
+def test_all_files_of_a_repository_on_the_hub_are_an_input(web: WebServer, tmp_path: Path, dataset: bool) -> None:
+    contents = {
+        "README.md": b"about",
+        "data/train[1].bin": bytes(5000),
+        ".gitattributes": b"*.bin",
+        "data/a/b.txt": b"b",
+    }
+    for name, content in contents.items():
+        path = tmp_path / "repository" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    Hub(web, tmp_path / "repository", dataset=dataset)
+    uri = "hf://datasets/org/tiny" if dataset else "hf://org/tiny"
+    digest = files_digest({name: "sha256:" + hashlib.sha256(raw).hexdigest() for name, raw in contents.items()})
+    assert fetch_input(uri, digest, tmp_path / "dest") == sum(map(len, contents.values()))
+    found = {path.relative_to(tmp_path / "dest").as_posix(): path for path in (tmp_path / "dest").rglob("*")}
+    assert {name: path.read_bytes() for name, path in found.items() if path.is_file()} == contents
+    (tmp_path / "repository/README.md").write_text("another")
+    with pytest.raises(ArtifactMismatch, match=f"not {digest}"):
+        fetch_input(uri, digest, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.usefixtures("hub_home")

@@ -1,7 +1,7 @@
 """Builds in a real cluster, by every interface: Jobs of several stages, a device, inputs, a base, a dry run.
 
-The compilers are small programs of this file, run by the Python of an image that otherwise serves as a vendor's: what is
-tested is how they are driven and what becomes of what they leave. The deployments are scaled to zero.
+The compilers are small programs of this file, run by the Python of an image that stands for a vendor's: what is tested
+is how they are driven and what becomes of what they leave. The deployments are scaled to zero.
 """
 
 import hashlib

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from chain import FACTS, SETTINGS, World
+from chain import FACTS, PROFILE, SETTINGS, World
 from rm_api import names
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildProfileSpec
@@ -18,6 +18,7 @@ from rm_operator.plan.attempt import observe
 from rm_operator.plan.in_use import some
 from rm_operator.plan.key import KeyInputs, artifact_key
 from rm_operator.plan.model import Images, Plan, Settings, to_timestamp
+from rm_operator.plan.placement import ProfileView
 from rm_operator.plan.profile import ProfileSnapshot, said_of_toolchain, view_of
 from rm_operator.plan.version_probe import (
     PULL_SECONDS,
@@ -586,3 +587,48 @@ def test_one_that_goes_takes_no_new_users_though_it_is_awaited() -> None:
     placed = world.condition("ModelDeployment", "hello", "Placed")
     assert (placed["status"], placed["reason"]) == ("False", "NoEligibleAccelerator")
     assert "it is being deleted" in placed["message"]
+
+
+def test_the_toolchain_of_what_a_profile_starts_from_is_waited_for_too() -> None:
+    probes = Probes({**SPEC, "target": {"type": "CPU", "vendor": "Generic"}})
+    probes.profile["metadata"]["name"] = "export"
+    probes.settle()
+    world = World()
+    derived = ProfileView("acme", BuildProfileSpec.model_validate({**PROFILE.to_wire(), "from": "export"}))
+    world.profiles = [derived, view_of(probes.profile)]
+    world.deploy()
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    assert world.reason() == "Probing"
+    assert "Stalled" not in {each["type"] for each in world.objects["ModelDeployment", "hello"]["status"]["conditions"]}
+    assert world.condition("ModelDeployment", "hello", "Ready")["message"].startswith("BuildProfile export: ")
+    assert world.of("BuildArtifact") == []
+    probes.finish()
+    probes.settle()
+    world.profiles = [derived, view_of(probes.profile)]
+    world.settle()
+    (first,) = world.of("BuildArtifact")
+    assert (first["spec"]["profile"], "toolchain" in first["spec"]) == ("export", True)
+
+
+def test_that_a_compiler_refused_a_model_holds_until_it_is_known_to_be_another_one() -> None:
+    probes = known()
+    world = at_build(probes)
+    for job in world.jobs("build"):
+        world.finish(job, 64, report={"reason": "UnsupportedModel", "message": "no kernel"})
+    world.settle()
+    assert world.reason() == "UnsupportedModel"
+    (refused,) = [each["metadata"]["name"] for each in world.of("BuildArtifact")]
+    probes.change(versionProbe={**SPEC["versionProbe"], "pattern": "(.+)"})
+    probes.settle()
+    world.profiles = [view_of(probes.profile)]
+    world.settle()
+    assert world.reason() == "UnsupportedModel"
+    assert ("BuildArtifact", refused) in world.objects
+    probes.finish(report={"reason": "Ready", "versions": {"toolchain": "8"}})
+    probes.settle()
+    world.profiles = [view_of(probes.profile)]
+    world.settle()
+    assert world.reason() == "Building"
+    assert refused not in [each["metadata"]["name"] for each in world.of("BuildArtifact")]

@@ -11,11 +11,12 @@ from typing import Any
 import click
 import rm_local_cluster
 import yaml
-from rm_api.conditions import ConditionType
+from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelFacts
 from rm_api.kinds.model_deployment import Placement
 from rm_local_cluster import Cluster
-from rm_operator.plan.placement import PlacementRequest, place
+from rm_operator.plan.placement import PlacementRequest, ProfileView, place
+from rm_operator.plan.version_probe import UNDER_WAY
 
 from rm_cli.kubectl import CommandFailed, Kubectl
 from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts, resolve_facts
@@ -129,7 +130,30 @@ def _plan(
         "message": result.message,
     }  # fmt: skip
     metadata = {"name": deployment.name, "namespace": deployment.namespace}
-    return answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
+    answer = answer_of({"metadata": metadata, "status": {"placement": placement.to_wire(), "conditions": [placed]}})
+    answer["status"]["conditions"] += _unknown_toolchains(result.profile, known.profiles)
+    return answer
+
+
+def _unknown_toolchains(profile: str | None, profiles: Mapping[str, ProfileView]) -> list[dict[str, str]]:
+    """What cannot be told of the artifact without a cluster: versions that profiles have probed there."""
+    unknown: dict[str, str] = {}
+    while profile is not None and profile in profiles and profile not in unknown:
+        view = profiles[profile]
+        if view.awaited:
+            unknown[profile] = "" if view.reason == UNDER_WAY else f" ({view.reason})"
+        profile = view.spec.from_profile
+    if not unknown:
+        return []
+    named = ", ".join(f"{name}{why}" for name, why in unknown.items())
+    message = (
+        f"versions and images of the toolchain are not known yet: {named}; a cluster probes them before anything is "
+        "built, and they decide which artifact it is"
+    )
+    return [
+        {"type": ConditionType.ARTIFACT_READY.value, "status": "Unknown", "reason": Reason.PROBING.value,
+         "message": message}
+    ]  # fmt: skip
 
 
 def _facts(deployment: Deployment, live: Mapping[str, Any], facts_file: Path | None, resolve: bool) -> ModelFacts:

@@ -28,7 +28,7 @@ def text(answer: Mapping[str, Any], width: int) -> str:
     """An answer of ``answer_of`` for people: where, why, and a table of the candidates."""
     metadata, status = answer["metadata"], answer["status"]
     placement = status.get("placement") or {}
-    said: Mapping[str, str] = next(iter(status["conditions"]), {})
+    said: list[Mapping[str, str]] = status["conditions"]
     title = f"{metadata.get('namespace', 'default')}/{metadata['name']}"
     if placement:
         title += f"  policy {placement['policy']}"
@@ -36,9 +36,9 @@ def text(answer: Mapping[str, Any], width: int) -> str:
         if placement.get("profile"):
             title += f", compiled with {placement['profile']}"
     lines = [title]
-    if said:
-        lines += textwrap.wrap(f"{said['reason']}: {said.get('message', '')}", max(60, width))
-    elif not placement:
+    for each in said:
+        lines += textwrap.wrap(f"{each['reason']}: {each.get('message', '')}", max(60, width))
+    if not said and not placement:
         lines.append("the operator has not looked at it yet")
     if placement.get("candidates"):
         lines += ["", table(placement, width)]

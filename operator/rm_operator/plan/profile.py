@@ -126,7 +126,7 @@ def view_of(profile: Object) -> ProfileView:
     said = {
         entry["type"]: entry
         for entry in (profile.get("status") or {}).get("conditions") or []
-        if entry.get("observedGeneration", 0) == generation and entry["type"] in (_READY, _STALLED)
+        if entry["type"] in (_READY, _STALLED) and entry.get("observedGeneration", 0) == generation
     }
     reason = said[_READY]["message"] if said.get(_READY, {}).get("status") == "False" else version_probe.UNDER_WAY
     return ProfileView(name, spec, usable=False, reason=reason, awaited=_STALLED not in said)

@@ -15,10 +15,12 @@ import yaml
 from click.testing import CliRunner, Result
 from placement_fleet import FLEET, LLAMA_8B, PROFILES, request
 from rm_abstract.sources import resolve_model
+from rm_api.kinds import BuildProfileSpec
 from rm_api.kinds.model_deployment import Placement, PolicyType
 from rm_cli.main import main
 from rm_cli.placement_text import table
 from rm_operator.plan.placement import place
+from rm_operator.plan.version_probe import recipe_hash
 
 API_VERSION = "rm-abstract.io/v1alpha1"
 
@@ -165,6 +167,52 @@ def test_the_status_in_the_files_counts(here: Path) -> None:
     # where it is, and from where it would move in time
     assert answer["chosen"] == "pim"
     assert "it moves to gpu if that stays clearly better" in candidates["pim"]["reason"]
+
+
+VERSION_PROBE = {"versionProbe": {"image": "red/cc:1", "command": ["cc", "--version"]}}
+
+
+def probed(conditions: list[dict[str, Any]] | None = None, **status: Any) -> str:
+    """The profiles, of which ``red`` has its toolchain probed; its status, as a cluster has it."""
+    found = [dict(each) for each in BUILD_PROFILES]
+    (red,) = [each for each in found if each["metadata"]["name"] == "red"]
+    red["spec"] = {**red["spec"], **VERSION_PROBE}
+    red["metadata"] = {"name": "red", "generation": 1}
+    if status or conditions:
+        red["status"] = {"conditions": conditions or [], **status}
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": found})
+
+
+def test_versions_that_no_cluster_has_probed_are_said_and_change_no_place(here: Path) -> None:
+    (here / "fleet/profiles.json").write_text(probed())
+    done = run(*OFFLINE, "-o", "json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["status"]["placement"] == expected()
+    _, unknown = answer["status"]["conditions"]
+    assert (unknown["type"], unknown["status"], unknown["reason"]) == ("ArtifactReady", "Unknown", "Probing")
+    assert "not known yet: red;" in unknown["message"]
+    assert "not known yet: red;" in run(*OFFLINE).stdout
+
+
+def test_versions_that_are_known_need_no_word(here: Path) -> None:
+    (red,) = [each.spec for each in PROFILES if each.name == "red"]
+    spec = BuildProfileSpec.model_validate({**red.to_wire(), **VERSION_PROBE})
+    answer = {"recipe": recipe_hash(spec), "generation": 1, "again": "", "time": "2026-01-01T00:00:00Z"}
+    (here / "fleet/profiles.json").write_text(probed(versions={"toolchain": "7"}, images=[], probed=answer))
+    done = run(*OFFLINE, "-o", "json")
+    assert done.exit_code == 0, done.output
+    assert [each["type"] for each in json.loads(done.stdout)["status"]["conditions"]] == ["Placed"]
+
+
+def test_a_toolchain_that_a_cluster_could_not_probe_has_no_place(here: Path) -> None:
+    said = {"status": "False", "reason": "ToolchainFailed", "message": "cc: not found", "observedGeneration": 1}
+    (here / "fleet/profiles.json").write_text(
+        probed([{"type": "Ready", **said}, {"type": "Stalled", **said, "status": "True"}])
+    )
+    done = run(*OFFLINE, "-o", "json")
+    candidates = json.loads(done.stdout)["status"]["placement"]["candidates"]
+    assert [each["name"] for each in candidates if "cc: not found" in each.get("reason", "")]
 
 
 def test_facts_written_by_hand_need_no_digests(here: Path) -> None:

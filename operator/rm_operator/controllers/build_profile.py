@@ -9,6 +9,7 @@ from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
 from rm_operator.controllers.indexes import owners_of, profiles_used, scoped
 from rm_operator.controllers.reading import Reading
+from rm_operator.controllers.spent import SpentSeconds
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import BUILD_ARTIFACTS, BUILD_PROFILES, JOBS, MODEL_DEPLOYMENTS, PODS
 from rm_operator.plan import profile as planner
@@ -28,6 +29,7 @@ class BuildProfileController(PlanningController):
     def __init__(self, context: Context, settings: Settings) -> None:
         super().__init__(context)
         self._settings = settings
+        self._spent = SpentSeconds(context.stores)
         self.watches = (
             Watch(BUILD_ARTIFACTS, self._of_artifact),
             Watch(MODEL_DEPLOYMENTS, self._of_deployment),
@@ -43,7 +45,10 @@ class BuildProfileController(PlanningController):
             for job in known[JOBS].by_index("owner", uid_of(obj))
             if not is_deleting(job)
         ]
-        return planner.plan(planner.ProfileSnapshot(obj, built, self._settings, self._users(obj, known), probes), now)
+        snapshot = planner.ProfileSnapshot(
+            obj, built, self._settings, self._users(obj, known), probes, self._spent.of(name_of(obj), known)
+        )
+        return planner.plan(snapshot, now)
 
     def _users(self, obj: Object, known: Reading) -> Users:
         name = name_of(obj)

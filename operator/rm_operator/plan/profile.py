@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,6 +41,8 @@ class ProfileSnapshot:
     """Deployments that are placed with it or ask for it, and artifacts that are being built with it."""
     probes: Sequence[ProbeJob] = ()
     """Jobs that probe its toolchain, but for those that are being deleted."""
+    spent_seconds: Decimal = Decimal(0)
+    """How long builds with it took, of all artifacts that exist."""
 
 
 def problems(spec: BuildProfileSpec) -> list[str]:
@@ -173,6 +176,7 @@ def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
     status = {
         "observedGeneration": profile["metadata"].get("generation", 0),
         "artifacts": snapshot.artifacts,
+        **({"buildMinutes": str(round(snapshot.spent_seconds / 60, 1))} if snapshot.spent_seconds else {}),
         "conditions": conditions.to_list(),
         **_toolchain(probing),
     }

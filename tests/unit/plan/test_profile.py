@@ -2,6 +2,7 @@
 
 import copy
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -106,3 +107,10 @@ def test_nothing_is_done_for_one_that_is_being_deleted() -> None:
     leaving = _profile(_spec())
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert plan(ProfileSnapshot(leaving, 0, SETTINGS), NOW) == Plan()
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [("0", None), ("90", "1.5"), ("100.04", "1.7"), ("7200", "120.0")])
+def test_what_builds_took_is_said_in_minutes(seconds: str, minutes: str | None) -> None:
+    made = plan(ProfileSnapshot(_profile(_spec()), 1, SETTINGS, spent_seconds=Decimal(seconds)), NOW)
+    assert made.status is not None
+    assert made.status.get("buildMinutes") == minutes

@@ -395,7 +395,7 @@ class BuildProfileStatus(ApiModel):
     artifacts: Annotated[int, Field(ge=0)] = 0
     """Artifacts that were built with it and exist."""
     build_minutes: DecimalNumber | None = None
-    """Minutes that builds with it took, of all artifacts that exist: those that failed, and failed attempts, included."""
+    """Minutes that builds with it took, of all artifacts that exist; those that failed are included."""
     versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
     """Version of the toolchain, as probed."""
     images: Annotated[list[PinnedImage], Field(max_length=24, json_schema_extra=list_map("image"))] | None = None

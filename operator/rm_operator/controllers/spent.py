@@ -13,7 +13,7 @@ class SpentSeconds:
 
     def __init__(self, stores: Stores) -> None:
         self._ticks = stores.ticks
-        self._seconds: dict[str, Decimal] = {}
+        self._totals: dict[str, Decimal] = {}
         for obj in stores[BUILD_ARTIFACTS]:
             self._changed(None, obj)
         stores[BUILD_ARTIFACTS].on_change(self._changed)
@@ -21,17 +21,24 @@ class SpentSeconds:
     def of(self, profile: str, known: Reading) -> Decimal:
         """Of all artifacts of ``profile`` that exist, whatever came of them."""
         known.note(_place(profile))
-        return self._seconds.get(profile, Decimal(0))
+        return self._totals.get(profile, Decimal(0))
 
     def _changed(self, old: Object | None, new: Object | None) -> None:
-        for obj, sign in ((old, -1), (new, 1)):
-            if obj is None or not (seconds := Decimal((obj.get("status") or {}).get("spentSeconds") or 0)):
-                continue
-            profile = obj["spec"]["profile"]
-            self._seconds[profile] = self._seconds.get(profile, Decimal(0)) + sign * seconds
-            if not self._seconds[profile]:
-                del self._seconds[profile]
+        before, after = _seconds(old), _seconds(new)
+        if before == after:
+            return
+        # One that was made again may be another profile's: its name tells what it is, not who has it built.
+        for (profile, seconds), sign in ((before, -1), (after, 1)):
+            total = self._totals.pop(profile, Decimal(0)) + sign * seconds
+            if total:
+                self._totals[profile] = total
             self._ticks.touch([_place(profile)])
+
+
+def _seconds(artifact: Object | None) -> tuple[str, Decimal]:
+    if artifact is None:
+        return "", Decimal(0)
+    return artifact["spec"]["profile"], Decimal((artifact.get("status") or {}).get("spentSeconds") or 0)
 
 
 def _place(profile: str) -> Place:

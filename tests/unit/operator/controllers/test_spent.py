@@ -42,7 +42,7 @@ def test_it_is_the_sum_over_what_exists_whatever_happened() -> None:
             del existing[number]
         else:
             amount = chance.choice([None, "0", "0.1", "12.5", str(chance.randrange(10**6))])
-            obj = artifact(number, next(versions), "p" if number % 2 else "q", amount)
+            obj = artifact(number, next(versions), chance.choice("pq"), amount)
             store.upsert(obj)
             existing[number] = obj
         # Who starts now knows the same.

@@ -16,7 +16,9 @@
 #define END 256
 #define FORMAT "byte-ngram"
 #define FILE_NAME "ngram.bin"
-#define MAGIC "RMNGRAM1"
+#define MAGIC "RMNGRAM2"
+#define LONGEST 100000
+#define MOST_RUNS 8
 
 typedef struct {
     uint8_t length; /* of the context */
@@ -25,6 +27,13 @@ typedef struct {
     uint32_t next;
     uint32_t count;
 } row;
+
+/* What a file begins with; the rows come after it. */
+typedef struct {
+    char magic[8];
+    uint32_t longest; /* tokens of prompt and answer */
+    uint32_t runs;    /* at a time */
+} header;
 
 struct rma_session {
     size_t count;
@@ -147,8 +156,18 @@ static row *count_rows(const char *corpus, size_t size, size_t *count)
     return rows;
 }
 
+/* A limit of a request; `most` where it names none, or a larger one. */
+static uint32_t limit(const char *request, const char *name, uint32_t most)
+{
+    double wanted = json_number(request, name, 0);
+    return wanted >= 1 && wanted < most ? (uint32_t)wanted : most;
+}
+
 int32_t rma_compile(const char *request, char **out)
 {
+    header head = {.longest = limit(request, "max_sequence_length", LONGEST),
+                   .runs = limit(request, "max_batch_size", MOST_RUNS)};
+    memcpy(head.magic, MAGIC, sizeof head.magic);
     char *model = json_text(request, "model"), *output = json_text(request, "output");
     char *from = model ? join(model, "corpus.txt") : NULL, *to = output ? join(output, FILE_NAME) : NULL;
     size_t size = 0, count = 0;
@@ -163,7 +182,7 @@ int32_t rma_compile(const char *request, char **out)
         code = fail(RMA_TRANSIENT, "there is no memory for %zu bytes of text", size);
     else {
         FILE *file = to ? fopen(to, "wb") : NULL;
-        int written = file && fwrite(MAGIC, 8, 1, file) == 1 && fwrite(rows, sizeof *rows, count, file) == count;
+        int written = file && fwrite(&head, sizeof head, 1, file) == 1 && fwrite(rows, sizeof *rows, count, file) == count;
         if (file && fclose(file))
             written = 0;
         if (!written)
@@ -178,20 +197,27 @@ int32_t rma_open(const char *request, rma_session **session, char **out)
     char *directory = json_text(request, "artifact"), *path = directory ? join(directory, FILE_NAME) : NULL;
     size_t size = 0;
     char *content = path ? read_file(path, &size) : NULL;
-    int valid = content && size > 8 && !memcmp(content, MAGIC, 8) && (size - 8) % sizeof(row) == 0;
+    int valid = content && size > sizeof(header) && !memcmp(content, MAGIC, 8) &&
+                (size - sizeof(header)) % sizeof(row) == 0;
     int32_t code = RMA_OK;
     rma_session *opened = NULL;
     if (!content)
         code = fail(RMA_ARTIFACT_MISMATCH, "the artifact has no " FILE_NAME " that can be read: %s", strerror(errno));
     else if (!valid)
         code = fail(RMA_ARTIFACT_MISMATCH, "%s was not made by byte-ngram 1", path);
-    else if (!(opened = calloc(1, sizeof *opened)) || !(opened->rows = malloc(size - 8)))
+    else if (!(opened = calloc(1, sizeof *opened)) || !(opened->rows = malloc(size - sizeof(header))))
         code = fail(RMA_TRANSIENT, "there is no memory for %zu bytes of model", size);
     else {
-        opened->count = (size - 8) / sizeof(row);
-        memcpy(opened->rows, content + 8, size - 8);
-        code = answer(out, "{\"max_sequence_length\":100000,\"vocabulary_size\":257,\"max_concurrent_runs\":8,"
-                           "\"temperature\":0.0,\"tokenizer\":\"bytes\"}");
+        header head;
+        char facts[160];
+        memcpy(&head, content, sizeof head);
+        opened->count = (size - sizeof head) / sizeof(row);
+        memcpy(opened->rows, content + sizeof head, size - sizeof head);
+        snprintf(facts, sizeof facts,
+                 "{\"max_sequence_length\":%u,\"vocabulary_size\":257,\"max_concurrent_runs\":%u,"
+                 "\"temperature\":0.0,\"tokenizer\":\"bytes\"}",
+                 head.longest, head.runs);
+        code = answer(out, facts);
     }
     free(directory), free(path), free(content);
     if (code) {

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers["compile"].add_argument("--output", type=Path, required=True, help="empty directory for the result")
     parsers["compile"].add_argument("--target", default="")
     parsers["compile"].add_argument("--key", default="")
+    for name in _LIMITS:
+        parsers["compile"].add_argument(f"--{name}", metavar="N", help="what the result need not take more than")
     parsers["generate"].add_argument("--artifact", type=Path, required=True, help="directory of the compiled model")
     parsers["generate"].add_argument("--prompt", required=True)
     parsers["generate"].add_argument("--max-tokens", type=int, default=64)
@@ -64,6 +66,7 @@ def _ask(arguments: argparse.Namespace) -> None:
             print(_generate(library, arguments))
 
 
+_LIMITS = ("max-sequence-length", "max-batch-size")
 _VERSIONS = ("version", "min_host_version", "max_host_version")
 
 
@@ -78,7 +81,19 @@ def _options(arguments: argparse.Namespace) -> dict[str, str]:
     return dict(option.split("=", maxsplit=1) for option in arguments.option)
 
 
+def _limits(arguments: argparse.Namespace) -> dict[str, int | None]:
+    limits: dict[str, int | None] = {}
+    for name in _LIMITS:
+        member = name.replace("-", "_")
+        value = getattr(arguments, member)
+        if value is not None and not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise BadInput(f"--{name} is {value!r}, but must be a whole number of at least 1")
+        limits[member] = None if value is None else int(value)
+    return limits
+
+
 def _compile(arguments: argparse.Namespace) -> Report:
+    limits = _limits(arguments)
     if not arguments.model.is_dir():
         raise BadInput(f"there is no directory {arguments.model}")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -88,7 +103,7 @@ def _compile(arguments: argparse.Namespace) -> Report:
     with library:
         answer = library.compile(
             arguments.model.absolute(), arguments.output.absolute(), key=arguments.key,
-            target=arguments.target, dtype=arguments.dtype, options=_options(arguments),
+            target=arguments.target, dtype=arguments.dtype, options=_options(arguments), **limits,
         )  # fmt: skip
     said = {str(name): str(version) for name, version in (answer.get("versions") or {}).items()}
     return Report(Reason.BUILT, f"compiled by {info}", versions={info.name: str(info.version), **said})

@@ -66,12 +66,35 @@ def test_the_step_of_its_profile_compiles_where_there_is_only_a_command_line(
 
 
 @pytest.mark.parametrize(
+    ("limits", "sequence", "runs"),
+    [
+        ([], 100_000, 8),
+        (["--max-sequence-length=12", "--max-batch-size=2"], 12, 2),
+        (["--max-sequence-length=12"], 12, 8),
+        (["--max-batch-size=1000"], 100_000, 8),
+    ],
+)
+def test_the_shape_that_is_asked_for_is_compiled_in(
+    library: Path, model: Path, tmp_path: Path, limits: list[str], sequence: int, runs: int
+) -> None:
+    done = command("compile", library, "--model", model, "--output", tmp_path / "artifact", *limits)
+    assert done.returncode == 0
+    with NativeLibrary(library) as native, native.open(tmp_path / "artifact") as opened:
+        assert (opened.facts["max_sequence_length"], opened.facts["max_concurrent_runs"]) == (sequence, runs)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["compile", "LIBRARY", "--model", "none", "--output", "o"], ExitCode.BAD_INPUT, "there is no directory none"),
         (["compile", "LIBRARY", "--model", ".", "--output", "."], ExitCode.BAD_INPUT, "is not empty"),
         (["compile", "LIBRARY", "--model", ".", "--output", "o", "--option", "x"], ExitCode.BAD_INPUT, "NAME=VALUE"),
         (["compile", "LIBRARY", "--model", ".", "--output", "o"], ExitCode.BAD_INPUT, "corpus.txt cannot be read"),
+        (
+            ["compile", "LIBRARY", "--model", ".", "--output", "o", "--max-batch-size", "0"],
+            ExitCode.BAD_INPUT,
+            "--max-batch-size is '0', but must be a whole number of at least 1",
+        ),
         (["generate", "LIBRARY", "--artifact", ".", "--prompt", "a"], ExitCode.ARTIFACT_MISMATCH, "has no ngram.bin"),
         (["info", "none.so"], ExitCode.BAD_INPUT, "there is no library at none.so"),
         (["info", "BROKEN"], ExitCode.TOOLCHAIN_FAILURE, "was ended by SIGABRT in loading the library"),

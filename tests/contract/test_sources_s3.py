@@ -117,6 +117,22 @@ def test_one_object_is_an_input(s3: S3, bucket: str, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_scales_are_read_from_the_middle_of_an_object(s3: S3, bucket: str) -> None:
+    upload(s3, bucket, "m/")
+    assert "scalesDigest" not in resolve_model(f"s3://{bucket}/m")
+    weights, scale = bytes(range(256)) * 4096, bytes(range(8))
+    header = json.dumps(
+        {
+            "w": {"dtype": "F8_E4M3", "shape": [1 << 20], "data_offsets": [0, 1 << 20]},
+            "w_scale": {"dtype": "F32", "shape": [2], "data_offsets": [1 << 20, (1 << 20) + 8]},
+        }
+    ).encode()
+    put(s3, bucket, "m/model.safetensors", struct.pack("<Q", len(header)) + header + weights + scale)
+    facts = resolve_model(f"s3://{bucket}/m")
+    listing = json.dumps([["w_scale", "F32", [2], digest_of(scale)]], separators=(",", ":"))
+    assert (facts["dtype"], facts["scalesDigest"]) == ("fp8", digest_of(listing.encode()))
+
+
 def test_the_root_of_a_bucket_may_be_a_model(s3: S3, bucket: str) -> None:
     upload(s3, bucket, "")
     assert resolve_model(f"s3://{bucket}")["revision"] == resolve_model(f"s3://{bucket}/")["revision"]

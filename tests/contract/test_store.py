@@ -330,6 +330,28 @@ def test_a_tag_that_moves_does_not_move_what_was_resolved(repository: str, model
     assert files_of(tmp_path / "dest") == before
 
 
+def test_scales_of_a_model_in_a_registry(repository: str, model: Path) -> None:
+    scale = os.urandom(100)
+    header = json.dumps(
+        {
+            "w": {"dtype": "F16", "shape": [100, 50], "data_offsets": [0, 10_000]},
+            "w.scales": {"dtype": "F16", "shape": [50], "data_offsets": [10_000, 10_100]},
+        }
+    ).encode()
+    weights = struct.pack("<Q", len(header)) + header + os.urandom(10_000) + scale
+    (model / "model.safetensors").write_bytes(weights)
+    push_model(model, f"oci://{repository}:files")
+    rows = [["w.scales", "F16", [50], "sha256:" + hashlib.sha256(scale).hexdigest()]]
+    listing = json.dumps(rows, separators=(",", ":")).encode()
+    as_files = resolve_model(f"oci://{repository}:files")
+    assert as_files["scalesDigest"] == "sha256:" + hashlib.sha256(listing).hexdigest()
+    # From the middle of a tar nothing can be read, so there all weights count.
+    push_image(f"{repository}:tar", [(names.MEDIA_TYPE_LAYER, tar(**files_of(model)), {})], {}, "")
+    as_tar = resolve_model(f"oci://{repository}:tar")
+    listing = json.dumps({"weights": as_tar["weightsDigest"]}, separators=(",", ":")).encode()
+    assert as_tar["scalesDigest"] == "sha256:" + hashlib.sha256(listing).hexdigest()
+
+
 @pytest.mark.parametrize("form", ["tar", "tar+gzip", "two tars", "oras directory"])
 def test_a_model_in_tars_is_the_same_model(repository: str, model: Path, tmp_path: Path, form: str) -> None:
     push_model(model, f"oci://{repository}:files")
@@ -576,6 +598,9 @@ def test_the_longest_source_still_fits_the_report(
 ) -> None:
     # A registry takes names of up to 255 characters.
     long = f"{registry.host}/{'n' * (254 - len(registry.host))}"
+    # With scales there is one digest more to report.
+    header = json.dumps({"w.scales": {"dtype": "F16", "shape": [5000], "data_offsets": [0, 10_000]}}).encode()
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(10_000))
     push_model(model, f"oci://{long}:{'t' * 128}")
     code, report = rm_abstract(tmp_path, "resolve", "--source", f"oci://{long}:{'t' * 128}")
-    assert (code, report["facts"]["layers"]) == (0, 1)
+    assert (code, report["facts"]["layers"], "scalesDigest" in report["facts"]) == (0, 1, True)

@@ -45,7 +45,14 @@ class ModelSource(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, length: int) -> bytes:
-        """``length`` bytes of a file from ``start``; less at its end. For config.json and the heads of weights."""
+        """``length`` bytes of a file from ``start``; less at its end. Safe to call from several threads.
+
+        Where the source does not read parts of the file, only of config.json and the heads of weights.
+        """
+
+    def reads_parts(self, name: str) -> bool:
+        """True if any part of the file can be read without the rest."""
+        return name in self.files
 
     @abstractmethod
     def stream(self, name: str) -> Iterator[bytes]:

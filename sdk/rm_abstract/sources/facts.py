@@ -11,6 +11,7 @@ from typing import Any, Final
 from rm_abstract.core.errors import BadInput
 from rm_abstract.sources.base import ModelSource
 from rm_abstract.sources.safetensors import INDEX, MAX_HEADER, SINGLE, Tensor, header_length, shards_of, tensors_of
+from rm_abstract.sources.scales import scale_tensors, tensor_digests
 
 CONFIG_DENYLIST: Final = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "_attn_implementation_autoset"}
@@ -77,7 +78,8 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
     nested = config.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
     names = weight_files(source)
-    tensors = [tensor for name in names for tensor in _tensors(source, name)]
+    files = {name: _tensors(source, name) for name in names}
+    tensors = [tensor for each in files.values() for tensor in each]
     if not tensors:
         raise BadInput("the weights hold no tensor")
     bits = _packed_bits(config)
@@ -101,14 +103,23 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
     }
     if not digests:
         return figures
+    digest = weights_digest({name: source.digest(name) for name in names})
     return {
         **figures,
         "configDigest": _config_digest(source, config),
         "tensorsDigest": canonical_digest(
             sorted([tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors)
         ),
-        "weightsDigest": weights_digest({name: source.digest(name) for name in names}),
+        "weightsDigest": digest,
+        **_scales_digest(source, files, digest),
     }
+
+
+def _scales_digest(source: ModelSource, files: Mapping[str, list[Tensor]], weights: str) -> dict[str, str]:
+    """Digest of the content of the scales, if there are any; of all weights where they cannot be read by themselves."""
+    if not any(scale_tensors(tensors) for tensors in files.values()):
+        return {}
+    return {"scalesDigest": canonical_digest(tensor_digests(source, files) or {"weights": weights})}
 
 
 def _is_name(value: Any) -> bool:

@@ -45,6 +45,7 @@ class HttpsSource(ModelSource):
         if not host or any(mark in location for mark in "?#"):
             raise BadInput(f"https://{location} is no directory; one looks like https://host/models/name/")
         self._http = Http()
+        self._by_parts: set[str] = set()
         self._base = f"{self._http.base(host)}/{path}".rstrip("/")
 
     def open(self, revision: str | None) -> None:
@@ -66,6 +67,8 @@ class HttpsSource(ModelSource):
                     raise BadInput(f"{self._base}/{name} is no plain file: the server gives no length, or a web page")
                 return
             files[name] = SourceFile(int(size))
+            if response.headers.get("Accept-Ranges") == "bytes":
+                self._by_parts.add(name)
             validators[name] = response.headers.get("ETag", response.headers.get("Last-Modified", ""))
 
         add(_REQUIRED, required=True)
@@ -92,6 +95,10 @@ class HttpsSource(ModelSource):
     def read(self, name: str, start: int, length: int) -> bytes:
         """See the base class."""
         return self._http.read(f"{self._base}/{name}", start, length)
+
+    def reads_parts(self, name: str) -> bool:
+        """See the base class: the server has to say so."""
+        return name in self._by_parts
 
     def stream(self, name: str) -> Iterator[bytes]:
         """See the base class."""

@@ -91,6 +91,10 @@ class OciSource(ModelSource):
             raise BadInput(f"{name} is larger than can be read from inside of a tar")
         return head
 
+    def reads_parts(self, name: str) -> bool:
+        """See the base class: a tar can be read only from its beginning."""
+        return name in self._titled
+
     def stream(self, name: str) -> Iterator[bytes]:
         """See the base class; only for files that are layers."""
         return self._registry.blob(self._reference, self._titled[name])

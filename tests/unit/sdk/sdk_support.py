@@ -1,10 +1,13 @@
 """Helpers of the SDK's tests: a model in the layout of Hugging Face, and a web server that can do what real ones do."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -65,6 +68,8 @@ class WebServer:
                 return Answer(404)
             body = path.read_bytes()
             headers = {"ETag": f'"{hash(body)}"', "Content-Type": "application/octet-stream"}
+            if ranges:
+                headers["Accept-Ranges"] = "bytes"
             return ranged(request, body, headers) if ranges else Answer(200, body, headers)
 
         self.answer = answer
@@ -78,3 +83,57 @@ def ranged(request: Request, body: bytes, headers: dict[str, str]) -> Answer:
     first, _, last = wanted.removeprefix("bytes=").partition("-")
     start, end = int(first), min(int(last) if last else len(body) - 1, len(body) - 1)
     return Answer(206, body[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(body)}"})
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """The parts of the hub's API that a model needs, over a directory."""
+
+    def __init__(self, web: WebServer, model: Path, *, token: str = "", dataset: bool = False) -> None:
+        self._model, self._token, self._dataset = model, token, dataset
+        web.answer = self.answer
+
+    def answer(self, request: Request) -> Answer:
+        path = unquote(request.path.partition("?")[0])
+        if self._dataset:
+            path = path.replace("/api/datasets/", "/api/models/").replace("/datasets/org/", "/org/")
+        if self._token and request.headers.get("authorization") != f"Bearer {self._token}":
+            return Answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
+        if path == f"/api/models/org/tiny/tree/{COMMIT}":
+            return self._json([self._entry(p) for p in self._files()])
+        if path.startswith("/api/models/org/tiny"):
+            revision = path.partition("/revision/")[2]
+            if revision not in ("", "main", "v1", COMMIT):
+                return Answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return self._json({"id": "org/tiny", "sha": COMMIT, "siblings": [self._sibling(p) for p in self._files()]})
+        if path.startswith("/api/models/"):
+            return Answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        file = self._model / path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
+        if not file.is_file():
+            return Answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        body = file.read_bytes()
+        return ranged(request, body, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self._model.rglob("*") if path.is_file())
+
+    def _sibling(self, path: Path) -> dict[str, Any]:
+        body = path.read_bytes()
+        name = path.relative_to(self._model).as_posix()
+        entry: dict[str, Any] = {"rfilename": name, "size": len(body), "blobId": hashlib.sha1(body).hexdigest()}
+        if name.endswith((".safetensors", ".bin")):
+            digest = hashlib.sha256(body).hexdigest()
+            entry["lfs"] = {"sha256": digest, "size": len(body), "pointerSize": 134}
+        return entry
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        sibling = self._sibling(path)
+        entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
+        lfs = sibling.get("lfs")
+        return {**entry, "lfs": {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 134}} if lfs else entry
+
+    @staticmethod
+    def _json(body: Any) -> Answer:
+        return Answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -95,7 +95,7 @@ def fetch_artifact_command(reference: str, key: str, destination: Path) -> None:
         size = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file() and not path.is_symlink())
         return Report(
             reason=Reason.READY,
-            digest=Reference.parse(reference).digest,
+            digest=Reference.of_store(reference).digest,
             sizeBytes=size,
             versions=dict(artifact.versions),
         )

@@ -11,14 +11,14 @@ from rm_api.names import OCI_ANNOTATION_TITLE
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.sources.base import ModelSource, SourceFile, hash_chunks, hash_file
 from rm_abstract.sources.safetensors import MAX_HEADER, header_length
-from rm_abstract.store.layers import extract, safe_name, walk
+from rm_abstract.store.layers import extract, safe_name
 from rm_abstract.store.reference import Reference
 from rm_abstract.store.registry import Descriptor, Registry
+from rm_abstract.store.tar import walk
 
 _UNPACK: Final = "io.deis.oras.content.unpack"
 """Annotation by which oras marks a layer that is a directory packed as a tar, although it has a title."""
 _TAR: Final = (".tar", ".tar+gzip", ".tar.gzip")
-_CHUNK: Final = 1 << 20
 
 
 def is_tar(layer: Descriptor) -> bool:
@@ -67,13 +67,13 @@ class OciSource(ModelSource):
     def _scan(self) -> dict[str, SourceFile]:
         files: dict[str, SourceFile] = {}
 
-        def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        def visit(member: tarfile.TarInfo, content: Iterator[memoryview]) -> None:
             name = safe_name(member.name)
             if name is None or member.isdir():
                 return
             if not member.isfile():
                 raise BadInput(f"{member.name} in a layer is no regular file; a model's files must be")
-            digest, self._heads[name] = _read_member(archive, member)
+            digest, self._heads[name] = _read_member(content, member)
             files[name] = SourceFile(member.size, digest)
 
         for layer in self._tars:
@@ -136,11 +136,9 @@ def _compressed(layer: Descriptor) -> bool:
     return layer.media_type.endswith("gzip")
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, bytes]:
-    source = archive.extractfile(member)
-    assert source is not None
+def _read_member(content: Iterator[memoryview], member: tarfile.TarInfo) -> tuple[str, bytes]:
     digest, head, wanted = hashlib.sha256(), bytearray(), 8
-    while chunk := source.read(_CHUNK):
+    for chunk in content:
         digest.update(chunk)
         if len(head) < wanted:
             head += chunk

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from rm_api.conditions import Reason
 from rm_api.names import (
@@ -18,11 +18,13 @@ from rm_api.names import (
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.core.resource import ARTIFACT_FILE, BuildArtifact
 from rm_abstract.http import NotFound
-from rm_abstract.store.destination import Destination
+from rm_abstract.store.ahead import ahead
+from rm_abstract.store.backend import Backends
+from rm_abstract.store.destination import MARKER, Destination, room
 from rm_abstract.store.image import image, push_image, to_json
-from rm_abstract.store.layers import extract, pack
-from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Registry
+from rm_abstract.store.layers import MAX_ENTRIES, Unpacking, pack
+
+_MAX_DESCRIPTION: Final = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class PushedArtifact:
 
 
 class ArtifactStore:
-    """Artifacts in OCI registries; a context manager, which closes the connections.
+    """Artifacts in OCI registries, directories and buckets; a context manager, which closes the connections.
 
-    Failures to reach a registry have the reason ``StoreUnreachable``.
+    Failures to reach one have the reason ``StoreUnreachable``.
     """
 
-    def __init__(self, *, max_layer_bytes: int = MAX_LAYER_BYTES) -> None:
-        self._registry = Registry(unreachable=Reason.STORE_UNREACHABLE)
+    def __init__(self, *, max_layer_bytes: int = MAX_LAYER_BYTES, max_entries: int = MAX_ENTRIES) -> None:
+        self._backends = Backends()
         self._max_layer_bytes = max_layer_bytes
+        self._max_entries = max_entries
 
     def __enter__(self) -> Self:
         return self
@@ -50,23 +53,26 @@ class ArtifactStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._registry.close()
+        self._backends.__exit__(kind, error, trace)
 
     def resolve_manifest(self, reference: str) -> str | None:
         """Digest of the manifest at ``reference``, or None where there is none."""
-        return self._registry.resolve(Reference.parse(reference))
+        backend, source = self._backends.at(reference)
+        return backend.resolve(source)
 
     def push(self, artifact: BuildArtifact, reference: str) -> PushedArtifact:
         """Describe the artifact in its tree, and push it to a tag: layers, config, and the manifest last.
 
         The same tree gives the same digest. Nothing is visible at the tag until everything is there.
         """
-        target = Reference.parse(reference)
+        backend, target = self._backends.at(reference)
         if target.digest:
             raise BadInput(f"an artifact is pushed to a tag, not to the digest in {reference}")
-        if not artifact.path.is_dir() or not any(path.name != ARTIFACT_FILE for path in artifact.path.iterdir()):
+        if not artifact.path.is_dir() or not any(
+            path.name not in (ARTIFACT_FILE, MARKER) for path in artifact.path.iterdir()
+        ):
             raise BadInput(f"{artifact.path} holds nothing to push", reason=Reason.TOOLCHAIN_FAILED)
-        artifact.write()
+        _describe(artifact)
         annotations = {
             OCI_ANNOTATION_KEY: artifact.key,
             OCI_ANNOTATION_FORMAT: artifact.format,
@@ -75,7 +81,9 @@ class ArtifactStore:
             OCI_ANNOTATION_VERSIONS: to_json(dict(artifact.versions)).decode(),
         }
         return PushedArtifact(
-            *push_image(self._registry, target, pack(artifact.path, self._max_layer_bytes), annotations)
+            *push_image(
+                backend, target, pack(artifact.path, self._max_layer_bytes, most=self._max_entries), annotations
+            )
         )
 
     def pull(self, reference: str, destination: Path, *, key: str) -> BuildArtifact:
@@ -83,14 +91,19 @@ class ArtifactStore:
 
         Raises ArtifactMismatch where a byte, the image's structure or the key is not what it should be.
         """
-        source = Reference.parse(reference)
+        backend, source = self._backends.at(reference)
         if not source.digest:
             raise BadInput(f"{reference} does not name a digest; an artifact is fetched by digest only")
         try:
-            manifest = image(self._registry, source, {OCI_ANNOTATION_KEY: key})
+            manifest = image(backend, source, {OCI_ANNOTATION_KEY: key})
             with Destination(destination) as place:
-                for layer in manifest.layers:
-                    extract(self._registry.blob(source, layer), place.path)
+                with room(place.path, manifest.size):
+                    unpacking = Unpacking({"": place.path}, most=self._max_entries)
+                    for layer in manifest.layers:
+                        unpacking.layer(ahead(backend.blob(source, layer)))
+                description = place.path / ARTIFACT_FILE
+                if description.is_file() and description.stat().st_size > _MAX_DESCRIPTION:
+                    raise ArtifactMismatch(f"{ARTIFACT_FILE} in {reference} is larger than {_MAX_DESCRIPTION} bytes")
                 described = BuildArtifact.read(place.path)
                 if described.key != key:
                     raise ArtifactMismatch(f"{ARTIFACT_FILE} in {reference} names key {described.key}, not {key}")
@@ -100,3 +113,11 @@ class ArtifactStore:
                 f"{reference} is not complete in the store: {error}", reason=Reason.ARTIFACT_MISSING
             ) from error
         return BuildArtifact.read(destination)
+
+
+def _describe(artifact: BuildArtifact) -> None:
+    """Write the description, unless it is there: whoever else pushes this tree must not read a half of it."""
+    if artifact.description.is_symlink():
+        artifact.description.unlink()
+    if not artifact.description.exists() or artifact.description.read_bytes() != artifact.text().encode():
+        artifact.write()

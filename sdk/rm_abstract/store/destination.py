@@ -1,15 +1,20 @@
 """Directories that are filled completely or not at all, also mount points, which cannot be renamed onto."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from rm_abstract.core.errors import BadInput
+from rm_abstract.core.errors import BadInput, Transient
 
 MARKER: Final = ".rma-fetch"
 """Directory that marks a destination as ours, and in which things are prepared. What is beside it may be replaced."""
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space, a quota, and a limit on the size of files."""
 
 
 class Destination:
@@ -22,6 +27,7 @@ class Destination:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._marker = directory / MARKER
+        self._last = self._marker / "last"
         self.path = self._marker / "tree"
         """Where to put the content."""
 
@@ -32,7 +38,9 @@ class Destination:
                 f"{self._directory} is not empty, and was not filled by this command; name an empty directory"
             )
         self._marker.mkdir(exist_ok=True)
-        for entry in self._directory.iterdir():
+        # First the one by which readers know that all is there, or what remains would look complete.
+        last = os.readlink(self._last) if self._last.is_symlink() else ""
+        for entry in sorted(self._directory.iterdir(), key=lambda entry: entry.name != last):
             if entry != self._marker:
                 _remove(entry)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -41,6 +49,8 @@ class Destination:
 
     def publish(self, *, last: str) -> None:
         """Move the content into place; the entry ``last``, by which readers know that it is complete, comes last."""
+        self._last.unlink(missing_ok=True)
+        self._last.symlink_to(last)  # a note of its name
         for entry in sorted(self.path.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
             entry.rename(self._directory / entry.name)
 
@@ -101,6 +111,24 @@ class Addition:
             self._undo()
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._marker)
+
+
+@contextmanager
+def room(path: Path, needed: int) -> Iterator[None]:
+    """Say that the volume of ``path`` is too small for ``needed`` bytes, before or when it turns out to be.
+
+    Raises Transient.
+    """
+    full = f"the volume of {path} has no room for {needed} bytes; give it more space"
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise Transient(f"{full} ({free} bytes are free)")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise Transient(f"{full} ({error.strerror})") from error
+        raise
 
 
 def _remove(path: Path) -> None:

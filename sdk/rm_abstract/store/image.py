@@ -8,16 +8,19 @@ from typing import Any, Final
 from rm_api.names import MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST
 
 from rm_abstract.core.errors import ArtifactMismatch
+from rm_abstract.store.backend import Backend
 from rm_abstract.store.layers import Layer
 from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Descriptor, Manifest, Registry, sha256
+from rm_abstract.store.registry import Descriptor, Manifest, sha256
 
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _MAX_CONFIG: Final = 4 << 20
+_MAX_LAYERS: Final = 10_000
+_MAX_BYTES: Final = 1 << 50
 
 
 def push_image(
-    registry: Registry, target: Reference, layers: Iterable[Layer], annotations: Mapping[str, str]
+    backend: Backend, target: Reference, layers: Iterable[Layer], annotations: Mapping[str, str]
 ) -> tuple[str, int]:
     """Push layers to a tag; the digest of the manifest and the bytes of the layers.
 
@@ -26,7 +29,7 @@ def push_image(
     descriptors = []
     for layer in layers:
         descriptor = Descriptor(MEDIA_TYPE_LAYER, layer.digest(), layer.size, {})
-        registry.put_blob(target, descriptor.digest, descriptor.size, layer.content)
+        backend.put_blob(target, descriptor.digest, descriptor.size, layer.content)
         descriptors.append(descriptor)
     config = to_json(
         {
@@ -36,7 +39,7 @@ def push_image(
             "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in descriptors]},
         }
     )
-    registry.put_blob(target, sha256(config), len(config), lambda: [config])
+    backend.put_blob(target, sha256(config), len(config), lambda: [config])
     manifest = {
         "schemaVersion": 2,
         "mediaType": MEDIA_TYPE_MANIFEST,
@@ -44,15 +47,15 @@ def push_image(
         "layers": [layer.to_json() for layer in descriptors],
         "annotations": dict(annotations),
     }
-    return registry.put_manifest(target, to_json(manifest)), sum(layer.size for layer in descriptors)
+    return backend.put_manifest(target, to_json(manifest)), sum(layer.size for layer in descriptors)
 
 
-def image(registry: Registry, source: Reference, annotations: Mapping[str, str]) -> Manifest:
+def image(backend: Backend, source: Reference, annotations: Mapping[str, str]) -> Manifest:
     """The manifest of an image that ``push_image`` made, with the given annotations among its own.
 
     Raises ArtifactMismatch where it is another one, or no such image.
     """
-    manifest = registry.manifest(source)
+    manifest = backend.manifest(source)
     for name, wanted in annotations.items():
         found = manifest.annotations.get(name)
         if found != wanted:
@@ -61,9 +64,13 @@ def image(registry: Registry, source: Reference, annotations: Mapping[str, str])
         raise ArtifactMismatch(
             f"{source} has a config of type {manifest.config.media_type}, which no artifact of ours has"
         )
+    if len(manifest.layers) > _MAX_LAYERS or manifest.size > _MAX_BYTES:
+        raise ArtifactMismatch(
+            f"{source} has {len(manifest.layers)} layers of {manifest.size} bytes, which no artifact can have"
+        )
     if any(layer.media_type != MEDIA_TYPE_LAYER for layer in manifest.layers):
         raise ArtifactMismatch(f"{source} has a layer that is not of type {MEDIA_TYPE_LAYER}")
-    body = b"".join(registry.blob(source, manifest.config))
+    body = b"".join(backend.blob(source, manifest.config))
     try:
         diff_ids = json.loads(body)["rootfs"]["diff_ids"]
     except (ValueError, KeyError, TypeError):

@@ -3,12 +3,10 @@
 import hashlib
 import os
 import posixpath
-import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +14,16 @@ from rm_api.names import MAX_LAYER_BYTES
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.store.destination import MARKER
+from rm_abstract.store.tar import walk
 
 _BLOCK: Final = 512
 _CHUNK: Final = 1 << 20
+MAX_ENTRIES: Final = 1_000_000
+"""Files, directories and links of an artifact."""
 _WHITEOUT: Final = ".wh."
+_MAX_NAME: Final = 255
+_MAX_PATH: Final = 3500
+"""Bytes of a path in a tree; Linux takes 4,096 with the directory that the tree is in."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,22 @@ def _content(entry: Entry) -> Iterator[bytes]:
     yield bytes(-entry.size % _BLOCK)
 
 
-def pack(root: Path, max_layer_bytes: int = MAX_LAYER_BYTES, *, prefix: str = "") -> list[Layer]:
+def pack(
+    root: Path, max_layer_bytes: int = MAX_LAYER_BYTES, *, prefix: str = "", most: int = MAX_ENTRIES
+) -> list[Layer]:
     """The tree under ``root`` as layers of at most ``max_layer_bytes``: sorted, without times, owners or odd modes.
 
     In the tars, paths begin with ``prefix``. What a fetch keeps for itself at the root is left out.
     A single file that is larger gets a layer of its own, as a tar member cannot span two. Raises BadInput for links
-    that lead out of the tree, and for what is neither file, directory nor link.
+    that lead out of the tree, for what is neither file, directory nor link, for names that no layer can have, and for
+    more than ``most`` of them all.
     """
     layers: list[Layer] = []
     batch: list[Entry] = []
     size = 2 * _BLOCK
-    for entry in _entries(root, prefix):
+    for count, entry in enumerate(_entries(root, prefix), 1):
+        if count > most:
+            raise BadInput(f"{root} has more than {most} files, directories and links; pack them into fewer")
         if batch and size + entry.packed > max_layer_bytes:
             layers.append(Layer(tuple(batch)))
             batch, size = [], 2 * _BLOCK
@@ -108,6 +117,8 @@ def _entries(root: Path, prefix: str) -> Iterator[Entry]:
         inside = path.relative_to(root)
         if inside.parts[0] == MARKER:
             continue
+        if inside.name.startswith(_WHITEOUT):
+            raise BadInput(f"{path} has a name by which layers of images delete files; rename it")
         status = path.lstat()
         member = tarfile.TarInfo(prefix + inside.as_posix())
         if stat.S_ISDIR(status.st_mode):
@@ -123,111 +134,126 @@ def _entries(root: Path, prefix: str) -> Iterator[Entry]:
         yield Entry(path, member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"), member.size)
 
 
-class ByteStream(RawIOBase):
-    """A readable file over pieces of bytes."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        """Fill ``buffer`` with what comes next; 0 at the end."""
-        while not self._left:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._left = memoryview(chunk)
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def drain(self) -> None:
-        """Read to the end, so that whoever produces the pieces gets to check them all."""
-        self._left = memoryview(b"")
-        for _ in self._chunks:
-            pass
-
-
-def walk(
-    chunks: Iterable[bytes], visit: Callable[[tarfile.TarInfo, tarfile.TarFile], None], *, compressed: bool
-) -> None:
-    """Visit the members of a tar that arrives in pieces, all of which are read. ArtifactMismatch where it is no tar."""
-    stream = ByteStream(chunks)
-    try:
-        with tarfile.open(fileobj=stream, mode="r|gz" if compressed else "r|", bufsize=_CHUNK) as archive:
-            for member in archive:
-                visit(member, archive)
-    except (tarfile.TarError, EOFError, OverflowError) as error:
-        raise ArtifactMismatch(f"a layer is no valid tar: {error}") from error
-    stream.drain()
-
-
 def extract(
     chunks: Iterable[bytes], root: Path, *, compressed: bool = False, only: Callable[[str], bool] | None = None
 ) -> None:
-    """Unpack a tar into ``root``, which it cannot leave. Raises ArtifactMismatch for anything that tries.
+    """Unpack one tar into ``root``, which it cannot leave. Raises ArtifactMismatch for anything that tries.
 
     Only files, directories and links inside of the tree, and of those the paths that ``only`` is true of; owners, times
-    and set-id bits are dropped.
+    and set-id bits are dropped. What is there already is replaced, as in layers of an image.
+    """
+    Unpacking({"": root}, replace=True).layer(chunks, compressed=compressed, only=only)
+
+
+class Unpacking:
+    """Tars that are unpacked together.
+
+    ``roots`` are directories by the name of the directory in the tars that goes there; one with the name "" takes all.
+    Raises ArtifactMismatch where something would lead out of one, is there twice, or is one of more than ``most``.
     """
 
-    def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
-        name = safe_name(member.name)
-        if name is not None and (only is None or only(name)):
-            _extract_member(member, archive, root, name, safe_name(member.linkname) if member.islnk() else None)
+    def __init__(self, roots: Mapping[str, Path], *, replace: bool = False, most: int = MAX_ENTRIES) -> None:
+        self._roots = {name: path.resolve() for name, path in roots.items()}
+        self._replace = replace
+        self._left = self._most = most
+        self._directories: dict[str, Path] = {}
+        self._made: set[Path] = set()
 
-    walk(chunks, visit, compressed=compressed)
+    def layer(
+        self, chunks: Iterable[bytes], *, compressed: bool = False, only: Callable[[str], bool] | None = None
+    ) -> None:
+        """Unpack one of them."""
+        self._made.clear()
 
+        def visit(member: tarfile.TarInfo, content: Iterator[memoryview]) -> None:
+            self._left -= 1
+            if self._left < 0:
+                raise ArtifactMismatch(f"the layers have more than {self._most} entries")
+            name = safe_name(member.name)
+            if name is not None and (only is None or only(name)):
+                self._add(member, content, name)
 
-def extract_each(chunks: Iterable[bytes], roots: Mapping[str, Path]) -> None:
-    """Unpack a tar, each directory at its top into the one that ``roots`` has for its name, as ``extract`` does."""
+        walk(chunks, visit, compressed=compressed)
 
-    def visit(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
-        top, _, name = (safe_name(member.name) or "").partition("/")
-        if top not in roots:
-            raise ArtifactMismatch(f"a layer has {member.name}, for which no directory is named")
-        linked = safe_name(member.linkname) if member.islnk() else None
-        if name:
-            _extract_member(member, archive, roots[top], name, linked.removeprefix(f"{top}/") if linked else None)
-        elif not member.isdir():
-            raise ArtifactMismatch(f"{member.name} in a layer is no directory")
+    def _add(self, member: tarfile.TarInfo, content: Iterator[memoryview], name: str) -> None:
+        root, inside = self._place(name)
+        if posixpath.basename(name).startswith(_WHITEOUT):
+            raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
+        if any(len(os.fsencode(part)) > _MAX_NAME for part in name.split("/")) or len(os.fsencode(name)) > _MAX_PATH:
+            raise ArtifactMismatch(f"a layer has a name that no file can have: {name[:80]}…")
+        if member.isdir() or not inside:
+            if not member.isdir():
+                raise ArtifactMismatch(f"{member.name} in a layer is no directory")
+            self._directory(root, inside)
+            return
+        parent = self._directory(root, posixpath.dirname(inside))
+        target = parent / posixpath.basename(inside)
+        if member.isreg():
+            self._clear(target)
+            _write(target, content, 0o755 if member.mode & stat.S_IXUSR else 0o644)
+        elif member.issym():
+            _check_link(root, parent, member.linkname, ArtifactMismatch)
+            self._clear(target)
+            target.symlink_to(member.linkname)
+        elif member.islnk():
+            original = self._linked(member, root)
+            self._clear(target)
+            os.link(original, target)
+        else:
+            raise ArtifactMismatch(f"{member.name} is neither a file, a directory nor a link")
 
-    walk(chunks, visit, compressed=False)
+    def _place(self, name: str) -> tuple[Path, str]:
+        if "" in self._roots:
+            return self._roots[""], name
+        top, _, inside = name.partition("/")
+        if top not in self._roots:
+            raise ArtifactMismatch(f"a layer has {name}, for which no directory is named")
+        return self._roots[top], inside
 
+    def _directory(self, root: Path, name: str) -> Path:
+        path = root / name
+        known = self._directories.get(str(path))
+        if known is not None:
+            return known
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ArtifactMismatch(f"{name} is both a file and a directory") from None
+        real = path.resolve()
+        if not real.is_relative_to(root):
+            raise ArtifactMismatch(f"{name} leads out of the tree")
+        self._directories[str(path)] = real
+        return real
 
-def _extract_member(
-    member: tarfile.TarInfo, archive: tarfile.TarFile, root: Path, name: str, linked: str | None
-) -> None:
-    if posixpath.basename(name).startswith(_WHITEOUT):
-        raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
-    parent = _directory(root, posixpath.dirname(name))
-    target = parent / posixpath.basename(name)
-    if member.isdir():
-        _directory(root, name)
-    elif member.isfile():
-        _unlink(target)
-        source = archive.extractfile(member)
-        assert source is not None
-        with source, target.open("xb") as file:
-            shutil.copyfileobj(source, file, _CHUNK)
-        target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
-    elif member.issym():
-        _check_link(root, parent, member.linkname, ArtifactMismatch)
-        _unlink(target)
-        target.symlink_to(member.linkname)
-    elif member.islnk():
-        original = root / linked if linked else root
-        if not original.is_file() or not original.resolve().is_relative_to(root.resolve()):
+    def _clear(self, target: Path) -> None:
+        """Make way for something new, if anything is there."""
+        if target in self._made or (not self._replace and os.path.lexists(target)):
+            raise ArtifactMismatch(f"the layers have {target.name} twice")
+        self._made.add(target)
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+            # It may have been a link to a directory, by which others were found.
+            self._directories.clear()
+        elif target.exists():
+            raise ArtifactMismatch(f"{target.name} is both a directory and something else")
+
+    def _linked(self, member: tarfile.TarInfo, root: Path) -> Path:
+        linked = safe_name(member.linkname)
+        place, inside = self._place(linked) if linked else (root, "")
+        original = (place / inside).resolve()
+        if place != root or not original.is_file() or not original.is_relative_to(root):
             raise ArtifactMismatch(f"{member.name} links to {member.linkname}, which is no file of the layer")
-        _unlink(target)
-        os.link(original.resolve(), target)
-    else:
-        raise ArtifactMismatch(f"{member.name} is neither a file, a directory nor a link")
+        return original
+
+
+def _write(target: Path, content: Iterator[memoryview], mode: int) -> None:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb", buffering=0) as file:
+        for piece in content:
+            left = piece
+            while left:
+                left = left[file.write(left) :]
+        os.fchmod(descriptor, mode)
 
 
 def safe_name(name: str) -> str | None:
@@ -236,25 +262,6 @@ def safe_name(name: str) -> str | None:
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise ArtifactMismatch(f"the path {name!r} leads out of the tree")
     return "/".join(parts) or None
-
-
-def _directory(root: Path, name: str) -> Path:
-    path = root / name
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ArtifactMismatch(f"{name} is both a file and a directory") from None
-    real = path.resolve()
-    if not real.is_relative_to(root.resolve()):
-        raise ArtifactMismatch(f"{name} leads out of the tree")
-    return real
-
-
-def _unlink(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        raise ArtifactMismatch(f"{path.name} is both a directory and something else")
 
 
 def _check_link(root: Path, parent: Path, target: str, error: Callable[[str], Exception]) -> None:

@@ -17,17 +17,18 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachabl
 from rm_abstract.http import Credentials, Http, NotFound, netloc
 from rm_abstract.store.reference import DIGEST, Reference
 from rm_abstract.store.token import StoreToken
+from rm_abstract.store.upload import Upload, patiently
 
 _DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 _INDEXES: Final = frozenset({MEDIA_TYPE_INDEX, _DOCKER_INDEX})
 _ACCEPT: Final = ", ".join((MEDIA_TYPE_MANIFEST, _DOCKER_MANIFEST, MEDIA_TYPE_INDEX, _DOCKER_INDEX))
-_MAX_MANIFEST: Final = 4 << 20
+MAX_MANIFEST: Final = 4 << 20
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags)/")
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | bytearray) -> str:
     """Digest of ``data`` as ``sha256:…``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -67,6 +68,40 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str]
+
+    @classmethod
+    def of(cls, body: bytes, where: str) -> "Manifest":
+        """The image manifest in ``body``. Raises ArtifactMismatch where it is none."""
+        try:
+            raw = json.loads(body)
+            layers, config, annotations = raw.get("layers"), raw.get("config"), raw.get("annotations") or {}
+            named = {str(key): str(value) for key, value in annotations.items()}
+        except (ValueError, AttributeError, RecursionError):
+            raise ArtifactMismatch(f"{where} is no manifest") from None
+        if not isinstance(layers, list):
+            raise ArtifactMismatch(f"{where} is no image manifest")
+        return cls(sha256(body), Descriptor.of(config), tuple(map(Descriptor.of, layers)), named)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the layers."""
+        return sum(layer.size for layer in self.layers)
+
+
+def verified(chunks: Iterable[bytes], blob: Descriptor, where: str) -> Iterator[bytes]:
+    """The same bytes. The last piece comes only if size and digest are right; ArtifactMismatch otherwise."""
+    digest, size, held = hashlib.sha256(), 0, b""
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+        if size > blob.size:
+            break
+        if held:
+            yield held
+        held = chunk
+    if size != blob.size or f"sha256:{digest.hexdigest()}" != blob.digest:
+        raise ArtifactMismatch(f"{where} gave other bytes than {blob.digest} ({size} of {blob.size})")
+    yield held
 
 
 class _RegistryAuth(httpx2.Auth):
@@ -139,8 +174,10 @@ class _RegistryAuth(httpx2.Auth):
 class Registry:
     """Registries. Methods raise NotFound, BadInput (refused), SourceUnreachable and ArtifactMismatch (wrong bytes)."""
 
-    def __init__(self, *, unreachable: Reason = Reason.SOURCE_UNREACHABLE) -> None:
+    def __init__(self, *, unreachable: Reason = Reason.SOURCE_UNREACHABLE, attempts: int = 1) -> None:
+        """A registry that cannot answer now is asked up to ``attempts`` times, with growing pauses between."""
         authority = os.environ.get(ENV_REGISTRY_CA, "")
+        self._attempts = attempts
         self._http = Http(
             partial(_RegistryAuth, unreachable=unreachable),
             unreachable=unreachable,
@@ -157,12 +194,13 @@ class Registry:
     def resolve(self, reference: Reference) -> str | None:
         """Digest of the manifest at a reference, or None where there is none."""
         try:
-            response = self._http.request(
-                "HEAD", self._url(reference, "manifests", reference.target), headers={"Accept": _ACCEPT}
-            )
+            url = self._url(reference, "manifests", reference.target)
+            response = patiently(lambda: self._http.request("HEAD", url, headers={"Accept": _ACCEPT}), self._attempts)
         except NotFound:
             return None
         digest = response.headers.get("Docker-Content-Digest", "")
+        if reference.digest and digest not in ("", reference.digest):
+            raise ArtifactMismatch(f"{reference.host} says that {reference.digest} is {digest}")
         return digest if DIGEST.fullmatch(digest) else sha256(self._manifest_bytes(reference))
 
     def manifest(self, reference: Reference) -> Manifest:
@@ -175,51 +213,41 @@ class Registry:
             raw = json.loads(body)
             media_type = raw.get("mediaType", MEDIA_TYPE_MANIFEST)
             children = raw.get("manifests") or []
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise ArtifactMismatch(f"{reference} is no manifest") from None
         if media_type in _INDEXES or children:
             if len(children) != 1:
                 raise BadInput(f"{reference} is an index of {len(children)} manifests; name one of them by its digest")
             return self.manifest(reference.at(Descriptor.of(children[0]).digest))
-        if not isinstance(raw.get("layers"), list):
-            raise ArtifactMismatch(f"{reference} is no image manifest")
-        return Manifest(
-            digest,
-            Descriptor.of(raw.get("config")),
-            tuple(Descriptor.of(layer) for layer in raw["layers"]),
-            {str(key): str(value) for key, value in (raw.get("annotations") or {}).items()},
-        )
+        return Manifest.of(body, str(reference))
 
     def _manifest_bytes(self, reference: Reference) -> bytes:
+        return patiently(lambda: self._read_manifest(reference), self._attempts)
+
+    def _read_manifest(self, reference: Reference) -> bytes:
         url = self._url(reference, "manifests", reference.target)
         body = bytearray()
         with self._http.open("GET", url, headers={"Accept": _ACCEPT}) as response:
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > _MAX_MANIFEST:
-                    raise ArtifactMismatch(f"the manifest of {reference} is larger than {_MAX_MANIFEST} bytes")
+                if len(body) > MAX_MANIFEST:
+                    raise ArtifactMismatch(f"the manifest of {reference} is larger than {MAX_MANIFEST} bytes")
         return bytes(body)
 
     def put_manifest(self, reference: Reference, body: bytes) -> str:
         """Push an image manifest, and return its digest."""
         url = self._url(reference, "manifests", reference.target)
-        self._http.request("PUT", url, content=body, headers={"Content-Type": MEDIA_TYPE_MANIFEST})
-        return sha256(body)
+        kind = {"Content-Type": MEDIA_TYPE_MANIFEST}
+        response = patiently(lambda: self._http.request("PUT", url, content=body, headers=kind), self._attempts)
+        digest = sha256(body)
+        found = response.headers.get("Docker-Content-Digest", digest)
+        if found != digest:
+            raise ArtifactMismatch(f"{reference.host} took the manifest {digest} for {found}")
+        return digest
 
     def blob(self, reference: Reference, blob: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob. The last piece comes only if size and digest are right; ArtifactMismatch otherwise."""
-        digest, size, held = hashlib.sha256(), 0, b""
-        for chunk in self._http.download(self._url(reference, "blobs", blob.digest)):
-            digest.update(chunk)
-            size += len(chunk)
-            if size > blob.size:
-                break
-            if held:
-                yield held
-            held = chunk
-        if size != blob.size or f"sha256:{digest.hexdigest()}" != blob.digest:
-            raise ArtifactMismatch(f"{reference.host} gave other bytes than {blob.digest} ({size} of {blob.size})")
-        yield held
+        return verified(self._http.download(self._url(reference, "blobs", blob.digest)), blob, reference.host)
 
     def read_blob(self, reference: Reference, blob: Descriptor, start: int, length: int) -> bytes:
         """A part of a blob. Its bytes are not verified, as its digest is about the whole."""
@@ -227,26 +255,4 @@ class Registry:
 
     def put_blob(self, reference: Reference, digest: str, size: int, content: Callable[[], Iterable[bytes]]) -> None:
         """Upload a blob if the repository has none of this digest. ``content`` gives its bytes anew with every call."""
-        try:
-            self._http.request("HEAD", self._url(reference, "blobs", digest))
-            return
-        except NotFound:
-            pass
-        session = self._http.request("POST", self._url(reference, "blobs", "uploads/"))
-        location = httpx2.URL(str(session.request.url)).join(session.headers.get("Location", ""))
-        self._http.request(
-            "PUT",
-            str(location.copy_merge_params({"digest": digest})),
-            content=_Body(content),
-            headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
-        )
-
-
-class _Body:
-    """A request body that can be sent again, should the registry ask for credentials in the middle."""
-
-    def __init__(self, content: Callable[[], Iterable[bytes]]) -> None:
-        self._content = content
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._content())
+        Upload(self._http, self._url(reference, "blobs", ""), digest, size, content).run(self._attempts)

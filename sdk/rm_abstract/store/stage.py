@@ -11,12 +11,12 @@ from rm_api.names import MAX_LAYER_BYTES, OCI_ANNOTATION_KEY, OCI_ANNOTATION_PRE
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.http import NotFound
+from rm_abstract.store.ahead import ahead
 from rm_abstract.store.artifact import PushedArtifact
-from rm_abstract.store.destination import MARKER, Addition
+from rm_abstract.store.backend import Backends
+from rm_abstract.store.destination import MARKER, Addition, room
 from rm_abstract.store.image import image, push_image
-from rm_abstract.store.layers import Layer, extract_each, pack
-from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Registry
+from rm_abstract.store.layers import Layer, Unpacking, pack
 
 ANNOTATION_STAGE: Final = OCI_ANNOTATION_PREFIX + "artifact.stage"
 
@@ -24,11 +24,11 @@ ANNOTATION_STAGE: Final = OCI_ANNOTATION_PREFIX + "artifact.stage"
 class StageStore:
     """Stages of builds in the store; a context manager, which closes the connections.
 
-    Failures to reach a registry have the reason ``StoreUnreachable``.
+    Failures to reach one have the reason ``StoreUnreachable``.
     """
 
     def __init__(self, *, max_layer_bytes: int = MAX_LAYER_BYTES) -> None:
-        self._registry = Registry(unreachable=Reason.STORE_UNREACHABLE)
+        self._backends = Backends()
         self._max_layer_bytes = max_layer_bytes
 
     def __enter__(self) -> Self:
@@ -37,11 +37,11 @@ class StageStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._registry.close()
+        self._backends.__exit__(kind, error, trace)
 
     def push(self, directories: Mapping[str, Path], reference: str, *, key: str, stage: int) -> PushedArtifact:
         """Push directories by their names to a tag. One that is absent is as one that is empty."""
-        target = Reference.parse(reference)
+        backend, target = self._backends.at(reference)
         if target.digest:
             raise BadInput(f"a stage is pushed to a tag, not to the digest in {reference}")
         layers: list[Layer] = []
@@ -50,7 +50,7 @@ class StageStore:
                 raise BadInput(f"{directory} was not filled completely; fetch the stage into it again")
             if directory.is_dir() and any(directory.iterdir()):
                 layers += pack(directory, self._max_layer_bytes, prefix=f"{name}/")
-        return PushedArtifact(*push_image(self._registry, target, layers or [Layer(())], _annotations(key, stage)))
+        return PushedArtifact(*push_image(backend, target, layers or [Layer(())], _annotations(key, stage)))
 
     def fetch(self, directories: Mapping[str, Path], reference: str, *, key: str, stage: int) -> PushedArtifact:
         """Fetch a stage into directories, each by its name, all of them complete or none.
@@ -59,14 +59,15 @@ class StageStore:
         long as one is not complete it has an entry ``.rma-fetch``. Raises ArtifactMismatch where a byte, the image's
         structure, key or stage is not what it should be, or the stage has a directory that is not asked for.
         """
-        source = Reference.parse(reference)
+        backend, source = self._backends.at(reference)
         try:
-            manifest = image(self._registry, source, _annotations(key, stage))
+            manifest = image(backend, source, _annotations(key, stage))
             with ExitStack() as stack:
                 additions = {name: stack.enter_context(Addition(path)) for name, path in directories.items()}
-                roots = {name: addition.path for name, addition in additions.items()}
-                for layer in manifest.layers:
-                    extract_each(self._registry.blob(source, layer), roots)
+                unpacking = Unpacking({name: addition.path for name, addition in additions.items()})
+                with room(next(iter(directories.values())), manifest.size):
+                    for layer in manifest.layers:
+                        unpacking.layer(ahead(backend.blob(source, layer)))
                 for addition in additions.values():
                     addition.publish()
         except NotFound as error:

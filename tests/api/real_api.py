@@ -53,7 +53,7 @@ class ApiServer:
         self._etcd_port, self._peer_port, self.port = free_port(), free_port(), free_port()
         authority = Authority(directory, "ca")
         self._serving = authority.issue("apiserver", "kube-apiserver", hosts=["127.0.0.1", "localhost"])
-        self._signing_key, self._signing_public = write_signing_key(directory, "service-account")
+        self.signing_key, self._signing_public = write_signing_key(directory, "service-account")
         self.ca = authority.pair.certificate
         self.url = f"https://127.0.0.1:{self.port}"
         self._tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody", *admins)}
@@ -83,7 +83,7 @@ class ApiServer:
             "--authorization-mode=RBAC",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._signing_public}",
-            f"--service-account-signing-key-file={self._signing_key}",
+            f"--service-account-signing-key-file={self.signing_key}",
             "--service-cluster-ip-range=10.250.0.0/16",
             # Nobody makes the accounts that pods would need here.
             "--disable-admission-plugins=ServiceAccount",
@@ -136,6 +136,10 @@ class ApiServer:
             process.kill()
         for process in self._processes.values():
             process.wait()
+
+    def token(self, user: str) -> str:
+        """The token of ``admin``, ``nobody`` or a further administrator."""
+        return self._tokens[user]
 
     def connection(self, user: str = "admin") -> Connection:
         """The address, with the credentials of ``admin`` (everything) or ``nobody`` (nothing)."""

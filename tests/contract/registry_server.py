@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from rm_local_cluster import build, families
+from rm_local_cluster.pki import KeyPair
 
 _START_SECONDS = 20
 
@@ -39,7 +40,9 @@ class RunningRegistry:
 
 
 @contextmanager
-def running_registry(directory: Path, auth: Mapping[str, Any] | None = None) -> Iterator[RunningRegistry]:
+def running_registry(
+    directory: Path, auth: Mapping[str, Any] | None = None, tls: KeyPair | None = None
+) -> Iterator[RunningRegistry]:
     """Start a registry with its storage under ``directory``; it answers when this yields."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,7 +52,10 @@ def running_registry(directory: Path, auth: Mapping[str, Any] | None = None) -> 
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
-        "http": {"addr": f"127.0.0.1:{port}"},
+        "http": {
+            "addr": f"127.0.0.1:{port}",
+            **({"tls": {"certificate": str(tls.certificate), "key": str(tls.key)}} if tls else {}),
+        },
         **({"auth": auth} if auth else {}),
     }
     file = directory / "registry.yaml"
@@ -73,7 +79,7 @@ def _wait_until_it_answers(port: int, process: "subprocess.Popen[bytes]", log: P
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1).close()
         except urllib.error.HTTPError:
-            return  # it wants credentials
+            return  # it wants credentials, or TLS
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the registry does not start: {log.read_text()}") from None

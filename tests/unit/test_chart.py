@@ -230,9 +230,10 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     environ = _Recorder(_environment(render(images=images, operator=values, store={"host": "s:1", "plainHTTP": False})))
     config = Config.from_environment(environ)
     assert set(environ) - environ.asked == {"HOME"}
-    # The rest is for tests and for people who run it by hand.
+    # The rest is for a registry of the chart's own under TLS, for tests and for people who run it by hand.
     further = {name for name in environ.asked - set(environ) if not name.startswith("OTEL_")}
-    assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"}
+    store = {"RMA_STORE_CA_FILE", "RMA_STORE_TOKEN_AUDIENCE", "RMA_STORE_TOKEN_FILE"}
+    assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"} | store
     assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
     assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
     assert (config.workers, config.tracing) == (3, True)

@@ -20,6 +20,29 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end }}
 
+{{- /* Not empty where the chart runs the registry. */}}
+{{- define "rma.embedded" -}}
+{{- if and .Values.store.registry.enabled (not .Values.store.host) -}}
+{{- if and .Values.store.registry.auth.enabled (not .Values.store.registry.tls.enabled) -}}
+{{ fail "store.registry.auth.enabled needs store.registry.tls.enabled: tokens go over TLS only" }}
+{{- end -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- /* true or false: whether the store is spoken to without TLS. */}}
+{{- define "rma.plainHTTP" -}}
+{{- if include "rma.embedded" . -}}
+{{ not .Values.store.registry.tls.enabled }}
+{{- else -}}
+{{ .Values.store.plainHTTP }}
+{{- end -}}
+{{- end }}
+
+{{- define "rma.audience" -}}
+rm-abstract-registry
+{{- end }}
+
 {{- define "rma.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -36,7 +59,7 @@ capabilities: {drop: [ALL]}
 
 {{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
 {{- define "rma.complete" -}}
-{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry" }}
+{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.auth" }}
 {{- $found := $.Values }}
 {{- range splitList "." $path }}
 {{- $found = get ($found | default dict) . }}

@@ -10,6 +10,7 @@ from rm_operator.controllers.indexes import INDEXES
 from rm_operator.controllers.model_deployment import ModelDeploymentController
 from rm_operator.controllers.node import NodeController
 from rm_operator.kube.artifact_store import ArtifactStore
+from rm_operator.kube.auth import FileToken
 from rm_operator.kube.reports import Reports
 from rm_operator.plan.model import Images, Settings, StoreConfig
 from rm_operator.runtime.controller import Controller
@@ -32,7 +33,13 @@ def build(context: Context) -> list[Controller]:
         driver_service_account=config.driver_service_account,
     )
     observe = context.tracing.observe_store if context.tracing is not None else None
-    store = ArtifactStore(config.store, plain_http=config.store_plain_http, observe=observe)
+    store = ArtifactStore(
+        config.store,
+        plain_http=config.store_plain_http,
+        observe=observe,
+        authority=config.store_ca,
+        account=FileToken(config.store_token_file) if config.store_token_file is not None else None,
+    )
     context.on_close(store.close)
     reports = Reports(context.stores, config.system_namespace)
     context.on_lead(reports.start)

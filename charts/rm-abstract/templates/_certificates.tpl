@@ -1,0 +1,54 @@
+{{- /* Keys and certificates of the registry: made once, and kept by whoever upgrades, as templates of serving pods
+remember the authority. They are made when first asked for, and the same for all templates of one rendering. */}}
+{{- define "rma.certificates" -}}
+{{- if not (hasKey .Values "certificatesMade") }}
+{{- $name := printf "%s-registry" .Release.Name }}
+{{- $days := 3650 }}
+{{- $kept := dict }}
+{{- range $part := list "ca" "tls" "signing" }}
+{{- $_ := set $kept $part ((lookup "v1" "Secret" $.Release.Namespace (printf "%s-%s" $name $part)).data | default dict) }}
+{{- end }}
+{{- $made := dict }}
+{{- if .Values.store.registry.tls.enabled }}
+{{- if not .Values.store.registry.tls.secretName }}
+{{- $ca := dict }}
+{{- if and (index $kept.ca "ca.crt") (index $kept.ca "ca.key") }}
+{{- $ca = buildCustomCert (index $kept.ca "ca.crt") (index $kept.ca "ca.key") }}
+{{- else }}
+{{- $ca = genCAWithKey (printf "%s of %s" $name .Release.Namespace) $days (genPrivateKey "ecdsa") }}
+{{- end }}
+{{- $_ := set $made "ca" (dict "ca.crt" (b64enc $ca.Cert) "ca.key" (b64enc $ca.Key)) }}
+{{- if and (eq (index $kept.tls "ca.crt" | default "") (b64enc $ca.Cert)) (index $kept.tls "tls.crt") (index $kept.tls "tls.key") }}
+{{- $_ := set $made "tls" (pick $kept.tls "ca.crt" "tls.crt" "tls.key") }}
+{{- else }}
+{{- $hosts := list }}
+{{- range $service := list $name (printf "%s-auth" $name) }}
+{{- $hosts = concat $hosts (list (printf "%s.%s.svc" $service $.Release.Namespace) (printf "%s.%s.svc.cluster.local" $service $.Release.Namespace)) }}
+{{- end }}
+{{- $leaf := genSignedCertWithKey $name nil $hosts $days $ca (genPrivateKey "ecdsa") }}
+{{- $_ := set $made "tls" (dict "ca.crt" (b64enc $ca.Cert) "tls.crt" (b64enc $leaf.Cert) "tls.key" (b64enc $leaf.Key)) }}
+{{- end }}
+{{- end }}
+{{- if .Values.store.registry.auth.enabled }}
+{{- if and (index $kept.signing "tls.crt") (index $kept.signing "tls.key") }}
+{{- $_ := set $made "signing" (pick $kept.signing "tls.crt" "tls.key") }}
+{{- else }}
+{{- /* Of its own authority: the registry believes tokens of nobody else, whatever the other one has signed. */}}
+{{- $signing := genSelfSignedCertWithKey (printf "%s-auth" $name) nil nil $days (genPrivateKey "ecdsa") }}
+{{- $_ := set $made "signing" (dict "tls.crt" (b64enc $signing.Cert) "tls.key" (b64enc $signing.Key)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $_ := set .Values "certificatesMade" $made }}
+{{- end }}
+{{- end }}
+
+{{- /* Pods read certificates when they start: others start when these change. */}}
+{{- define "rma.certificatesChecksum" -}}
+{{- include "rma.certificates" . }}
+{{- .Values.certificatesMade | toJson | sha256sum }}
+{{- end }}
+
+{{- define "rma.tlsSecret" -}}
+{{ .Values.store.registry.tls.secretName | default (printf "%s-registry-tls" .Release.Name) }}
+{{- end }}

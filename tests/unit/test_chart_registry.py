@@ -1,0 +1,227 @@
+"""The chart's registry under TLS and with its token service, as helm renders it."""
+
+import base64
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rm_api import names
+from rm_operator.config import Config
+from rm_operator.registry_auth.__main__ import _parser
+from rm_operator.registry_auth.signing import ISSUER, Signer
+from test_chart import Refused, Render, render  # noqa: F401 - a fixture
+
+Object = dict[str, Any]
+ON = {"tls": {"enabled": True}, "auth": {"enabled": True}}
+MOUNTED = "/var/run/rm-abstract/store"
+
+
+@pytest.fixture(scope="module")
+def protected(render: Render) -> list[Object]:  # noqa: F811
+    """The chart with TLS and the token service."""
+    return render(store={"registry": ON})
+
+
+def one(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = [obj for obj in objects if obj["kind"] == kind and obj["metadata"]["name"] == name]
+    return found
+
+
+def pod(objects: list[Object], name: str) -> Object:
+    found: Object = one(objects, "Deployment", name)["spec"]["template"]
+    return found
+
+
+def secret(objects: list[Object], name: str) -> dict[str, bytes]:
+    return {key: base64.b64decode(value) for key, value in one(objects, "Secret", name)["data"].items()}
+
+
+def configuration(objects: list[Object]) -> Object:
+    found: Object = yaml.safe_load(one(objects, "ConfigMap", "rma-registry")["data"]["config.yml"])
+    return found
+
+
+def environment(objects: list[Object]) -> dict[str, str]:
+    (container,) = pod(objects, "rma-operator")["spec"]["containers"]
+    return {entry["name"]: str(entry.get("value", "from-a-field")) for entry in container["env"]}
+
+
+def items(volume: Object) -> set[str]:
+    return {item["key"] for item in volume["secret"]["items"]}
+
+
+def test_by_default_nothing_of_it_is_there(render: Render) -> None:  # noqa: F811
+    objects = render()
+    assert [obj for obj in objects if obj["kind"] == "Secret"] == []
+    assert [obj for obj in objects if obj["metadata"]["name"] == "rma-registry-auth"] == []
+    assert {"auth", "tls"} & {*configuration(objects), *configuration(objects)["http"]} == set()
+    assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "true"
+
+
+def test_a_token_service_without_tls_is_refused(render: Render) -> None:  # noqa: F811
+    with pytest.raises(Refused, match=r"store\.registry\.auth\.enabled needs store\.registry\.tls\.enabled"):
+        render(store={"registry": {"auth": {"enabled": True}}})
+
+
+def test_values_of_an_earlier_chart_are_refused_with_what_helps(render: Render) -> None:  # noqa: F811
+    for part in ("tls", "auth"):
+        with pytest.raises(Refused, match=rf"store.registry.{part} is missing.*--reset-then-reuse-values"):
+            render(store={"registry": {part: None}})
+
+
+def test_an_external_store_has_neither(render: Render) -> None:  # noqa: F811
+    objects = render(store={"host": "registry.example:5000", "plainHTTP": False, "registry": ON})
+    assert [obj for obj in objects if "registry" in obj["metadata"]["name"]] == []
+    assert [obj for obj in objects if obj["kind"] == "Secret"] == []
+    assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "false"
+    assert not {"RMA_STORE_CA_FILE", "RMA_STORE_TOKEN_FILE"} & environment(objects).keys()
+
+
+@pytest.mark.parametrize("host", ["rma-registry.system.svc", "rma-registry-auth.system.svc"])
+def test_strict_clients_believe_the_certificates(protected: list[Object], host: str, tmp_path: Path) -> None:
+    data = secret(protected, "rma-registry-tls")
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    trusting = ssl.create_default_context(cadata=data["ca.crt"].decode())
+    # As every client of Python 3.13 is.
+    trusting.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    served, asked = socket.socketpair()
+
+    def serve() -> None:
+        with served, serving.wrap_socket(served, server_side=True) as connection:
+            connection.sendall(b"hello")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with asked, trusting.wrap_socket(asked, server_hostname=host) as connection:
+        assert connection.recv(5) == b"hello"
+    thread.join()
+
+
+def test_the_signing_key_is_of_its_own_authority(protected: list[Object], tmp_path: Path) -> None:
+    data = secret(protected, "rma-registry-signing")
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    assert Signer.load(tmp_path / "tls.key", tmp_path / "tls.crt", audience="a").sign("me", [], now=0)
+    assert data["tls.crt"] != secret(protected, "rma-registry-ca")["ca.crt"]
+
+
+def test_the_registry_speaks_tls_and_believes_the_token_service(protected: list[Object]) -> None:
+    config = configuration(protected)
+    assert config["http"]["tls"] == {"certificate": "/etc/registry/tls/tls.crt", "key": "/etc/registry/tls/tls.key"}
+    assert config["auth"]["token"] == {
+        "realm": "https://rma-registry-auth.system.svc:5001/token",
+        "service": "rma-registry.system.svc:5000",
+        "issuer": ISSUER,
+        "rootcertbundle": "/etc/registry/signing/tls.crt",
+        "signingalgorithms": ["ES256"],
+    }
+    spec = pod(protected, "rma-registry")["spec"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert (items(volumes["tls"]), items(volumes["signing"])) == ({"tls.crt", "tls.key"}, {"tls.crt"}), "no key to sign"
+    (container,) = spec["containers"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/", "port": "registry", "scheme": "HTTPS"}
+
+
+def test_tls_alone(render: Render) -> None:  # noqa: F811
+    objects = render(store={"registry": {"tls": {"enabled": True}}})
+    assert "auth" not in configuration(objects)
+    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {
+        "rma-registry-ca", "rma-registry-tls",
+    }  # fmt: skip
+    (container,) = pod(objects, "rma-registry")["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/v2/", "port": "registry", "scheme": "HTTPS"}
+    assert "RMA_STORE_TOKEN_FILE" not in environment(objects)
+    assert environment(objects)["RMA_STORE_CA_FILE"] == f"{MOUNTED}/ca.crt"
+
+
+def test_the_service_is_started_with_what_it_takes(protected: list[Object]) -> None:
+    template = pod(protected, "rma-registry-auth")
+    (container,) = template["spec"]["containers"]
+    assert container["command"][:3] == ["python3", "-m", "rm_operator.registry_auth"]
+    arguments = _parser().parse_args(container["command"][3:])
+    operator = pod(protected, "rma-operator")["spec"]["serviceAccountName"]
+    assert arguments.service == configuration(protected)["auth"]["token"]["service"]
+    assert arguments.operator == f"system:serviceaccount:system:{operator}"
+    assert arguments.audience == names.REGISTRY_AUDIENCE
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for path in ("signing_key", "signing_certificate", "tls_certificate", "tls_key"):
+        assert str(getattr(arguments, path).parent) in mounts
+    (port,) = container["ports"]
+    assert arguments.port == port["containerPort"] == 5001
+    assert one(protected, "Service", "rma-registry-auth")["spec"]["ports"] == [
+        {"name": "https", "port": 5001, "targetPort": port["name"]}
+    ]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "https", "scheme": "HTTPS"}
+    selector = one(protected, "Service", "rma-registry-auth")["spec"]["selector"]
+    assert selector.items() <= template["metadata"]["labels"].items()
+    assert not selector.items() <= pod(protected, "rma-registry")["metadata"]["labels"].items()
+
+
+def test_the_service_may_ask_whose_a_token_is_and_nothing_else(protected: list[Object]) -> None:
+    name = "rma-registry-auth"
+    assert pod(protected, name)["spec"]["serviceAccountName"] == name
+    assert one(protected, "ClusterRole", name)["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": "system"}
+    bound = [obj for obj in protected if obj["kind"].endswith("RoleBinding") and subject in obj["subjects"]]
+    assert [obj["roleRef"]["name"] for obj in bound] == [name]
+    assert "tokenreviews" not in str(one(protected, "ClusterRole", "rma-operator"))
+
+
+def test_the_service_is_restricted(protected: list[Object]) -> None:
+    spec = pod(protected, "rma-registry-auth")["spec"]
+    assert spec["securityContext"] == pod(protected, "rma-operator")["spec"]["securityContext"]
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert container["resources"]["limits"]["memory"]
+
+
+def test_the_operator_has_the_authority_and_a_token_of_its_own(protected: list[Object], tmp_path: Path) -> None:
+    spec = pod(protected, "rma-operator")["spec"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "store"]
+    authority, token = volume["projected"]["sources"]
+    assert authority["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}], "it has no key of the registry"
+    assert token["serviceAccountToken"]["audience"] == names.REGISTRY_AUDIENCE
+    assert {"name": "store", "mountPath": MOUNTED, "readOnly": True} in spec["containers"][0]["volumeMounts"]
+    variables = environment(protected)
+    assert variables["RMA_STORE_TOKEN_FILE"] == f"{MOUNTED}/{token['serviceAccountToken']['path']}"
+    file = tmp_path / "ca.crt"
+    file.write_bytes(secret(protected, "rma-registry-tls")["ca.crt"])
+    assert variables.pop("RMA_STORE_CA_FILE") == f"{MOUNTED}/ca.crt"
+    config = Config.from_environment({**variables, "RMA_STORE_CA_FILE": str(file)})
+    assert (config.store, config.store_plain_http) == ("rma-registry.system.svc:5000", False)
+    assert (config.store_ca, config.store_token_audience) == (file.read_text(), names.REGISTRY_AUDIENCE)
+
+
+def test_pods_start_anew_with_other_certificates(render: Render, protected: list[Object]) -> None:  # noqa: F811
+    again = render(store={"registry": ON})
+    sums = []
+    for objects in (protected, again):
+        found = {
+            pod(objects, name)["metadata"]["annotations"]["checksum/certificates"]
+            for name in ("rma-registry", "rma-registry-auth", "rma-operator")
+        }
+        assert len(found) == 1, "all of one rendering have the same certificates"
+        sums.append(found)
+    assert sums[0] != sums[1], "nothing keeps what is rendered without a cluster"
+
+
+def test_a_secret_of_ones_own_takes_the_place_of_the_certificates(render: Render) -> None:  # noqa: F811
+    objects = render(store={"registry": {**ON, "tls": {"enabled": True, "secretName": "mine"}}})
+    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {"rma-registry-signing"}
+    mounted = str([pod(objects, name)["spec"]["volumes"] for name in ("rma-registry", "rma-registry-auth")])
+    assert mounted.count("'secretName': 'mine'") == 2
+    (volume,) = [each for each in pod(objects, "rma-operator")["spec"]["volumes"] if each["name"] == "store"]
+    assert volume["projected"]["sources"][0]["secret"]["name"] == "mine"

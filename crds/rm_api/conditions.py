@@ -34,6 +34,7 @@ class Reason(StrEnum):
     WAITING_FOR_PLACEMENT = "WaitingForPlacement"
     WAITING_FOR_ARTIFACT = "WaitingForArtifact"
     RETRYING = "Retrying"
+    QUEUED = "Queued"
     DELETING = "Deleting"
     SUSPENDED = "Suspended"
     ROLLING_OUT = "RollingOut"

@@ -48,6 +48,8 @@ class Config:
     """Reconcile only while holding the Lease; false where nothing else can run."""
     workers: int = 16
     """Reconciles at the same time."""
+    builds_per_namespace: int = 4
+    """Builds that may run at a time in one namespace."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of containers that we make."""
     tracing: bool = False
@@ -73,6 +75,7 @@ class Config:
             metrics_port=reader.integer("RMA_METRICS_PORT", 8080, 0, 65535),
             leader_elect=reader.boolean("RMA_LEADER_ELECT", True),
             workers=reader.integer("RMA_WORKERS", 16, 1, 256),
+            builds_per_namespace=reader.integer("RMA_BUILDS_PER_NAMESPACE", 4, 1, 10000),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
             tracing=reader.tracing(),
         )

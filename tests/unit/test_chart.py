@@ -165,6 +165,7 @@ def test_tenants_deploy_models_and_see_the_rest(rendered: list[Object]) -> None:
         ({"operator": {"replicas": 0}}, "replicas"),
         ({"operator": {"workers": "many"}}, "workers"),
         ({"operator": {"logLevel": "LOUD"}}, "logLevel"),
+        ({"builds": {"perNamespace": 0}}, "perNamespace"),
         ({"operator": {"tracing": {"endpoint": "collector:4317"}}}, "endpoint"),
         ({"images": {"operator": ""}}, "operator"),
         ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
@@ -227,7 +228,13 @@ class _Recorder(dict[str, str]):
 def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -> None:
     images = {"operator": "o:1", "runtime": "r:1", "launcher": "l:1", "registry": "x:1", "pullPolicy": "Never"}
     values = {"workers": 3, "tracing": {"endpoint": "http://collector:4318"}}
-    environ = _Recorder(_environment(render(images=images, operator=values, store={"host": "s:1", "plainHTTP": False})))
+    environ = _Recorder(
+        _environment(
+            render(
+                images=images, operator=values, store={"host": "s:1", "plainHTTP": False}, builds={"perNamespace": 7}
+            )
+        )
+    )
     config = Config.from_environment(environ)
     assert set(environ) - environ.asked == {"HOME"}
     # The rest is for a registry of the chart's own under TLS, for tests and for people who run it by hand.
@@ -236,7 +243,7 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT"} | store
     assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
     assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
-    assert (config.workers, config.tracing) == (3, True)
+    assert (config.workers, config.tracing, config.builds_per_namespace) == (3, True, 7)
     assert not Config.from_environment(_environment(render())).tracing
 
 

@@ -159,6 +159,35 @@ class BuildArtifactSpec(ApiModel):
     """Meanings of the tools' exit codes."""
 
 
+class EndedJob(ApiModel):
+    """What the last Job came to whose end the status has taken up: each is taken up once, whatever happens."""
+
+    attempt: Annotated[int, Field(ge=0)]
+    """The attempt that it was of."""
+    stage: Annotated[int, Field(ge=1)] = 1
+    """Which of the attempt's Jobs it was, from 1."""
+    outcome: Line
+    """Succeeded, or the reason why it failed."""
+    message: Annotated[str, Field(max_length=2000)] = ""
+    """What there is to say of it."""
+    final: bool = False
+    """True where the same would fail again: there is no further attempt."""
+
+
+class UnexplainedFailure(ApiModel):
+    """A failure that the compiler's exit code does not explain. It may be the node's; twice the same is not."""
+
+    container: Annotated[str, Field(max_length=63)] = ""
+    """Name of the container that failed."""
+    exit_code: int | None = None
+    """How it ended; absent where that is not known."""
+    reason: Line
+    """The reason that it gave."""
+
+
+NodeName = Annotated[str, Field(min_length=1, max_length=253)]
+
+
 class BuildArtifactStatus(ApiModel):
     """Where the artifact is and how it came to be."""
 
@@ -167,9 +196,27 @@ class BuildArtifactStatus(ApiModel):
     attempts: Annotated[int, Field(ge=0)] = 0
     """Attempts that were begun; written before the Job of an attempt is made."""
     failures: Annotated[int, Field(ge=0)] = 0
-    """Attempts that failed since the last success."""
+    """Attempts that failed, but for those in which a source or the store did not answer."""
     retry_at: Annotated[str, Field(max_length=64)] | None = None
     """When the next attempt is due, after a failure that may pass by itself."""
+    ended: EndedJob | None = None
+    """What the last Job came to."""
+    unexplained: UnexplainedFailure | None = None
+    """The last failure that nothing explains: the same once more, and there is no further attempt."""
+    memory: Quantity | None = None
+    """Memory of the steps, where what the profile gives them was not enough."""
+    excluded_nodes: Annotated[list[NodeName], Field(max_length=16, json_schema_extra=LIST_SET)] | None = None
+    """Nodes whose device or driver is not what the build needs; no attempt goes there again."""
+    avoided_nodes: Annotated[list[NodeName], Field(max_length=16, json_schema_extra=LIST_SET)] | None = None
+    """Nodes where an attempt failed without an explanation; the next goes elsewhere, if there is anywhere else."""
+    stage: Annotated[str, Field(max_length=128)] | None = None
+    """The container that is at work, after the number of its Job where there are several. Only while it is built."""
+    started_at: Annotated[str, Field(max_length=64)] | None = None
+    """When the attempt began. Only while it is built; then the artifact counts for the limits of parallel builds."""
+    expected_seconds: Annotated[int, Field(ge=0)] | None = None
+    """What builds with the same profile took; the median. Only while it is built, and where there were any."""
+    spent_seconds: DecimalNumber | None = None
+    """Seconds that containers of all attempts ran, failed ones included."""
     location: Annotated[str, Field(max_length=1024)] | None = None
     """Where it is in the store, with its digest."""
     digest: Digest | None = None
@@ -177,9 +224,9 @@ class BuildArtifactStatus(ApiModel):
     size_bytes: Annotated[int, Field(ge=0)] | None = None
     """Bytes of its layers in the store."""
     build_seconds: DecimalNumber | None = None
-    """Seconds that the successful attempt took."""
-    stage_seconds: Annotated[dict[str, DecimalNumber], Field(max_length=24)] | None = None
-    """Seconds that each container of the successful attempt took."""
+    """Seconds that the Jobs took that led to the result."""
+    stage_seconds: Annotated[dict[str, DecimalNumber], Field(max_length=64)] | None = None
+    """Seconds that each container of these Jobs took."""
     versions: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)] | None = None
     """Versions of the tools that made it, as probed."""
     log_tail: (
@@ -228,10 +275,14 @@ KIND = KindInfo(
         PrinterColumn("Target", ".spec.target.type"),
         PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
         PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
+        PrinterColumn("Stage", ".status.stage"),
+        PrinterColumn("Elapsed", ".status.startedAt", "date"),
+        PrinterColumn("Expected", ".status.expectedSeconds", "integer"),
         PrinterColumn("Attempts", ".status.attempts", "integer"),
         PrinterColumn("Users", ".status.referrerCount", "integer"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Profile", ".spec.profile", priority=1),
+        PrinterColumn("Spent", ".status.spentSeconds", priority=1),
         PrinterColumn("Size", ".status.sizeBytes", "integer", priority=1),
         PrinterColumn("Location", ".status.location", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),

@@ -31,6 +31,7 @@ def build(context: Context) -> list[Controller]:
         ),
         system_namespace=config.system_namespace,
         driver_service_account=config.driver_service_account,
+        builds_per_namespace=config.builds_per_namespace,
     )
     observe = context.tracing.observe_store if context.tracing is not None else None
     store = ArtifactStore(

@@ -1,19 +1,32 @@
 """Controller of BuildArtifacts."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from rm_api import names
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
+from rm_operator.controllers.build_queue import BuildQueue
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, owners_of, scoped
 from rm_operator.controllers.reading import Reading
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.client import Object
-from rm_operator.kube.resources import BUILD_ARTIFACTS, JOBS, MODEL_DEPLOYMENTS, PODS
+from rm_operator.kube.resources import (
+    ACCELERATOR_RESOURCES,
+    BUILD_ARTIFACTS,
+    JOBS,
+    MODEL_DEPLOYMENTS,
+    NODES,
+    PODS,
+)
 from rm_operator.plan import artifact as planner
-from rm_operator.plan.attempt import State, observe
+from rm_operator.plan import build_job
+from rm_operator.plan.artifact import Presence, StoreAnswer
+from rm_operator.plan.attempt import Attempt, State, observe
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -28,33 +41,74 @@ class BuildArtifactController(PlanningController):
         super().__init__(context)
         self._settings = settings
         self._store = store
+        self._build_seconds = context.metrics.build_seconds
+        self._queue = BuildQueue(
+            context.stores,
+            settings.builds_per_namespace,
+            lambda namespace, name: context.queue.add(Key(self.kind, namespace, name)),
+        )
+        waiting = context.stores[BUILD_ARTIFACTS]
         self.watches = (
             Watch(JOBS, owners_of(self.kind)),
             Watch(PODS, self._of_pod),
             Watch(MODEL_DEPLOYMENTS, self._of_deployment),
+            # Devices that come wake the builds that wait for one.
+            Watch(
+                ACCELERATOR_RESOURCES,
+                lambda old, new: (Key(self.kind, *key) for key in waiting.keys_by_index("no device", "true")),
+            ),
         )
 
     async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one BuildArtifact."""
         namespace, name = namespace_of(obj), name_of(obj)
         users = known[MODEL_DEPLOYMENTS].by_index("artifact", scoped(namespace, name))
-        attempts = [
-            observe(job, known[PODS].by_index("job", scoped(namespace, name_of(job))))
-            for job in known[JOBS].by_index("owner", uid_of(obj))
-            if not is_deleting(job)
-        ]
-        running = any(attempt.state is State.RUNNING for attempt in attempts)
-        # While a Job runs, the store has nothing to say that the Job's end will not bring up again.
-        ask = not planner.is_ready(obj) and not running
+        attempts = _attempts(obj, known)
         snapshot = planner.ArtifactSnapshot(
             artifact=obj,
             referrers=sum(not is_deleting(user) for user in users),
             attempts=attempts,
-            answer=await known.outside(self._store.ask(planner.repository(obj))) if ask else None,
+            answer=None,
             settings=self._settings,
             suspended=sum(_is_suspended(user) for user in users if not is_deleting(user)),
         )
-        return planner.plan(snapshot, now)
+        # While a Job runs, the store has nothing to say that the Job's end will not bring up again.
+        if not planner.is_ready(obj) and not any(attempt.state is State.RUNNING for attempt in attempts):
+            answer, held = await known.outside(self._ask(obj))
+            # From here on nothing is awaited: who decides next must see who was let in here.
+            snapshot = replace(
+                snapshot,
+                answer=answer,
+                held=held,
+                accelerators=known[ACCELERATOR_RESOURCES].list(),
+                nodes=known[NODES].list(),
+                lines=self._queue.lines(obj),
+                expected_seconds=_expected(obj["spec"]["profile"], known),
+            )
+        plan = planner.plan(snapshot, now)
+        self._queue.settle(obj, begins=bool(plan.apply))
+        return plan
+
+    async def _ask(self, obj: Object) -> tuple[StoreAnswer, int]:
+        """What the store has of an artifact, and of how many of its Jobs the result that the next one goes on with."""
+        repository, spec = planner.repository(obj), planner.spec_of(obj)
+        answer = await self._store.ask(repository)
+        if answer.presence is Presence.UNREACHABLE or (answer.presence is Presence.FOUND and answer.key == spec.key):
+            return answer, 0
+        for number in range(len(build_job.stages(spec)) - 1, 0, -1):
+            found = await self._store.ask(repository, names.STAGE_TAG.format(number))
+            if found.presence is Presence.UNREACHABLE:
+                return found, 0
+            if found.presence is Presence.FOUND and found.key == spec.key:
+                return answer, number
+        return answer, 0
+
+    def _observe(self, obj: Object, status: Mapping[str, Any]) -> None:
+        super()._observe(obj, status)
+        spent = float(status.get("spentSeconds") or 0) - float((obj.get("status") or {}).get("spentSeconds") or 0)
+        if spent > 0:
+            outcome = (status.get("ended") or {}).get("outcome", planner.SUCCEEDED)
+            self._build_seconds.labels(namespace_of(obj), obj["spec"]["profile"], outcome).inc(spent)
 
     def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         obj = new or old
@@ -75,6 +129,27 @@ class BuildArtifactController(PlanningController):
         for namespace, artifact, *_ in seen:
             if artifact:
                 yield Key(self.kind, namespace, artifact)
+
+
+def _attempts(obj: Object, known: Reading) -> list[Attempt]:
+    """What became of the Jobs of an artifact; nodes are told as affinities know them."""
+    found = []
+    for job in known[JOBS].by_index("owner", uid_of(obj)):
+        if is_deleting(job):
+            continue
+        attempt = observe(job, known[PODS].by_index("job", scoped(namespace_of(obj), name_of(job))))
+        if attempt.state is State.FAILED and attempt.node:
+            node = known[NODES].get(None, attempt.node)
+            attempt = replace(attempt, node=attempt.node if node is None else planner.hostname(node))
+        found.append(attempt)
+    return found
+
+
+def _expected(profile: str, known: Reading) -> int | None:
+    """Seconds that builds with a profile took, the median; None where there was none."""
+    built = known[BUILD_ARTIFACTS].by_index("built", profile)
+    took = [float(seconds) for each in built if (seconds := each["status"].get("buildSeconds")) is not None]
+    return round(statistics.median(took)) if took else None
 
 
 def _is_suspended(deployment: Object) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rm_api import names
+from rm_api.conditions import ConditionType, Reason
 
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
@@ -110,6 +111,13 @@ def _refused(artifact: Object) -> list[str]:
     return [scoped(artifact["metadata"]["namespace"], model["configDigest"])] if is_refused(artifact) else []
 
 
+def _without_device(artifact: Object) -> list[str]:
+    conditions = (artifact.get("status") or {}).get("conditions") or []
+    idle = not (artifact.get("status") or {}).get("startedAt") and in_build(artifact)
+    lacking = any(each["type"] == ConditionType.BUILT and each["reason"] == Reason.UNSCHEDULABLE for each in conditions)
+    return ["true"] if idle and lacking else []
+
+
 def _leaving(obj: Object) -> list[str]:
     return ["true"] if is_deleting(obj) else []
 
@@ -188,7 +196,12 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "accelerator": accelerators_used,
         "profile": profiles_used,
     },
-    BUILD_ARTIFACTS: {"built": _built_with, "in build": _in_build_with, "refused": _refused},
+    BUILD_ARTIFACTS: {
+        "built": _built_with,
+        "in build": _in_build_with,
+        "refused": _refused,
+        "no device": _without_device,
+    },
     ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource, "class": _class, "any class": _any_class},
     BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},

@@ -2,39 +2,48 @@
 
 The store is the truth: it is asked before anything is built, and after a Job says that it has pushed. The number of an
 attempt is in the status before its Job exists, so a crash between the two makes the same Job again, not another one.
-A failed Job stays, for its log, until the next attempt takes its place; a failure that would only repeat is remembered.
+What a Job came to is taken up into the status once: from then on the status alone says what is next. A failed Job
+stays, for its log, until the next attempt takes its place; a failure that would only repeat is remembered.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildArtifactSpec, BuildArtifactStatus
-from rm_api.names import ExitCode
+from rm_api.kinds.build_artifact import EndedJob
 
-from rm_operator.plan import build_job
-from rm_operator.plan.attempt import Attempt, State
-from rm_operator.plan.conditions import Conditions, reason_or
+from rm_operator.plan import build_devices, build_job
+from rm_operator.plan.attempt import Attempt, State, telling
+from rm_operator.plan.build_queue import Line, Part, part_of
+from rm_operator.plan.conditions import MAX_MESSAGE, Conditions, reason_or
+from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import (
     Deletion,
     Object,
     Plan,
     Settings,
     deletion_of,
+    from_timestamp,
     is_deleting,
+    labels_of,
     name_of,
     namespace_of,
     to_timestamp,
 )
+from rm_operator.plan.verdict import MOST_NODES, judge
 
-STORE_RETRY_SECONDS = 10
-MAX_PAUSE_SECONDS = 300
-_DETERMINISTIC = frozenset({Reason.BUILD_TIMED_OUT, Reason.OUT_OF_MEMORY})
-_DETERMINISTIC_CODES = frozenset({ExitCode.BAD_INPUT, ExitCode.ARTIFACT_MISMATCH})
+STORE_RETRY_SECONDS: Final = 10
+LOOK_AGAIN_SECONDS: Final = 300
+"""While a build waits for what it is woken for: devices, nodes, or others to end."""
+SUCCEEDED: Final = "Succeeded"
+"""The outcome of a Job that did what it should; of another one it is the reason."""
+_LAST_NUMBER: Final = 999_999_999
+_MOST_SECONDS: Final = 99_999_999_999.0
 
 
 class Presence(StrEnum):
@@ -47,7 +56,7 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True)
 class StoreAnswer:
-    """What the store says of an artifact's tag."""
+    """What the store says of a tag."""
 
     presence: Presence
     digest: str = ""
@@ -69,6 +78,16 @@ class ArtifactSnapshot:
     settings: Settings
     suspended: int = 0
     """Those of the deployments that are suspended."""
+    held: int = 0
+    """Jobs of an attempt, from the first, whose result the store has for the next one."""
+    accelerators: Sequence[Object] = ()
+    """All AcceleratorResources."""
+    nodes: Sequence[Object] = ()
+    """All nodes."""
+    lines: Sequence[Line] = ()
+    """The limits of parallel builds."""
+    expected_seconds: int | None = None
+    """What builds with the same profile took."""
 
 
 def is_ready(artifact: Object) -> bool:
@@ -105,6 +124,15 @@ def repository(artifact: Object) -> str:
     return names.artifact_repository(namespace_of(artifact), name_of(artifact))
 
 
+spec_of: Specs[BuildArtifactSpec] = Specs(BuildArtifactSpec, most=256)
+"""The spec of a BuildArtifact."""
+
+
+def hostname(node: Object) -> str:
+    """What an affinity knows a node by."""
+    return labels_of(node).get(names.LABEL_HOSTNAME) or name_of(node)
+
+
 def plan(snapshot: ArtifactSnapshot, now: datetime) -> Plan:
     """Decides what is next for one BuildArtifact."""
     artifact = snapshot.artifact
@@ -120,7 +148,9 @@ class _Planner:
     def __init__(self, snapshot: ArtifactSnapshot, now: datetime) -> None:
         self.snapshot = snapshot
         self.now = now
-        self.spec = BuildArtifactSpec.model_validate(snapshot.artifact["spec"])
+        self.spec = spec_of(snapshot.artifact)
+        self.parts = len(build_job.stages(self.spec))
+        self.attempts = [attempt for attempt in snapshot.attempts if attempt.number]
         self.before = BuildArtifactStatus.model_validate(snapshot.artifact.get("status") or {})
         self.conditions = Conditions(snapshot.artifact, now)
         self.status = self.before.model_copy(
@@ -133,113 +163,210 @@ class _Planner:
     def plan(self) -> Plan:
         finished = tuple(deletion_of(a.job) for a in self.snapshot.attempts if a.state is not State.RUNNING)
         if is_ready(self.snapshot.artifact):
-            said = (entry["reason"] for entry in self._before_conditions() if entry["type"] == ConditionType.BUILT)
-            self._ready(reason_or(next(said, ""), Reason.BUILT))
+            before = self.conditions.before(ConditionType.BUILT) or {}
+            self._ready(reason_or(before.get("reason", ""), Reason.BUILT))
             return self._finish(delete=finished)
 
         answer = self.snapshot.answer
-        last = max(self.snapshot.attempts, key=lambda attempt: attempt.number, default=None)
+        last = max(self.attempts, key=_order, default=None)
         if answer is None:
-            assert last is not None
-            self._running(last)
+            self._running(max((a for a in self.snapshot.attempts if a.state is State.RUNNING), key=_order))
             return self._finish()
-        if answer.presence is Presence.UNREACHABLE:
-            self._not_ready(Reason.STORE_UNREACHABLE, f"the artifact store does not answer: {answer.message}")
-            return self._finish(requeue_after=STORE_RETRY_SECONDS)
         if answer.presence is Presence.FOUND and answer.key == self.spec.key:
             return self._found(answer, last)
-        if last is None:
-            if self._was_stalled():
-                return self._remember()
-            return self._begin(max(1, self.before.attempts))
-        if last.state is State.SUCCEEDED:
-            message = "the Job succeeded, but the store does not have the artifact"
-            return self._failed(last, Reason.ARTIFACT_MISSING, message, retryable=True)
-        return self._failed(last, last.reason or Reason.TOOLCHAIN_FAILED, last.message, retryable=last.retryable)
+        ended = self.before.ended
+        if answer.presence is Presence.UNREACHABLE and not (ended and ended.final):
+            self._not_ready(Reason.STORE_UNREACHABLE, f"the artifact store does not answer: {answer.message}")
+            return self._finish(requeue_after=STORE_RETRY_SECONDS)
+        if last is not None and not self._is_taken_up(last):
+            ended = self._take_up(last)
+        if ended is not None and ended.final:
+            return self._remember(ended)
+        due = _moment(self.status.retry_at)
+        if ended is not None and due is not None and self.now < due:
+            return self._pause(ended, due)
+        return self._begin(ended)
 
     def _found(self, answer: StoreAnswer, last: Attempt | None) -> Plan:
         # A build that this status knows of made it; otherwise an earlier life of the cluster did.
         built = self.before.attempts > 0
         host = self.snapshot.settings.store.host
-        update: dict[str, Any] = {
-            "digest": answer.digest,
-            "size_bytes": answer.size_bytes,
-            "location": f"{host}/{repository(self.snapshot.artifact)}@{answer.digest}",
-            "failures": 0,
-            "retry_at": None,
-            "log_tail": None,
-        }
+        if last is not None and not self._is_taken_up(last):
+            self._spend(last)
         if last is not None and last.state is State.SUCCEEDED:
-            stages = {stage: _decimal(spent) for stage, spent in last.seconds.items()}
-            update |= {"stage_seconds": stages or None, "build_seconds": _decimal(sum(last.seconds.values()))}
+            self._add_seconds(last)
             if last.report and last.report.versions:
                 # It is a tool's word: what exceeds the schema must not cost the whole status.
-                update["versions"] = {tool: version[:256] for tool, version in [*last.report.versions.items()][:32]}
-        self.status = self.status.model_copy(update=update)
+                self._set(versions={tool: version[:256] for tool, version in [*last.report.versions.items()][:32]})
+            self._set(ended=EndedJob(attempt=last.number, stage=last.part + 1, outcome=SUCCEEDED))
+        self._set(
+            digest=answer.digest,
+            size_bytes=answer.size_bytes,
+            location=f"{host}/{repository(self.snapshot.artifact)}@{answer.digest}",
+            failures=0,
+            retry_at=None,
+            log_tail=None,
+            unexplained=None,
+            excluded_nodes=None,
+            avoided_nodes=None,
+        )
+        self._rest()
         self._ready(Reason.BUILT if built else Reason.ADOPTED)
         # The Jobs go only when what they tell is written down.
         return self._finish(delete=tuple(deletion_of(a.job) for a in self.snapshot.attempts), status_first=True)
 
-    def _begin(self, number: int, *, replacing: Attempt | None = None) -> Plan:
-        if self.snapshot.referrers == self.snapshot.suspended:
+    def _is_taken_up(self, job: Attempt) -> bool:
+        ended = self.before.ended
+        return ended is not None and (ended.attempt, ended.stage) == (job.number, job.part + 1)
+
+    def _take_up(self, job: Attempt) -> EndedJob:
+        """Into the status with what ``job`` came to."""
+        self._spend(job)
+        ended = EndedJob(attempt=job.number, stage=job.part + 1, outcome=SUCCEEDED)
+        if job.state is not State.SUCCEEDED:
+            ended = self._failed(job, job.reason or Reason.TOOLCHAIN_FAILED, job.message, retryable=job.retryable)
+        elif job.part + 1 < self.parts and self.snapshot.held > job.part:
+            self._add_seconds(job)
+        else:
+            what = "the artifact" if job.part + 1 == self.parts else "what the next one goes on with"
+            message = f"the Job succeeded, but the store does not have {what}"
+            ended = self._failed(job, Reason.ARTIFACT_MISSING, message, retryable=True)
+        self._set(ended=ended)
+        return ended
+
+    def _failed(self, job: Attempt, reason: Reason, message: str, *, retryable: bool) -> EndedJob:
+        tail = job.report.facts.get("logTail") if job.report else None
+        lines = tail.splitlines() if isinstance(tail, str) else []
+        if (line := telling("\n".join(lines))) and line not in message:
+            message = f"{message}: {line}"
+        waited = self.conditions.before(ConditionType.BUILT) or {}
+        if reason is Reason.BUILD_TIMED_OUT and waited.get("reason") in (
+            Reason.UNSCHEDULABLE,
+            Reason.IMAGE_PULL_FAILED,
+        ):
+            # The time went by before anything was done with it.
+            reason, message, retryable = Reason(waited["reason"]), f"{waited.get('message', '')}; {message}", True
+        verdict = judge(job, reason, self.spec, self.before, retryable=retryable)
+        due = (job.ended or self.now) + timedelta(seconds=verdict.pause) if verdict.pause else self.now
+        self._set(
+            failures=self.before.failures + verdict.counts,
+            retry_at=to_timestamp(due) if self.now < due else None,
+            memory=verdict.memory or self.before.memory,
+            excluded_nodes=_with(self.before.excluded_nodes, verdict.excluded),
+            avoided_nodes=_with(self.before.avoided_nodes, verdict.avoided),
+            unexplained=verdict.unexplained or self.before.unexplained,
+            log_tail=[line[:512] for line in lines[-20:]] or None,
+        )
+        if verdict.advice:
+            message = f"{message} (attempt {job.number}; {verdict.advice})"
+        return EndedJob(
+            attempt=job.number, stage=job.part + 1, outcome=reason, message=message[:MAX_MESSAGE],
+            final=bool(verdict.advice),
+        )  # fmt: skip
+
+    def _remember(self, ended: EndedJob) -> Plan:
+        reason = reason_or(ended.outcome, Reason.TOOLCHAIN_FAILED)
+        self._rest()
+        self._not_ready(reason, ended.message)
+        self.conditions.set(
+            ConditionType.STALLED, True, reason,
+            "mend the profile, the model or the deployment; to try the same again, delete this artifact",
+        )  # fmt: skip
+        return self._finish()
+
+    def _pause(self, ended: EndedJob, due: datetime) -> Plan:
+        self._rest()
+        message = f"{ended.message}; the next attempt is due at {to_timestamp(due)}"
+        self._not_ready(reason_or(ended.outcome, Reason.RETRYING), message)
+        return self._finish(requeue_after=(due - self.now).total_seconds())
+
+    def _begin(self, ended: EndedJob | None) -> Plan:
+        snapshot = self.snapshot
+        part = min(snapshot.held, self.parts - 1)
+        if snapshot.referrers == snapshot.suspended:
+            self._rest()
             message = "every deployment that wants it is suspended; it is built when one of them goes on"
             self.conditions.set(ConditionType.BUILT, False, Reason.SUSPENDED, message)
             self.conditions.roll_up([ConditionType.BUILT], ready_message="")
             return self._finish()
-        self.status = self.status.model_copy(update={"attempts": number, "retry_at": None})
-        self._not_ready(Reason.BUILDING, f"attempt {number} begins")
-        job = build_job.render(self.snapshot.artifact, self.spec, build_job.Run(number), self.snapshot.settings)
-        delete = (deletion_of(replacing.job),) if replacing else ()
+        excluded = self.status.excluded_nodes or []
+        nodes = [node for node in snapshot.nodes if hostname(node) not in excluded] if excluded else None
+        found = build_devices.Found(lacking="" if nodes is None or nodes else "every node is one that could not run it")
+        if build_job.on_device(self.spec, part):
+            found = build_devices.find(self.spec, namespace_of(snapshot.artifact), snapshot.accelerators, nodes)
+        if found.lacking:
+            without = (
+                f"; without {', '.join(excluded)}: to have them tried again, delete this artifact" if excluded else ""
+            )
+            return self._wait(Reason.UNSCHEDULABLE, f"{found.lacking}{without}")
+        line = next((line for line in snapshot.lines if not line.is_open), None)
+        if line is not None and part_of(snapshot.artifact) is not Part.BUILDS:
+            return self._wait(Reason.QUEUED, line.place)
+        number = self._number(ended)
+        goes_on = number == self.before.attempts and self.before.started_at is not None
+        self._set(
+            attempts=number,
+            retry_at=None,
+            stage=None,
+            started_at=self.before.started_at if goes_on else to_timestamp(self.now),
+            expected_seconds=snapshot.expected_seconds,
+        )
+        which = f"Job {part + 1} of {self.parts} of attempt {number}" if self.parts > 1 else f"attempt {number}"
+        why = f"; before: {ended.message}" if ended is not None and ended.message else ""
+        self._not_ready(Reason.BUILDING, f"{which} begins{why}")
+        run = build_job.Run(
+            number,
+            part,
+            memory=self.status.memory,
+            excluded=tuple(excluded),
+            avoided=tuple(self.status.avoided_nodes or ()),
+            devices=found.devices,
+            accelerators=tuple(sorted(name_of(each) for each in snapshot.accelerators if _has_devices(each))),
+        )
+        job = build_job.render(snapshot.artifact, self.spec, run, snapshot.settings)
+        delete = tuple(deletion_of(attempt.job) for attempt in self.attempts)
         return self._finish(apply=(job,), delete=delete, status_first=True)
 
-    def _running(self, attempt: Attempt) -> None:
-        stage = f", {attempt.stage} runs" if attempt.stage else ""
-        message = attempt.message or f"attempt {attempt.number}{stage}"
-        self._not_ready(attempt.reason or Reason.BUILDING, message)
+    def _number(self, ended: EndedJob | None) -> int:
+        """The attempt that the next Job is of: the same one, if the last Job left something to go on with."""
+        number = 1
+        if ended is not None:
+            goes_on = ended.outcome == SUCCEEDED and self.snapshot.held >= ended.stage
+            number = ended.attempt if goes_on else ended.attempt + 1
+        number = max(1, number, self.before.attempts)
+        return number if number <= _LAST_NUMBER else 1
 
-    def _failed(self, attempt: Attempt, reason: Reason, message: str, *, retryable: bool) -> Plan:
-        tail = attempt.report.facts.get("logTail") if attempt.report else None
-        self.status = self.status.model_copy(
-            update={
-                "failures": attempt.number,
-                "log_tail": [line[:512] for line in tail.splitlines()[-20:]] if isinstance(tail, str) else None,
-            }
+    def _wait(self, reason: Reason, message: str) -> Plan:
+        self._rest()
+        self._not_ready(reason, message)
+        return self._finish(requeue_after=LOOK_AGAIN_SECONDS)
+
+    def _running(self, job: Attempt) -> None:
+        runs = f", {job.stage} runs" if job.stage else ""
+        which = f"{job.part + 1}/{self.parts} " if self.parts > 1 else ""
+        since = self.before.started_at or job.job["metadata"].get("creationTimestamp") or to_timestamp(self.now)
+        self._set(stage=f"{which}{job.stage}"[:128].strip() or None, started_at=since)
+        self._not_ready(job.reason or Reason.BUILDING, job.message or f"attempt {job.number}{runs}")
+
+    def _rest(self) -> None:
+        """Nothing is at work."""
+        self._set(stage=None, started_at=None, expected_seconds=None)
+
+    def _spend(self, job: Attempt) -> None:
+        spent = float(self.before.spent_seconds or 0) + job.spent
+        self._set(spent_seconds=_decimal(spent))
+
+    def _add_seconds(self, job: Attempt) -> None:
+        stages = {stage: float(spent) for stage, spent in (self.before.stage_seconds or {}).items()}
+        for stage, spent in job.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + spent
+        self._set(
+            stage_seconds={stage: _decimal(spent) for stage, spent in [*stages.items()][:64]} or None,
+            build_seconds=_decimal(sum(stages.values())),
         )
-        # What the vendor's tool does not explain may be the node's fault: it gets one more chance.
-        deterministic = attempt.exit_code in _DETERMINISTIC_CODES or reason in _DETERMINISTIC
-        again = retryable or (not deterministic and attempt.number < 2)
-        if not again:
-            self._not_ready(reason, f"{message} (attempt {attempt.number}; the same input would fail again)")
-            self.conditions.set(
-                ConditionType.STALLED, True, reason,
-                "mend the profile, the model or the deployment; to try the same again, delete this artifact",
-            )  # fmt: skip
-            return self._finish()
-        pause = min(STORE_RETRY_SECONDS * 2 ** (attempt.number - 1), MAX_PAUSE_SECONDS) if retryable else 0
-        ended = attempt.ended
-        due = (ended or self.now) + timedelta(seconds=pause)
-        if self.now >= due:
-            return self._begin(attempt.number + 1, replacing=attempt)
-        self.status = self.status.model_copy(update={"retry_at": to_timestamp(due)})
-        self._not_ready(reason, f"{message}; the next attempt is due at {to_timestamp(due)}")
-        return self._finish(requeue_after=(due - self.now).total_seconds())
 
-    def _remember(self) -> Plan:
-        for entry in self._before_conditions():
-            if entry["type"] in set(ConditionType):
-                reason = reason_or(entry["reason"], Reason.TOOLCHAIN_FAILED)
-                self.conditions.set(
-                    ConditionType(entry["type"]), entry["status"] == "True", reason, entry.get("message", "")
-                )
-        return self._finish()
-
-    def _before_conditions(self) -> list[dict[str, Any]]:
-        return list((self.snapshot.artifact.get("status") or {}).get("conditions") or [])
-
-    def _was_stalled(self) -> bool:
-        # By a build that failed: what else was in the way, such as a name that was taken, may be gone.
-        stalled = any(entry["type"] == ConditionType.STALLED for entry in self._before_conditions())
-        return stalled and self.before.failures > 0
+    def _set(self, **update: Any) -> None:
+        self.status = self.status.model_copy(update=update)
 
     def _ready(self, reason: Reason) -> None:
         self.conditions.set(ConditionType.BUILT, True, reason, f"{self.status.location}")
@@ -258,11 +385,36 @@ class _Planner:
         return Plan(status=status, events=self.conditions.transitions(), delete=gone, **plan)
 
     def _superseded(self) -> list[Deletion]:
-        """Jobs whose place a later attempt has taken, left over by a crash between the two."""
-        ended = [attempt for attempt in self.snapshot.attempts if attempt.state is not State.RUNNING]
-        newest = max((attempt.number for attempt in self.snapshot.attempts), default=0)
-        return [deletion_of(attempt.job) for attempt in ended if attempt.number < newest]
+        """Jobs whose place a later one has taken, left over by a crash between the two."""
+        newest = max(map(_order, self.attempts), default=(0, 0))
+        return [
+            deletion_of(attempt.job)
+            for attempt in self.attempts
+            if attempt.state is not State.RUNNING and _order(attempt) < newest
+        ]
+
+
+def _order(attempt: Attempt) -> tuple[int, int]:
+    return attempt.number, attempt.part
+
+
+def _has_devices(accelerator: Object) -> bool:
+    return bool(accelerator["spec"].get("resourceName") or accelerator["spec"].get("deviceClassName"))
+
+
+def _with(nodes: list[str] | None, further: str | None) -> list[str] | None:
+    known = nodes or []
+    if further is None or further in known:
+        return nodes
+    return [*known, further][-MOST_NODES:]
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else from_timestamp(text)
+    except ValueError:
+        return None
 
 
 def _decimal(seconds: float) -> str:
-    return f"{seconds:.1f}"
+    return f"{min(seconds, _MOST_SECONDS):.1f}"

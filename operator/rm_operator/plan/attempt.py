@@ -1,20 +1,22 @@
 """Reads what became of a Job from the Job and its pods: one value that the planners decide by."""
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from rm_api.conditions import Reason
-from rm_api.names import LABEL_ATTEMPT, ExitCode
+from rm_api.names import ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.model import Object, from_timestamp, labels_of, name_of
+from rm_operator.plan.model import Object, from_timestamp, name_of
 
 PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 """Why a container waits, where its image is the reason."""
+_NAME = re.compile(r"[a-z]-[a-z0-9]+-([0-9]{1,9})(?:-([0-9]{1,3}))?")
 
 
 class State(StrEnum):
@@ -31,6 +33,7 @@ class Attempt:
 
     job: Object
     number: int
+    """0 of a Job that is none of ours, whoever owns it."""
     state: State
     stage: str = ""
     """The container that runs, failed, or ended last."""
@@ -42,6 +45,18 @@ class Attempt:
     retryable: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Container → how long it ran."""
+    part: int = 0
+    """Which Job of its attempt it is, from 0."""
+    node: str = ""
+    """Where its pod ran, if that is known."""
+
+    @property
+    def spent(self) -> float:
+        """Seconds that its containers ran; where nothing is left that tells, how long the Job took."""
+        started = (self.job.get("status") or {}).get("startTime")
+        if self.seconds or self.ended is None or not started:
+            return sum(self.seconds.values())
+        return max(0.0, (self.ended - from_timestamp(started)).total_seconds())
 
     @property
     def ended(self) -> datetime | None:
@@ -60,9 +75,16 @@ class Attempt:
 
 def observe(job: Object, pods: Iterable[Object]) -> Attempt:
     """What ``job`` came to. ``pods`` are the Job's; of several, the newest tells."""
-    number = int(labels_of(job).get(LABEL_ATTEMPT, "1"))
-    conditions = {entry["type"]: entry for entry in (job.get("status") or {}).get("conditions") or []}
+    # Labels may be changed by anybody, the name by nobody.
+    named = _NAME.fullmatch(name_of(job))
+    number, part = (int(named[1]), max(0, int(named[2] or 1) - 1)) if named else (0, 0)
     pod = max(pods, key=lambda each: each["metadata"].get("creationTimestamp", ""), default=None)
+    node = str(((pod or {}).get("spec") or {}).get("nodeName") or "")
+    return replace(_observed(job, number, pod), part=part, node=node)
+
+
+def _observed(job: Object, number: int, pod: Object | None) -> Attempt:
+    conditions = {entry["type"]: entry for entry in (job.get("status") or {}).get("conditions") or []}
     statuses = _container_statuses(pod)
     seconds = {status["name"]: spent for status in statuses if (spent := _seconds(status)) is not None}
 
@@ -126,7 +148,7 @@ def _failure(job: Object, number: int, status: Mapping[str, Any], seconds: Mappi
     if terminated.get("reason") == "OOMKilled":
         return Attempt(
             job, number, State.FAILED, stage, None, code, Reason.OUT_OF_MEMORY, seconds=seconds,
-            message=f"{stage} needed more memory than its limit; raise resources.memory of the step",
+            message=f"{stage} needed more memory than there was for it",
         )  # fmt: skip
     report, problem = _report_of(status)
     if report is None:
@@ -172,3 +194,17 @@ def _seconds(status: Mapping[str, Any]) -> float | None:
 
 def _is_true(conditions: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     return conditions.get(name, {}).get("status") == "True"
+
+
+_TELLING = re.compile(r"error|exception|fatal|fail|panic|abort|unsupported|not supported|cannot|can't|unable", re.I)
+_TRACE = re.compile(r"\s|Traceback |\^+$")
+MOST_TOLD = 300
+
+
+def telling(tail: str) -> str:
+    """The one line of a tool's last ones that tells most of why it failed; empty where there are none."""
+    lines = [line for line in tail.splitlines() if line.strip()]
+    # What is indented belongs to a trace, whose last line says what it is about.
+    found = [line for line in lines if _TELLING.search(line) and not _TRACE.match(line)]
+    line = (found or lines or [""])[-1].strip()
+    return line if len(line) <= MOST_TOLD else f"{line[: MOST_TOLD - 1]}…"

@@ -134,5 +134,6 @@ _BLAMES = frozenset(
         Reason.WAITING_FOR_ARTIFACT,
         Reason.ROLLING_OUT,
         Reason.SUSPENDED,
+        Reason.QUEUED,
     }
 )

@@ -122,6 +122,8 @@ class Settings:
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount, in that namespace, of drivers that tell the API server of devices."""
     host_isa: str = "x86_64"
+    builds_per_namespace: int = 4
+    """Builds that may run at a time in one namespace."""
 
 
 def name_of(obj: Object) -> str:

@@ -40,7 +40,7 @@ class Metrics:
     """Every metric of the operator, in a registry of its own (one per process; tests make as many as they like).
 
     The labels ``name`` and ``controller`` of queues and reconciles are the kind; ``host`` is the API server's. Object
-    names are never labels.
+    names are never labels, but for the namespace and the profile that builds are accounted to.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, *, host: str = "") -> None:
@@ -169,6 +169,12 @@ class Metrics:
         )
         self.devices = Gauge(
             "rm_operator_devices", "Devices of all accelerators", ["type", "vendor", "state"], registry=r
+        )
+        self.build_seconds = Counter(
+            "rma_build_seconds",
+            "Seconds that containers of builds ran, by what their Job came to: Succeeded, or why it failed",
+            ["namespace", "profile", "outcome"],
+            registry=r,
         )
         self.admission_failures = Counter(
             "rm_operator_admission_failures",

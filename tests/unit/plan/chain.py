@@ -11,6 +11,7 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
 from rm_api.kinds.model_deployment import ModelSource
 from rm_operator.plan import artifact, deployment, resolve, serving
 from rm_operator.plan.attempt import observe
+from rm_operator.plan.build_queue import Line
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Images, Plan, Protection, Settings, StoreConfig, is_deleting, to_timestamp
 from rm_operator.plan.placement import AcceleratorView, ProfileView
@@ -67,6 +68,14 @@ class World:
         self.objects: dict[tuple[str, str], Object] = {}
         self.store: dict[str, artifact.StoreAnswer] = {}
         self.store_up = True
+        self.held: dict[str, int] = {}
+        """Artifact → Jobs, from the first, whose result the store has for the next one."""
+        self.kinds: list[Object] = []
+        """AcceleratorResources, for builds that need a device."""
+        self.nodes: list[Object] = []
+        self.lines: list[Line] = []
+        """Limits of parallel builds."""
+        self.expected: int | None = None
         self.accelerators = [AcceleratorView("npu", NPU, free=4, healthy=4, nodes=1)]
         self.profiles = [ProfileView("acme", PROFILE)]
         self.made: list[tuple[str, str]] = []
@@ -196,16 +205,26 @@ class World:
         return any(obj["metadata"]["uid"] == uid for obj in self.objects.values())
 
     def finish(
-        self, job: Object, code: int = 0, *, report: Mapping[str, Any] | None = None, message: str | None = None
+        self,
+        job: Object,
+        code: int = 0,
+        *,
+        report: Mapping[str, Any] | None = None,
+        message: str | None = None,
+        container: str = "",
+        killed: str = "",
+        node: str = "node",
     ) -> None:
-        """Ends a Job's pod with ``code`` and a report."""
+        """Ends a Job's pod with ``code`` and a report, by a container of it, the last one where none is named."""
         text = message if message is not None else json.dumps({"reason": "Resolved", **(report or {})})
-        last = job["spec"]["template"]["spec"]["containers"][0]["name"]
+        last = container or job["spec"]["template"]["spec"]["containers"][0]["name"]
         ended = (self.now + timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
         terminated = {
             "exitCode": code, "message": text, "startedAt": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"), "finishedAt": ended
         }  # fmt: skip
+        terminated |= {"reason": killed} if killed else {}
         pod = self._pod_of(job)
+        pod["spec"] = {"nodeName": node}
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [{"name": last, "image": "x", "state": {"terminated": terminated}}],
@@ -238,7 +257,11 @@ class World:
         """Ends every build Job that runs, and puts its artifact into the store."""
         for job in self.jobs("build"):
             name = job["metadata"]["labels"][names.LABEL_ARTIFACT]
-            self.push(name)
+            command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+            if command[1] == "stage":
+                self.held[name] = int(job["metadata"]["labels"][names.LABEL_STAGE])
+            else:
+                self.push(name)
             self.finish(job, report={"reason": "Built", "digest": "sha256:" + "f" * 64})
 
     def push(self, name: str) -> None:
@@ -397,6 +420,11 @@ class World:
             attempts=attempts,
             answer=None if artifact.is_ready(obj) or running else answer,
             settings=SETTINGS,
+            held=self.held.get(name, 0),
+            accelerators=self.kinds,
+            nodes=self.nodes,
+            lines=self.lines,
+            expected_seconds=self.expected,
         )
 
     def _deployment_snapshot(self, obj: Object) -> deployment.DeploymentSnapshot:

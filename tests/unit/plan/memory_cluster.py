@@ -276,7 +276,7 @@ class Surroundings:
         self.clock_jump = timedelta()
         """How far a node's clock goes back while a container runs."""
         self.registry: dict[str, StoreAnswer] = {}
-        """Repository → what the artifact store answers."""
+        """Repository and tag → what the artifact store answers."""
         self.ran: list[str] = []
         """Names of the Jobs that ran to their end, in order."""
         self.unwell: set[int] = set()
@@ -291,9 +291,9 @@ class Surroundings:
         }  # fmt: skip
         self.api.create(node)
 
-    async def ask(self, repository: str) -> StoreAnswer:
+    async def ask(self, repository: str, tag: str = names.ARTIFACT_TAG) -> StoreAnswer:
         """What the registry has."""
-        return self.registry.get(repository, StoreAnswer(Presence.ABSENT))
+        return self.registry.get(f"{repository}:{tag}", StoreAnswer(Presence.ABSENT))
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -360,11 +360,10 @@ class Surroundings:
         code, report = planned.pop(0) if planned else (0, {})
         report = {"reason": "Done", "facts": FACTS, **report}
         if role == names.ROLE_BUILD and code == 0:
-            artifact = labels[names.LABEL_ARTIFACT]
             command = job["spec"]["template"]["spec"]["containers"][0]["command"]
-            (key,) = [argument.removeprefix("--key=") for argument in command if argument.startswith("--key=")]
-            repository = names.artifact_repository(NAMESPACE, artifact)
-            self.registry[repository] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
+            said = dict(argument.split("=", 1) for argument in command if "=" in argument)
+            reference = said["--reference"].removeprefix("store:5000/")
+            self.registry[reference] = StoreAnswer(Presence.FOUND, DIGEST, 123, said["--key"])
             report = {**report, "reason": "Built", "digest": DIGEST}
         self.ran.append(metadata["name"])
         now, began = to_timestamp(self.api.now), to_timestamp(self.api.now + self.clock_jump)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rm_api.conditions import Reason
 from rm_api.names import LABEL_ATTEMPT, ExitCode
-from rm_operator.plan.attempt import Attempt, State, observe
+from rm_operator.plan.attempt import Attempt, State, observe, telling
 
 Object = dict[str, Any]
 END = "2026-01-01T00:10:00Z"
@@ -55,8 +55,22 @@ def test_no_pod_yet_is_running() -> None:
     assert observe(_job(), []) == Attempt(_job(), 3, State.RUNNING)
 
 
-def test_a_job_without_the_label_is_the_first_attempt() -> None:
-    assert observe(_job(attempt=None), []).number == 1
+@pytest.mark.parametrize(
+    ("name", "number", "part"),
+    [
+        ("b-k7-1", 1, 0),
+        ("b-k7-12", 12, 0),
+        ("b-k7-12-2", 12, 1),
+        ("r-0123456789abcdef-3", 3, 0),
+        ("b-k7-1-0", 1, 0),
+        ("somebody-elses", 0, 0),
+        ("b-k7-1234567890", 0, 0),
+    ],
+)
+def test_a_job_is_told_by_its_name_whatever_its_labels_say(name: str, number: int, part: int) -> None:
+    job = {**_job(attempt="77"), "metadata": {"name": name, "labels": {LABEL_ATTEMPT: "x"}}}
+    found = observe(job, [])
+    assert (found.number, found.part) == (number, part)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +156,7 @@ def test_success_whose_pod_is_gone_has_no_report() -> None:
             _terminated("compile", 137, reason="OOMKilled"),
             Reason.OUT_OF_MEMORY,
             False,
-            "compile needed more memory than its limit; raise resources.memory of the step",
+            "compile needed more memory than there was for it",
         ),
     ],
     ids=["model", "tool", "source", "transient", "says-retryable", "unknown-reason", "oom"],
@@ -216,6 +230,40 @@ def test_of_several_pods_the_newest_tells() -> None:
     new = _pod(RUNS, created="2026-01-01T00:05:00Z")
     for pods in ([old, new], [new, old]):
         assert observe(_job(), pods).state is State.RUNNING
+
+
+def test_where_the_pod_ran_is_told() -> None:
+    pod = {**_pod(_terminated("compile", 66)), "spec": {"nodeName": "n1"}}
+    assert observe(_job(FAILED), [pod]).node == "n1"
+    assert observe(_job(FAILED), []).node == ""
+
+
+def test_time_is_told_by_the_containers_and_else_by_the_job() -> None:
+    times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:30Z"}
+    job = _job(OVERDUE)
+    job["status"]["startTime"] = "2026-01-01T00:00:10Z"
+    assert observe(job, [_pod(_terminated("a", 0, **times), _terminated("b", 1, **times))]).spent == 180
+    assert observe(job, []).spent == 590, "the pod is gone, the Job tells how long it was there"
+    assert observe(_job(), []).spent == 0
+
+
+@pytest.mark.parametrize(
+    ("tail", "line"),
+    [
+        ("", ""),
+        ("\n \n", ""),
+        ("loading\nRuntimeError: no kernel for Foo\ncleaning up", "RuntimeError: no kernel for Foo"),
+        ("ERROR: first\nERROR: second", "ERROR: second"),
+        ("loading\nthe last thing", "the last thing"),
+        (
+            'Traceback (most recent call last):\n  File "fail.py", line 1, in fail\n    raise Error\nKeyError: 1\n',
+            "KeyError: 1",
+        ),
+        ("error " + "x" * 400, "error " + "x" * 293 + "…"),
+    ],
+)
+def test_the_line_that_tells_most(tail: str, line: str) -> None:
+    assert telling(tail) == line
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rm_api.conditions import ConditionType, Reason
 from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.errors import Invalid
 from rm_operator.plan import accelerator, profile
+from rm_operator.plan.build_queue import Line
 from rm_operator.plan.device_class import ClassView
 from rm_operator.plan.in_use import NOBODY, some
 from rm_operator.plan.refusal import stated
@@ -69,6 +70,14 @@ def engine_ended(code: int) -> World:
     return world
 
 
+def out_of_memory() -> World:
+    """Twice, on two nodes."""
+    world = failed("build", 75, "OutOfMemory")
+    world.finish(world.jobs("build")[0], 75, report={"reason": "OutOfMemory"})
+    world.settle()
+    return world
+
+
 def timed_out_build() -> World:
     world = deployed("build")
     (job,) = world.jobs("build")
@@ -84,6 +93,14 @@ def adopted() -> World:
     world = World()
     world.store = dict(first.store)
     world.serve()
+    return world
+
+
+def queued() -> World:
+    world = deployed("resolve")
+    world.lines = [Line("in namespace ns", 1, building=1, before=0)]
+    world.resolve_model()
+    world.settle()
     return world
 
 
@@ -248,6 +265,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.STARTING: lambda: deployed("start"),
     Reason.RETRYING: lambda: failed("build", 75, "Retrying", retryable=True),
     Reason.SUSPENDED: suspended,
+    Reason.QUEUED: queued,
     Reason.ROLLING_OUT: rolling_out,
     # success
     Reason.RESOLVED: served,
@@ -275,7 +293,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.UNSUPPORTED_MODEL: lambda: failed("build", 64, "UnsupportedModel"),
     Reason.TOOLCHAIN_FAILED: lambda: failed("build", 64, "ToolchainFailed"),
     Reason.BUILD_TIMED_OUT: timed_out_build,
-    Reason.OUT_OF_MEMORY: lambda: failed("build", 75, "OutOfMemory"),
+    Reason.OUT_OF_MEMORY: out_of_memory,
     Reason.IMAGE_PULL_FAILED: lambda: pod_of_a_build(
         initContainerStatuses=[{"name": "compile", "state": {"waiting": {"reason": "ErrImagePull"}}}]
     ),

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec
-from rm_api.kinds.accelerator_resource import ProvisioningMode
+from rm_api.kinds.accelerator_resource import NodeVersions, ProvisioningMode
 
 from rm_operator.plan.build_job import Devices
+from rm_operator.plan.compatibility import NodeClass, said, ways_to_say
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import Object, is_deleting, labels_of, name_of
@@ -21,37 +22,68 @@ class Found:
     lacking: str = ""
 
 
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    spec: AcceleratorResourceSpec
+    versions: tuple[NodeVersions, ...]
+    free: float
+    """Devices that no pod has; infinite where they are not counted."""
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.spec.provisioning.mode is ProvisioningMode.ELASTIC
+
+    def is_on(self, nodes: Sequence[Object]) -> bool:
+        wanted = self.spec.node_selector.items()
+        return self.is_elastic or any(wanted <= labels_of(node).items() for node in nodes)
+
+
 def find(
     spec: BuildArtifactSpec, namespace: str, accelerators: Iterable[Object], nodes: Sequence[Object] | None = None
 ) -> Found:
     """A device for a stage of ``spec`` that needs one. ``nodes`` are those that are left, where some are not."""
-    target = spec.target
-    what = f"{target.vendor} {target.type}" + (f" {'/'.join(target.products)}" if target.products else "")
-    kinds = [
-        (name_of(obj), kind, _free(obj, kind))
-        for obj in accelerators
-        if not is_deleting(obj) and _is_target((kind := _spec_of(obj)), spec, namespace)
-    ]
+    target, for_ = spec.target, NodeClass(tuple(spec.drivers), tuple(spec.sdks))
+    what = f"{target.vendor} {target.type}" + (f" {' or '.join(target.products)}" if target.products else "")
+    kinds = [_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj)]
+    kinds = [kind for kind in kinds if _is_target(kind.spec, spec, namespace)]
     if not kinds:
         return Found(lacking=f"no AcceleratorResource that namespace {namespace} may use is a {what}")
-    open_ = [each for each in kinds if nodes is None or _is_on(each[1], nodes)]
-    if not open_:
+    fitting = [kind for kind in kinds if not kind.versions or any(map(for_.admits, kind.versions))]
+    if not fitting:
+        there = "; ".join(f"{kind.name} has {said(kind.versions)}" for kind in kinds)
+        return Found(lacking=f"no {what} has driver {' or '.join(spec.drivers)} {' or '.join(spec.sdks)}: {there}")
+    left = [kind for kind in fitting if nodes is None or kind.is_on(nodes)]
+    if not left:
         return Found(lacking=f"every node with a {what} is one that could not run it")
-    _, kind, free = min(open_, key=lambda each: (-each[2], each[0]))
-    elastic = next((each for each in sorted(open_, key=lambda each: each[0]) if _is_elastic(each[1])), None)
-    if free <= 0 and elastic is None:
-        return Found(lacking=f"no device of {', '.join(sorted(each[0] for each in open_))} is free")
-    if free <= 0 and elastic is not None:
+    chosen = max(left, key=lambda kind: kind.free)
+    if chosen.free <= 0:
+        elastic = next((kind for kind in left if kind.is_elastic), None)
+        if elastic is None:
+            return Found(lacking=f"no device of {', '.join(kind.name for kind in left)} is free")
         # Its pod is what makes an autoscaler add a node.
-        kind = elastic[1]
-    resource = requested_resource(kind)
+        chosen = elastic
+    resource = requested_resource(chosen.spec)
     return Found(
         Devices(
             limits={resource: "1"} if resource else {},
-            node_selector=kind.node_selector,
-            tolerations=[toleration.to_wire() for toleration in kind.tolerations],
+            node_selector=chosen.spec.node_selector,
+            tolerations=[toleration.to_wire() for toleration in chosen.spec.tolerations],
+            ways=ways_to_say(chosen.name, chosen.spec, chosen.versions, for_),
         )
     )
+
+
+def _kind(obj: Object) -> _Kind:
+    spec, status = _spec_of(obj), obj.get("status") or {}
+    seen = observe(spec, status)
+    free = float("inf")
+    if not seen.ready:
+        free = 0
+    elif seen.healthy is not None:
+        free = seen.healthy - int((status.get("devices") or {}).get("allocated", 0))
+    versions = tuple(NodeVersions.model_validate(each) for each in status.get("versions") or [])
+    return _Kind(name_of(obj), spec, versions, free)
 
 
 def _is_target(kind: AcceleratorResourceSpec, spec: BuildArtifactSpec, namespace: str) -> bool:
@@ -61,26 +93,6 @@ def _is_target(kind: AcceleratorResourceSpec, spec: BuildArtifactSpec, namespace
         and (not target.products or kind.product in target.products)
         and (not kind.allowed_namespaces or namespace in kind.allowed_namespaces)
     )
-
-
-def _free(obj: Object, kind: AcceleratorResourceSpec) -> float:
-    """Devices that no pod has, by the status; without a limit where they are not counted."""
-    status = obj.get("status") or {}
-    seen = observe(kind, status)
-    if not seen.ready:
-        return 0
-    if seen.healthy is None:
-        return float("inf")
-    return seen.healthy - int((status.get("devices") or {}).get("allocated", 0))
-
-
-def _is_elastic(kind: AcceleratorResourceSpec) -> bool:
-    return kind.provisioning.mode is ProvisioningMode.ELASTIC
-
-
-def _is_on(kind: AcceleratorResourceSpec, nodes: Sequence[Object]) -> bool:
-    wanted = kind.node_selector.items()
-    return _is_elastic(kind) or any(wanted <= labels_of(node).items() for node in nodes)
 
 
 _spec_of = Specs(AcceleratorResourceSpec, most=256)

@@ -28,6 +28,8 @@ class Devices:
     """Extended resources that a step is limited to: one device."""
     node_selector: Mapping[str, str]
     tolerations: Sequence[dict[str, Any]]
+    ways: Sequence[Sequence[dict[str, Any]]] = ()
+    """Ways in which a node says that it has the versions that the result is for, each as expressions of an affinity."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +303,10 @@ def _where(run: Run) -> dict[str, Any]:
         terms = [{"key": label, "operator": "DoesNotExist"} for label in labels]
         preferred.append({"weight": 50, "preference": {"matchExpressions": terms}})
     affinity: dict[str, Any] = {}
-    if required:
+    ways = [[*way, *required] for way in (run.devices.ways if run.devices else ()) or [[]]]
+    if any(ways):
         affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
-            "nodeSelectorTerms": [{"matchExpressions": required}]
+            "nodeSelectorTerms": [{"matchExpressions": way} for way in ways]
         }
     if preferred:
         affinity["preferredDuringSchedulingIgnoredDuringExecution"] = preferred

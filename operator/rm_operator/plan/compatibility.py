@@ -89,6 +89,17 @@ def affinity(
     accelerator: str, spec: AcceleratorResourceSpec, versions: Sequence[NodeVersions], chosen: NodeClass
 ) -> dict[str, Any]:
     """Fields of a pod's spec that keep it on nodes of the class; none where no node says which versions it has."""
+    ways = ways_to_say(accelerator, spec, versions, chosen)
+    if not ways:
+        return {}
+    required = {"nodeSelectorTerms": [{"matchExpressions": way} for way in ways]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
+
+
+def ways_to_say(
+    accelerator: str, spec: AcceleratorResourceSpec, versions: Sequence[NodeVersions], chosen: NodeClass
+) -> list[list[dict[str, Any]]]:
+    """Ways in which a node says that it is of the class, each as expressions of a node affinity that all must hold."""
     labels = spec.version_labels
     ways: list[list[dict[str, Any]]] = [[]]
     for wanted, known, theirs, ours in (
@@ -97,10 +108,7 @@ def affinity(
     ):
         if wanted and known:
             ways = [way + more for way in ways for more in _says(theirs, f"{ours}/{accelerator}", wanted)]
-    if ways == [[]]:
-        return {}
-    required = {"nodeSelectorTerms": [{"matchExpressions": way} for way in ways]}
-    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
+    return [] if ways == [[]] else ways
 
 
 def _says(theirs: str | None, ours: str, wanted: Iterable[str]) -> list[list[dict[str, Any]]]:

@@ -367,15 +367,16 @@ class Surroundings:
             report = {**report, "reason": "Built", "digest": DIGEST}
         self.ran.append(metadata["name"])
         now, began = to_timestamp(self.api.now), to_timestamp(self.api.now + self.clock_jump)
+        last = report.pop("container", job["spec"]["template"]["spec"]["containers"][0]["name"])
         terminated = {"exitCode": code, "message": json.dumps(report), "startedAt": began, "finishedAt": now}
-        last = job["spec"]["template"]["spec"]["containers"][0]["name"]
         self.api.update(
             pod_key,
             lambda pod: pod.update(
+                spec={**pod["spec"], "nodeName": "node"},
                 status={
                     "phase": "Failed" if code else "Succeeded",
                     "containerStatuses": [{"name": last, "image": "x", "state": {"terminated": terminated}}],
-                }
+                },
             ),
         )
         condition = {"type": "Failed" if code else "Complete", "status": "True", "lastTransitionTime": now}
@@ -793,6 +794,15 @@ class Installation:
             metadata = {"name": name, "namespace": NAMESPACE}
             obj = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": wanted}
             self.api.create(obj)
+
+    def in_stages(self) -> None:
+        """From now on a build is two Jobs, of which the second one needs a device."""
+        second = {**PROFILE.steps[0].to_wire(), "name": "tune", "requiresDevice": True}
+
+        def change(live: Object) -> None:
+            live["spec"]["steps"] = [*live["spec"]["steps"][:1], second]
+
+        self.api.update(("BuildProfile", "", "acme"), change)
 
     def engine_image(self, image: str) -> None:
         """Changes the image that the accelerator's models are served with: every deployment on it cuts over."""

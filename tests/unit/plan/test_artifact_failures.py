@@ -262,7 +262,7 @@ def test_time_that_went_by_before_anything_ran_is_no_time_out() -> None:
 def test_the_line_that_tells_most_reaches_the_deployment() -> None:
     world = building()
     tail = "loading\nRuntimeError: no kernel for FooForCausalLM\ncleaning up"
-    fail(world, 64, {"reason": "UnsupportedModel", "message": "compile ended with 3", "facts": {"logTail": tail}})
+    fail(world, 64, {"reason": "SourceInvalid", "message": "compile ended with 3", "facts": {"logTail": tail}})
     assert "compile ended with 3: RuntimeError: no kernel for FooForCausalLM" in ready(world)["message"]
     message = world.condition("ModelDeployment", "hello", "ArtifactReady")["message"]
     assert "RuntimeError: no kernel for FooForCausalLM" in message

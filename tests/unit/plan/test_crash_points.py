@@ -6,7 +6,7 @@ and deleted on the way, must be the same.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,7 @@ from rm_api import names
 
 MODEL = ("ModelDeployment", NAMESPACE, "hello")
 FAILURE = (70, {"reason": "ToolchainFailed", "message": "internal error 7"})
+OUT_OF_MEMORY = (75, {"reason": "OutOfMemory", "message": "killed", "container": "compile"})
 AWAY = (69, {"reason": "SourceUnreachable", "message": "registry: no route", "retryable": True})
 
 
@@ -66,6 +67,45 @@ def _build_fails_once(cluster: Installation) -> None:
 def _build_fails_for_good(cluster: Installation) -> None:
     cluster.surroundings.outcomes[names.ROLE_BUILD] = [FAILURE, FAILURE]
     cluster.settle()
+
+
+def _staged() -> Installation:
+    """The profile's second step needs a device: a build is two Jobs."""
+    cluster = at("nothing").fork()
+    cluster.in_stages()
+    cluster.settle()
+    return cluster
+
+
+def _stage_fails_once(cluster: Installation) -> None:
+    cluster.surroundings.outcomes[names.ROLE_BUILD] = [(0, {}), FAILURE]
+    _first(cluster)
+
+
+def _too_little_memory_twice(cluster: Installation) -> None:
+    limits = {"resources": {"memory": "1Gi"}}
+    cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"]["steps"][0].update(limits))
+    cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"].update(maxMemory="4Gi"))
+    cluster.surroundings.outcomes[names.ROLE_BUILD] = [OUT_OF_MEMORY, OUT_OF_MEMORY]
+    _first(cluster)
+
+
+def _one_at_a_time(cluster: Installation) -> None:
+    cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"].update(parallelBuilds=1))
+    cluster.settle()
+    for number in range(3):
+        cluster.deploy("hello" if number == 2 else f"other{number}", model={"source": f"oci://registry/model:{number}"})
+    cluster.watch = lambda: _at_most_one(cluster)
+    cluster.settle()
+
+
+def _at_most_one(cluster: Installation) -> None:
+    active = [
+        job["metadata"]["name"]
+        for job in cluster.api.of("Job")
+        if job["metadata"]["name"].startswith("b-") and not job.get("status", {}).get("conditions")
+    ]
+    assert len(active) <= 1, f"builds at the same time: {active}"
 
 
 def _failed_for_good() -> Installation:
@@ -171,6 +211,10 @@ SCENARIOS = (
     Scenario("build fails once", lambda: at("build"), _build_fails_once, "Ready"),
     Scenario("build fails for good", lambda: at("build"), _build_fails_for_good, "ToolchainFailed"),
     Scenario("fails from the start", lambda: at("resolve"), _build_fails_for_good, "ToolchainFailed"),
+    Scenario("in stages", cache(_staged), _first, "Ready", longer=True),
+    Scenario("a stage fails once", cache(_staged), _stage_fails_once, "Ready", longer=True),
+    Scenario("memory fails twice", lambda: at("nothing"), _too_little_memory_twice, "Ready"),
+    Scenario("one at a time", lambda: at("nothing"), _one_at_a_time, "Ready"),
     Scenario("profile mended", cache(_failed_for_good), _mended_profile, "Ready"),
     Scenario("cut-over", lambda: at("ready", 2), _cut_over, "Ready", longer=True),
     Scenario("there and back", lambda: at("ready", 2), _there_and_back, "Ready", longer=True),
@@ -256,9 +300,13 @@ def test_without_a_fault_it_ends_where_it_should(scenario: Scenario) -> None:
     if scenario.end == "Ready":
         slice_ = outcome.objects["EndpointSlice", NAMESPACE, "hello-slice"]
         assert len(slice_["endpoints"]) == outcome.objects[MODEL]["spec"]["replicas"], "Ready pods are reached"
-    jobs = Counter(name.rpartition("-")[0] for name in outcome.ran.elements())
-    tries = {"source away twice": 3}.get(scenario.name, 2 if "fails" in scenario.name else 1)
-    assert max(jobs.values(), default=1) == tries, "no second Job for a key"
+    attempts: dict[str, set[str]] = defaultdict(set)
+    for name in outcome.ran:
+        kind, key, number, *_ = name.split("-")
+        attempts[f"{kind}-{key}"].add(number)
+    tries = {"source away twice": 3, "memory fails twice": 3}.get(scenario.name, 2 if "fails" in scenario.name else 1)
+    assert max(map(len, attempts.values()), default=1) == tries, "no second attempt for a key"
+    assert max(outcome.ran.values(), default=1) == 1, "no second Job of an attempt"
 
 
 @pytest.mark.parametrize(

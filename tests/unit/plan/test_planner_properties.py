@@ -98,6 +98,14 @@ def other_steps(cluster: Installation, argument: str) -> None:
     cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"]["steps"][0].update(args=[argument]))
 
 
+def in_stages(cluster: Installation) -> None:
+    cluster.in_stages()
+
+
+def one_build_at_a_time(cluster: Installation, number: int) -> None:
+    cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"].update(parallelBuilds=number))
+
+
 # What goes wrong.
 
 FAILURES: tuple[tuple[int, Object], ...] = (
@@ -200,6 +208,8 @@ USERS = (
     move(deletes, a_name),
     move(another_engine, st.integers(1, 3)),
     move(other_steps, st.sampled_from(["-O1", "-O2"])),
+    move(in_stages),
+    move(one_build_at_a_time, st.integers(1, 2)),
 )
 TROUBLE = (
     move(job_fails, st.sampled_from([names.ROLE_RESOLVE, names.ROLE_BUILD]), st.sampled_from(FAILURES + SURPRISES)),

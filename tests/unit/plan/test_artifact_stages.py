@@ -111,7 +111,7 @@ def test_a_retry_goes_on_from_what_the_store_has() -> None:
     world.build()
     world.settle()
     fail(world, 75, {"reason": "Retrying", "message": "terminated"}, container="pack")
-    world.held = {name: 1 for name in world.held}
+    world.held = dict.fromkeys(world.held, 1)
     world.now += timedelta(minutes=10)
     world.settle()
     assert (suffix(job_of(world)), steps_of(job_of(world))) == ("3-2", ["tune"]), "the store lost the second stage"

@@ -94,7 +94,7 @@ def _one_at_a_time(cluster: Installation) -> None:
     cluster.api.update(("BuildProfile", "", "acme"), lambda live: live["spec"].update(parallelBuilds=1))
     cluster.settle()
     for number in range(3):
-        cluster.deploy("hello" if number == 2 else f"other{number}", model={"source": f"oci://registry/model:{number}"})
+        cluster.deploy("hello" if number == 2 else f"other{number}", model={"source": f"oci://registry/own:{number}"})
     cluster.watch = lambda: _at_most_one(cluster)
     cluster.settle()
 

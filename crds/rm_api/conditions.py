@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """Types of conditions. ``Reconciling`` and ``Stalled`` are abnormal-true: present only while true (kstatus)."""
+    """Types of conditions. ``Reconciling``, ``Stalled`` (kstatus) and ``Stale`` are there only while true."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     ROUTED = "Routed"
     # BuildArtifact
     BUILT = "Built"
+    STALE = "Stale"
     # AcceleratorResource
     DEVICES_ADVERTISED = "DevicesAdvertised"
     DEVICES_HEALTHY = "DevicesHealthy"
@@ -70,6 +71,7 @@ class Reason(StrEnum):
     REPORT_MISSING = "ReportMissing"
     UNSCHEDULABLE = "Unschedulable"
     ARTIFACT_MISSING = "ArtifactMissing"
+    NO_MATCHING_NODE = "NoMatchingNode"
     # serving
     NO_DEVICE = "NoDevice"
     NO_SPARE_DEVICE = "NoSpareDevice"

@@ -50,6 +50,10 @@ class Config:
     """Reconciles at the same time."""
     builds_per_namespace: int = 4
     """Builds that may run at a time in one namespace."""
+    unused_days: int = 30
+    """Days for which an artifact that nobody uses is kept."""
+    quota_mib: int = 0
+    """Mebibytes that a namespace's artifacts may take before those that nobody uses go; 0 for any number."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of containers that we make."""
     tracing: bool = False
@@ -76,6 +80,8 @@ class Config:
             leader_elect=reader.boolean("RMA_LEADER_ELECT", True),
             workers=reader.integer("RMA_WORKERS", 16, 1, 256),
             builds_per_namespace=reader.integer("RMA_BUILDS_PER_NAMESPACE", 4, 1, 10000),
+            unused_days=reader.integer("RMA_ARTIFACT_UNUSED_DAYS", 30, 0, 36500),
+            quota_mib=reader.integer("RMA_ARTIFACT_QUOTA_MIB", 0, 0, 1 << 40),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
             tracing=reader.tracing(),
         )

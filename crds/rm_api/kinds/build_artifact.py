@@ -235,7 +235,11 @@ class BuildArtifactStatus(ApiModel):
     ) = None
     """The compiler's last lines, of a failed attempt."""
     referrer_count: Annotated[int, Field(ge=0)] = 0
-    """Deployments of the namespace that use it."""
+    """Deployments of the namespace that use it, and artifacts that are being built from it."""
+    last_used: Annotated[str, Field(max_length=64)] | None = None
+    """When it was last used, as far as is written down: once a day while it is."""
+    kept_because: Annotated[str, Field(max_length=1024)] | None = None
+    """Why it is kept, and until when nobody has to use it."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
     """Ready and Built, with a reason and what to do; Reconciling or Stalled only while so."""
 

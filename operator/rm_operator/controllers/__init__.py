@@ -12,7 +12,7 @@ from rm_operator.controllers.node import NodeController
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.auth import FileToken
 from rm_operator.kube.reports import Reports
-from rm_operator.plan.model import Images, Settings, StoreConfig
+from rm_operator.plan.model import Images, Retention, Settings, StoreConfig
 from rm_operator.runtime.controller import Controller
 
 __all__ = ["INDEXES", "build"]
@@ -31,6 +31,7 @@ def build(context: Context) -> list[Controller]:
         ),
         system_namespace=config.system_namespace,
         driver_service_account=config.driver_service_account,
+        retention=Retention(config.unused_days * 86400, config.quota_mib * 1024**2 or None),
         builds_per_namespace=config.builds_per_namespace,
     )
     observe = context.tracing.observe_store if context.tracing is not None else None

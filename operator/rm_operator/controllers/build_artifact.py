@@ -9,7 +9,7 @@ from typing import Any
 from rm_api import names
 
 from rm_operator.context import Context
-from rm_operator.controllers.base import PlanningController
+from rm_operator.controllers.base import Changed, PlanningController
 from rm_operator.controllers.build_queue import BuildQueue
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, owners_of, scoped
 from rm_operator.controllers.reading import Reading
@@ -18,6 +18,7 @@ from rm_operator.kube.client import Object
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
+    DEPLOYMENTS,
     JOBS,
     MODEL_DEPLOYMENTS,
     NODES,
@@ -41,6 +42,7 @@ class BuildArtifactController(PlanningController):
         super().__init__(context)
         self._settings = settings
         self._store = store
+        self._stores, self._client = context.stores, context.client
         self._build_seconds = context.metrics.build_seconds
         self._queue = BuildQueue(
             context.stores,
@@ -57,6 +59,9 @@ class BuildArtifactController(PlanningController):
                 ACCELERATOR_RESOURCES,
                 lambda old, new: (Key(self.kind, *key) for key in waiting.keys_by_index("no device", "true")),
             ),
+            Watch(ACCELERATOR_RESOURCES, self._of_versions),
+            Watch(DEPLOYMENTS, self._of_pods),
+            Watch(BUILD_ARTIFACTS, self._of_derived),
         )
 
     async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
@@ -71,7 +76,18 @@ class BuildArtifactController(PlanningController):
             answer=None,
             settings=self._settings,
             suspended=sum(_is_suspended(user) for user in users if not is_deleting(user)),
+            users=self._users(obj, known),
         )
+        if planner.asks_for_users(obj, now):
+            return planner.plan(replace(snapshot, users_now=await known.outside(self._is_used(obj))), now)
+        if planner.is_ready(obj):
+            by_size = self._settings.retention.quota_bytes is not None
+            bound = obj["spec"].get("drivers") or obj["spec"].get("sdks")
+            snapshot = replace(
+                snapshot,
+                ready=known[BUILD_ARTIFACTS].by_index("ready", namespace) if by_size else (),
+                accelerators=known[ACCELERATOR_RESOURCES].list() if bound else (),
+            )
         # While a Job runs, the store has nothing to say that the Job's end will not bring up again.
         if not planner.is_ready(obj) and not any(attempt.state is State.RUNNING for attempt in attempts):
             answer, held = await known.outside(self._ask(obj))
@@ -88,6 +104,29 @@ class BuildArtifactController(PlanningController):
         plan = planner.plan(snapshot, now)
         self._queue.settle(obj, begins=bool(plan.apply))
         return plan
+
+    def _users(self, obj: Object, known: Reading) -> list[str]:
+        """Names of those that the artifact is kept for."""
+        place = scoped(namespace_of(obj), name_of(obj))
+        naming = {name for _, name in known[MODEL_DEPLOYMENTS].keys_by_index("artifact", place)}
+        # A Deployment of serving pods has the name of whom it serves, and a hash; a thousand are not decoded for that.
+        serving = {name.rpartition("-")[0] for _, name in known[DEPLOYMENTS].keys_by_index("artifact", place)}
+        built_from = {name for _, name in known[BUILD_ARTIFACTS].keys_by_index("base", place)}
+        return sorted(naming | serving) + sorted(built_from)
+
+    async def _is_used(self, obj: Object) -> bool:
+        """Whether anybody uses it, by the API server's own word and not by what is known of it here."""
+        namespace, name = namespace_of(obj), name_of(obj)
+        for resource in (MODEL_DEPLOYMENTS, BUILD_ARTIFACTS, DEPLOYMENTS):
+            for each in (await self._client.list(resource, namespace)).items:
+                if name in _named_by(each):
+                    return True
+        return False
+
+    async def _carry_out(self, key: Key, obj: Object, plan: Plan, known: Reading) -> Changed:
+        if plan.forget is not None:
+            await self._store.forget(plan.forget)
+        return await super()._carry_out(key, obj, plan, known)
 
     async def _ask(self, obj: Object) -> tuple[StoreAnswer, int]:
         """What the store has of an artifact, and of how many of its Jobs the result that the next one goes on with."""
@@ -117,6 +156,29 @@ class BuildArtifactController(PlanningController):
         if label.get(JOB_NAME_LABEL) and (name := label.get(names.LABEL_ARTIFACT)):
             yield Key(self.kind, namespace_of(obj), name)
 
+    def _of_versions(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        # Nodes of a kind have other versions: what is for some of them may fit none any more.
+        said = [None if each is None else (each.get("status") or {}).get("versions") for each in (old, new)]
+        if said[0] != said[1]:
+            yield from (
+                Key(self.kind, *key) for key in self._stores[BUILD_ARTIFACTS].keys_by_index("for versions", "true")
+            )
+
+    def _of_pods(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        # Serving pods of an artifact came or went, as a whole.
+        if (old is None) != (new is None):
+            obj = new or old
+            assert obj is not None
+            if name := labels_of(obj).get(names.LABEL_ARTIFACT):
+                yield Key(self.kind, namespace_of(obj), name)
+
+    def _of_derived(self, old: Object | None, new: Object | None) -> Iterable[Key]:
+        # The artifact that another one is built from.
+        obj = new or old
+        assert obj is not None
+        if base := obj["spec"].get("base"):
+            yield Key(self.kind, namespace_of(obj), str(base["name"]))
+
     def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # A deployment that names it, or no longer does, or goes, or waits for it or not.
         seen = {
@@ -129,6 +191,20 @@ class BuildArtifactController(PlanningController):
         for namespace, artifact, *_ in seen:
             if artifact:
                 yield Key(self.kind, namespace, artifact)
+
+
+def _named_by(obj: Object) -> set[str]:
+    """Artifacts that an object uses: a ModelDeployment, another artifact, or a Deployment of serving pods."""
+    base = (obj.get("spec") or {}).get("base") or {}
+    return {
+        str(name)
+        for name in (
+            (obj.get("status") or {}).get("artifact"),
+            base.get("name"),
+            labels_of(obj).get(names.LABEL_ARTIFACT),
+        )
+        if name
+    }
 
 
 def _attempts(obj: Object, known: Reading) -> list[Attempt]:

@@ -111,6 +111,19 @@ def _refused(artifact: Object) -> list[str]:
     return [scoped(artifact["metadata"]["namespace"], model["configDigest"])] if is_refused(artifact) else []
 
 
+def _ready(artifact: Object) -> list[str]:
+    return [artifact["metadata"]["namespace"]] if is_ready(artifact) else []
+
+
+def _base(artifact: Object) -> list[str]:
+    base = artifact["spec"].get("base")
+    return [scoped(artifact["metadata"]["namespace"], base["name"])] if base and in_build(artifact) else []
+
+
+def _for_versions(artifact: Object) -> list[str]:
+    return ["true"] if artifact["spec"].get("drivers") or artifact["spec"].get("sdks") else []
+
+
 def _without_device(artifact: Object) -> list[str]:
     conditions = (artifact.get("status") or {}).get("conditions") or []
     idle = not (artifact.get("status") or {}).get("startedAt") and in_build(artifact)
@@ -201,13 +214,16 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "in build": _in_build_with,
         "refused": _refused,
         "no device": _without_device,
+        "ready": _ready,
+        "base": _base,
+        "for versions": _for_versions,
     },
     ACCELERATOR_RESOURCES: {"leaving": _leaving, "resource": _resource, "class": _class, "any class": _any_class},
     BUILD_PROFILES: {"leaving": _leaving},
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},
-    DEPLOYMENTS: {"owner": owner_uids},
+    DEPLOYMENTS: {"owner": owner_uids, "artifact": label(names.LABEL_ARTIFACT)},
     DEVICE_CLASSES: {"owner": owner_uids, "extended": _extended},
     RESOURCE_SLICES: {"driver": _driver, "pool": _pool},
     RESOURCE_CLAIMS: {"driver": _drivers_allocated, "pool": _pools_allocated, "pod": _claiming_pod},

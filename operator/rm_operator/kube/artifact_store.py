@@ -3,7 +3,8 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -15,7 +16,12 @@ from rm_operator.kube.registry_token import NoToken, RegistryAuthenticator
 from rm_operator.plan.artifact import Presence, StoreAnswer
 
 TIMEOUT_SECONDS = 5.0
+FORGET_SECONDS = 30.0
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+class StoreTrouble(Exception):
+    """The store did not do what it was told; the message says why. It may, later."""
 
 
 class ArtifactStore:
@@ -59,33 +65,72 @@ class ArtifactStore:
         except (aiohttp.ClientError, NoToken, OSError, ValueError) as error:
             return StoreAnswer(Presence.UNREACHABLE, message=str(error) or type(error).__name__)
 
+    async def forget(self, repository: str) -> None:
+        """Deletes every manifest of ``repository``; what they held is freed when the store collects its garbage.
+
+        Nothing to delete is as good. Raises StoreTrouble where the store does not answer or does not do it.
+        """
+        try:
+            async with asyncio.timeout(FORGET_SECONDS):
+                await self._forget(repository)
+        except TimeoutError:
+            raise StoreTrouble(
+                f"the artifact store did not delete {repository} within {FORGET_SECONDS:.0f} s"
+            ) from None
+        except (aiohttp.ClientError, NoToken, OSError, ValueError) as error:
+            raise StoreTrouble(f"the artifact store does not delete {repository}: {error}") from None
+
+    async def _forget(self, repository: str) -> None:
+        status, body, _ = await self._request("GET", f"{self._base}/{repository}/tags/list")
+        if status == 404:
+            return
+        _require(status, 200)
+        digests = set()
+        for tag in json.loads(body).get("tags") or []:
+            status, _, headers = await self._request("HEAD", f"{self._base}/{repository}/manifests/{tag}")
+            if status != 404:
+                _require(status, 200)
+                digests.add(headers["Docker-Content-Digest"])
+        for digest in sorted(digests):
+            status, _, _ = await self._request("DELETE", f"{self._base}/{repository}/manifests/{digest}")
+            if status != 404:
+                _require(status, 202)
+
     async def _ask(self, repository: str, tag: str) -> StoreAnswer:
+        status, body, headers = await self._request("GET", f"{self._base}/{repository}/manifests/{tag}")
+        if status == 404:
+            return StoreAnswer(Presence.ABSENT)
+        _require(status, 200)
+        manifest: dict[str, Any] = json.loads(body)
+        annotations = manifest.get("annotations") or {}
+        return StoreAnswer(
+            Presence.FOUND,
+            digest=headers.get("Docker-Content-Digest", ""),
+            size_bytes=sum(int(layer["size"]) for layer in manifest.get("layers") or []),
+            key=str(annotations.get(names.OCI_ANNOTATION_KEY, "")),
+        )
+
+    async def _request(self, method: str, url: str) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, the beginning of the body, headers."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._tls),
                 middlewares=self._middlewares,
                 headers={"Accept": names.MEDIA_TYPE_MANIFEST},
             )
-        url = f"{self._base}/{repository}/manifests/{tag}"
         loop = asyncio.get_running_loop()
         started, status = loop.time(), 0
         try:
-            async with self._session.get(url) as response:
+            async with self._session.request(method, url) as response:
                 status = response.status
-                if status == 404:
-                    return StoreAnswer(Presence.ABSENT)
-                if status != 200:
-                    return StoreAnswer(Presence.UNREACHABLE, message=f"it answered {status} {response.reason}")
-                body = await response.content.read(MAX_MANIFEST_BYTES)
-                digest = response.headers.get("Docker-Content-Digest", "")
+                return status, await response.content.read(MAX_MANIFEST_BYTES), response.headers
         finally:
             if self._observe is not None:
                 self._observe(url, status, loop.time() - started)
-        manifest: dict[str, Any] = json.loads(body)
-        annotations = manifest.get("annotations") or {}
-        return StoreAnswer(
-            Presence.FOUND,
-            digest=digest,
-            size_bytes=sum(int(layer["size"]) for layer in manifest.get("layers") or []),
-            key=str(annotations.get(names.OCI_ANNOTATION_KEY, "")),
+
+
+def _require(status: int, wanted: int) -> None:
+    if status != wanted:
+        raise ValueError(
+            f"it answered {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}".strip()
         )

@@ -7,7 +7,7 @@ stays, for its log, until the next attempt takes its place; a failure that would
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -17,9 +17,10 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildArtifactSpec, BuildArtifactStatus
 from rm_api.kinds.build_artifact import EndedJob
 
-from rm_operator.plan import build_devices, build_job
+from rm_operator.plan import build_devices, build_job, collection, compatibility
 from rm_operator.plan.attempt import Attempt, State, telling
 from rm_operator.plan.build_queue import Line, Part, part_of
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import MAX_MESSAGE, Conditions, reason_or
 from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import (
@@ -88,6 +89,12 @@ class ArtifactSnapshot:
     """The limits of parallel builds."""
     expected_seconds: int | None = None
     """What builds with the same profile took."""
+    users: Sequence[str] = ()
+    """Those that it is kept for: deployments that name it or have pods of it, artifacts that are built from it."""
+    ready: Sequence[Object] = ()
+    """The namespace's artifacts that are Ready, it included, where their sizes matter."""
+    users_now: bool | None = None
+    """Whether anybody uses it, by the API server's own word; None where that was not asked."""
 
 
 def is_ready(artifact: Object) -> bool:
@@ -137,11 +144,27 @@ def plan(snapshot: ArtifactSnapshot, now: datetime) -> Plan:
     """Decides what is next for one BuildArtifact."""
     artifact = snapshot.artifact
     if is_deleting(artifact):
-        return Plan()
+        return _leave(snapshot, now)
     if snapshot.referrers == 0 and not is_ready(artifact) and not is_refused(artifact):
         # Nobody waits for it any more, and there is nothing to keep; its Jobs go with it.
         return Plan(delete=(deletion_of(artifact),))
     return _Planner(snapshot, now).plan()
+
+
+def asks_for_users(artifact: Object, now: datetime) -> bool:
+    """True if it is about to go with its content, and the API server is to say whether anybody uses it."""
+    return is_deleting(artifact) and collection.is_marked(artifact) and not collection.seconds_to_barrier(artifact, now)
+
+
+def _leave(snapshot: ArtifactSnapshot, now: datetime) -> Plan:
+    """Lets an artifact go, with its content where nobody uses that."""
+    artifact = snapshot.artifact
+    if not collection.is_marked(artifact):
+        return Plan()
+    if snapshot.users_now is None:
+        return Plan(requeue_after=max(1.0, collection.seconds_to_barrier(artifact, now)))
+    forget = None if snapshot.users_now else repository(artifact)
+    return Plan(forget=forget, protect=(collection.mark(artifact, present=False),))
 
 
 class _Planner:
@@ -156,7 +179,7 @@ class _Planner:
         self.status = self.before.model_copy(
             update={
                 "observed_generation": snapshot.artifact["metadata"].get("generation", 0),
-                "referrer_count": snapshot.referrers,
+                "referrer_count": len(snapshot.users),
             }
         )
 
@@ -165,7 +188,7 @@ class _Planner:
         if is_ready(self.snapshot.artifact):
             before = self.conditions.before(ConditionType.BUILT) or {}
             self._ready(reason_or(before.get("reason", ""), Reason.BUILT))
-            return self._finish(delete=finished)
+            return self._keep_or_collect(finished)
 
         answer = self.snapshot.answer
         last = max(self.attempts, key=_order, default=None)
@@ -186,6 +209,28 @@ class _Planner:
         if ended is not None and due is not None and self.now < due:
             return self._pause(ended, due)
         return self._begin(ended)
+
+    def _keep_or_collect(self, finished: tuple[Deletion, ...]) -> Plan:
+        """Says why it is kept; or has it go, with the finalizer first, so that its content is seen to."""
+        artifact, users = self.snapshot.artifact, self.snapshot.users
+        self._set(last_used=collection.last_used(artifact, bool(users), self.now))
+        this = replace(collection.kept(artifact), last_used=from_timestamp(str(self.status.last_used)))
+        others = (collection.kept(each) for each in self.snapshot.ready if name_of(each) != this.name)
+        verdict = collection.judge(this.name, users, [this, *others], self.snapshot.settings.retention, self.now)
+        self._set(kept_because=verdict.reason[:1024])
+        self._say_whether_stale()
+        marked = collection.is_marked(artifact)
+        protect = (collection.mark(artifact, present=verdict.goes),) if marked is not verdict.goes else ()
+        gone = (deletion_of(artifact),) if marked and verdict.goes else ()
+        return self._finish(delete=(*finished, *gone), protect=protect, requeue_after=verdict.look_again)
+
+    def _say_whether_stale(self) -> None:
+        for_ = NodeClass(tuple(self.spec.drivers), tuple(self.spec.sdks))
+        there = build_devices.versions(self.spec, self.snapshot.accelerators)
+        if there and not any(map(for_.admits, there)):
+            wanted = " or ".join((*for_.drivers, *for_.sdks))
+            message = f"no node has {wanted} any more: there is {compatibility.said(there)}"
+            self.conditions.set(ConditionType.STALE, True, Reason.NO_MATCHING_NODE, message)
 
     def _found(self, answer: StoreAnswer, last: Attempt | None) -> Plan:
         # A build that this status knows of made it; otherwise an earlier life of the cluster did.

@@ -74,6 +74,19 @@ def find(
     )
 
 
+def versions(spec: BuildArtifactSpec, accelerators: Iterable[Object]) -> list[NodeVersions]:
+    """Versions that nodes have of accelerators that ``spec`` is for."""
+    kinds = (_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj))
+    target = spec.target
+    return [
+        each
+        for kind in kinds
+        if (kind.spec.type, kind.spec.vendor) == (target.type, target.vendor)
+        and (not target.products or kind.spec.product in target.products)
+        for each in kind.versions
+    ]
+
+
 def _kind(obj: Object) -> _Kind:
     spec, status = _spec_of(obj), obj.get("status") or {}
     seen = observe(spec, status)

@@ -176,6 +176,11 @@ def _has(state: State, wanted: BuildArtifactSpec) -> bool:
         state.status_first = True
         return False
     state.artifact_object = existing
+    if is_deleting(existing):
+        # What the store has of it is adopted by the next one of the name, unless nobody wanted it in time.
+        message = f"{name} is being deleted, and asked for again when it is gone"
+        state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.DELETING, message)
+        return False
     if artifact_plan.is_ready(existing):
         return True
     conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
@@ -184,7 +189,7 @@ def _has(state: State, wanted: BuildArtifactSpec) -> bool:
     message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
     state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message)
     if ConditionType.STALLED in conditions:
-        if _recipe_was_mended(existing, wanted) and not is_deleting(existing):
+        if _recipe_was_mended(existing, wanted):
             state.delete.append(deletion_of(existing))
         else:
             state.stall(reason, message)

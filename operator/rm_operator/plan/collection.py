@@ -14,7 +14,17 @@ from typing import Final
 
 from rm_api import names
 
-from rm_operator.plan.model import Object, from_timestamp, is_deleting, to_timestamp
+from rm_operator.plan.model import (
+    Object,
+    Protection,
+    Retention,
+    from_timestamp,
+    is_deleting,
+    name_of,
+    namespace_of,
+    to_timestamp,
+    uid_of,
+)
 from rm_operator.plan.placement.machine import GIB
 
 BARRIER_SECONDS: Final = 60
@@ -22,15 +32,6 @@ BARRIER_SECONDS: Final = 60
 LAST_USED_SECONDS: Final = 86400
 """How old the time of the last use may be in the status of an artifact in use."""
 MOST_NAMED: Final = 5
-
-
-@dataclass(frozen=True)
-class Retention:
-    """How long artifacts without users are kept."""
-
-    unused_seconds: int = 30 * 86400
-    quota_bytes: int | None = None
-    """Bytes that the artifacts of a namespace may take before those without users go; None for any number."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def judge(name: str, users: Sequence[str], kept: Sequence[Kept], retention: Rete
 
 
 def last_used(artifact: Object, used: bool, now: datetime) -> str:
-    """The time of the last use for the status: as it was, or now, where it is in use and that is a day old."""
-    said = (artifact.get("status") or {}).get("lastUsed")
-    if said is None:
+    """The time of the last use for the status: now where it has just ended, or is going on and a day has passed."""
+    status = artifact.get("status") or {}
+    said = status.get("lastUsed")
+    if said is None or (not used and int(status.get("referrerCount") or 0) > 0):
         return to_timestamp(now)
     if used and (now - from_timestamp(said)).total_seconds() >= LAST_USED_SECONDS:
         return to_timestamp(now)
@@ -95,6 +97,32 @@ def last_used(artifact: Object, used: bool, now: datetime) -> str:
 def is_marked(artifact: Object) -> bool:
     """True if it has the finalizer, and so does not go before its content."""
     return names.FINALIZER_ARTIFACT in (artifact["metadata"].get("finalizers") or ())
+
+
+def mark(artifact: Object, *, present: bool) -> Protection:
+    """Puts the finalizer there, or takes it off."""
+    return Protection(
+        artifact["apiVersion"],
+        artifact["kind"],
+        name_of(artifact),
+        uid_of(artifact),
+        present,
+        None if present else artifact["metadata"].get("resourceVersion"),
+        namespace_of(artifact),
+        names.FINALIZER_ARTIFACT,
+    )
+
+
+def kept(artifact: Object) -> Kept:
+    """What collection looks at of an artifact that is Ready."""
+    status = artifact.get("status") or {}
+    since = status.get("lastUsed") or artifact["metadata"]["creationTimestamp"]
+    return Kept(
+        name_of(artifact),
+        int(status.get("sizeBytes") or 0),
+        from_timestamp(since),
+        int(status.get("referrerCount") or 0) > 0,
+    )
 
 
 def seconds_to_barrier(artifact: Object, now: datetime) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from rm_api import names
+
 from rm_operator.plan.placement.request import PlacementResult
 
 Object = Mapping[str, Any]
@@ -32,7 +34,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Protection:
-    """The finalizer by which a cluster-scoped object outlives its users: to be put there, or to be taken off."""
+    """A finalizer of ours, by which an object does not go before its time: to be put there, or to be taken off."""
 
     api_version: str
     kind: str
@@ -41,6 +43,8 @@ class Protection:
     present: bool
     resource_version: str | None = None
     """Only if the object is still at this version; None for whatever version."""
+    namespace: str | None = None
+    finalizer: str = names.FINALIZER_IN_USE
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Plan:
     """Write the status before the children, because the children must not exist without it."""
     protect: tuple[Protection, ...] = ()
     """Written before the children, which rest on what is protected."""
+    forget: str | None = None
+    """Repository that the store is told to forget, before anything else is done."""
     events: tuple[PlannedEvent, ...] = ()
     requeue_after: float | None = None
     """Seconds until the object is looked at again though nothing changes."""
@@ -112,6 +118,15 @@ class StoreConfig:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """How long artifacts without users are kept."""
+
+    unused_seconds: int = 30 * 86400
+    quota_bytes: int | None = None
+    """Bytes that the artifacts of a namespace may take before those without users go; None for any number."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What planners know of the installation."""
 
@@ -122,6 +137,8 @@ class Settings:
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount, in that namespace, of drivers that tell the API server of devices."""
     host_isa: str = "x86_64"
+    retention: Retention = Retention()
+    """Of artifacts that nobody uses."""
     builds_per_namespace: int = 4
     """Builds that may run at a time in one namespace."""
 

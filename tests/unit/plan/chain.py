@@ -164,12 +164,14 @@ class World:
         """Does what the plan says, in its order; at most ``writes`` writes, as if the operator died then."""
         self.plans.append(plan)
         todo: list[Any] = []
+        if plan.forget is not None:
+            todo.append(lambda: self.store.pop(obj["metadata"]["name"], None))
         status = lambda: obj.__setitem__("status", copy.deepcopy(plan.status))  # noqa: E731
         if plan.status is not None and plan.status_first:
             todo.append(status)
         todo += [lambda each=each: self._protect(each) for each in plan.protect]
         todo += [lambda child=child: self.add(child) for child in plan.apply]
-        todo += [lambda each=each: self.remove(each.kind, each.name) for each in plan.delete]
+        todo += [lambda each=each: self.delete(each.kind, each.name) for each in plan.delete]
         if plan.status is not None and not plan.status_first:
             todo.append(status)
         for write in todo[:writes]:
@@ -180,7 +182,7 @@ class World:
 
     def _protect(self, protection: Protection) -> None:
         metadata = self.objects[protection.kind, protection.name]["metadata"]
-        metadata["finalizers"] = [names.FINALIZER_IN_USE] if protection.present else []
+        metadata["finalizers"] = [protection.finalizer] if protection.present else []
         if "deletionTimestamp" in metadata and not metadata["finalizers"]:
             self.remove(protection.kind, protection.name)
 
@@ -191,8 +193,16 @@ class World:
                 return
         raise AssertionError("it never settles")
 
+    def delete(self, kind: str, name: str) -> None:
+        """Asks for an object's deletion: one with finalizers stays until they are taken off."""
+        metadata = self.objects.get((kind, name), {}).get("metadata", {})
+        if metadata.get("finalizers"):
+            metadata.setdefault("deletionTimestamp", to_timestamp(self.now))
+        else:
+            self.remove(kind, name)
+
     def remove(self, kind: str, name: str) -> None:
-        """Deletes an object and, like the garbage collector, what it alone owned."""
+        """An object is gone, and, like the garbage collector, what it alone owned."""
         gone = self.objects.pop((kind, name), None)
         if gone is None:
             return
@@ -425,7 +435,29 @@ class World:
             nodes=self.nodes,
             lines=self.lines,
             expected_seconds=self.expected,
+            users=self._users(name),
+            ready=[each for each in self.of("BuildArtifact") if artifact.is_ready(each)],
+            users_now=bool(self._users(name)) if artifact.asks_for_users(obj, self.now) else None,
         )
+
+    def _users(self, name: str) -> list[str]:
+        """Who uses an artifact: deployments that name it or have pods of it, artifacts that are built from it."""
+        naming = {
+            each["metadata"]["name"]
+            for each in self.of("ModelDeployment")
+            if (each.get("status") or {}).get("artifact") == name
+        }
+        serving = {
+            each["metadata"]["labels"][names.LABEL_DEPLOYMENT]
+            for each in self.of("Deployment")
+            if each["metadata"]["labels"].get(names.LABEL_ARTIFACT) == name
+        }
+        derived = {
+            each["metadata"]["name"]
+            for each in self.of("BuildArtifact")
+            if artifact.in_build(each) and (each["spec"].get("base") or {}).get("name") == name
+        }
+        return sorted(naming | serving) + sorted(derived)
 
     def _deployment_snapshot(self, obj: Object) -> deployment.DeploymentSnapshot:
         hash_ = resolve.source_hash(ModelSource.model_validate(obj["spec"]["model"]))

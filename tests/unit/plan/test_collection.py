@@ -4,9 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from chain import PROFILE, World
 from hypothesis import given
 from hypothesis import strategies as st
-from rm_operator.plan.collection import Kept, Retention, judge, last_used
+from rm_operator.plan.collection import BARRIER_SECONDS, Kept, judge, last_used
+from rm_operator.plan.model import Retention
+from rm_operator.plan.placement import ProfileView
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 GIB = 1024**3
@@ -76,15 +79,121 @@ def test_what_goes_for_the_quota_is_never_in_use_and_makes_the_rest_fit_if_that_
 
 
 @pytest.mark.parametrize(
-    ("said", "used", "expected"),
+    ("said", "before", "used", "expected"),
     [
-        (None, False, "2026-06-01T00:00:00Z"),
-        (None, True, "2026-06-01T00:00:00Z"),
-        ("2026-05-31T01:00:00Z", True, "2026-05-31T01:00:00Z"),
-        ("2026-05-31T00:00:00Z", True, "2026-06-01T00:00:00Z"),
-        ("2026-05-01T00:00:00Z", False, "2026-05-01T00:00:00Z"),
+        (None, 0, False, "2026-06-01T00:00:00Z"),
+        (None, 0, True, "2026-06-01T00:00:00Z"),
+        ("2026-05-31T01:00:00Z", 1, True, "2026-05-31T01:00:00Z"),
+        ("2026-05-31T00:00:00Z", 1, True, "2026-06-01T00:00:00Z"),
+        ("2026-05-01T00:00:00Z", 0, False, "2026-05-01T00:00:00Z"),
+        # Its last user has just gone, however long ago that was written down.
+        ("2026-05-01T00:00:00Z", 1, False, "2026-06-01T00:00:00Z"),
     ],
 )
-def test_the_last_use_is_written_at_most_once_a_day(said: str | None, used: bool, expected: str) -> None:
-    artifact: dict[str, Any] = {"metadata": {}, "status": {"lastUsed": said} if said else {}}
-    assert last_used(artifact, used, NOW) == expected
+def test_the_last_use_is_written_at_most_once_a_day_and_when_it_ends(
+    said: str | None, before: int, used: bool, expected: str
+) -> None:
+    status: dict[str, Any] = {"referrerCount": before} | ({"lastUsed": said} if said else {})
+    assert last_used({"metadata": {}, "status": status}, used, NOW) == expected
+
+
+def unused(world: World) -> str:
+    """An artifact that is built and has lost its user; its name."""
+    world.serve()
+    world.settle()
+    (artifact,) = world.of("BuildArtifact")
+    assert artifact["status"]["keptBecause"] == "used by hello"
+    world.remove("ModelDeployment", "hello")
+    world.settle()
+    (artifact,) = world.of("BuildArtifact")
+    assert artifact["status"]["keptBecause"].startswith("nobody uses it; kept until 2026-01-31T")
+    return str(artifact["metadata"]["name"])
+
+
+def test_an_artifact_without_users_goes_with_its_content_when_its_time_is_over() -> None:
+    world = World()
+    name = unused(world)
+    world.now += timedelta(days=29)
+    world.settle()
+    assert name in world.store
+    world.now += timedelta(days=1, seconds=1)
+    world.settle()
+    (artifact,) = world.of("BuildArtifact")
+    assert "deletionTimestamp" in artifact["metadata"]
+    assert name in world.store, "not before everybody had the time to say that they use it"
+    world.now += timedelta(seconds=BARRIER_SECONDS)
+    world.settle()
+    assert world.of("BuildArtifact") == []
+    assert name not in world.store
+
+
+def test_who_comes_while_it_goes_gets_the_content_that_is_there() -> None:
+    world = World()
+    name = unused(world)
+    world.now += timedelta(days=30, seconds=1)
+    world.settle()
+    world.deploy("late")
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    assert world.reason("late") == "Deleting"
+    assert world.of("Deployment") == []
+    jobs = len([kind for kind, _ in world.made if kind == "Job"])
+    world.now += timedelta(seconds=BARRIER_SECONDS)
+    world.settle()
+    (artifact,) = world.of("BuildArtifact")
+    assert "deletionTimestamp" not in artifact["metadata"]
+    assert world.condition("BuildArtifact", name, "Built")["reason"] == "Adopted"
+    assert name in world.store
+    assert len([kind for kind, _ in world.made if kind == "Job"]) == jobs, "nothing is built"
+    assert world.reason("late") == "Starting"
+
+
+def test_who_comes_before_it_is_asked_to_go_keeps_it() -> None:
+    world = World()
+    name = unused(world)
+    world.now += timedelta(days=30, seconds=1)
+    artifact = world.objects["BuildArtifact", name]
+    world.carry_out(artifact, world.plan(artifact))
+    assert world.objects["BuildArtifact", name]["metadata"]["finalizers"] == ["rm-abstract.io/artifact"]
+    world.deploy("late")
+    for _ in range(4):
+        late = world.objects["ModelDeployment", "late"]
+        world.carry_out(late, world.plan(late))
+        world.resolve_model()
+    world.settle()
+    artifact = world.objects["BuildArtifact", name]
+    assert "deletionTimestamp" not in artifact["metadata"]
+    assert artifact["metadata"]["finalizers"] == []
+    assert artifact["status"]["keptBecause"] == "used by late"
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_crash_after_any_write_takes_it_from_nobody_and_leaves_nothing(writes: int) -> None:
+    world = World()
+    name = unused(world)
+    world.now += timedelta(days=30, seconds=1)
+    for _ in range(writes):
+        artifact = world.objects.get(("BuildArtifact", name))
+        if artifact is not None:
+            world.carry_out(artifact, world.plan(artifact), writes=1)
+            world.now += timedelta(seconds=BARRIER_SECONDS / 2)
+    world.settle()
+    world.now += timedelta(seconds=BARRIER_SECONDS)
+    world.settle()
+    assert world.of("BuildArtifact") == []
+    assert name not in world.store
+
+
+def test_pods_of_an_earlier_variant_keep_their_artifact() -> None:
+    world = World()
+    world.serve()
+    world.start_pods()
+    world.settle()
+    (first,) = world.of("BuildArtifact")
+    step = PROFILE.steps[0].model_copy(update={"args": ["--faster"]})
+    world.profiles = [ProfileView("acme", PROFILE.model_copy(update={"steps": [step]}))]
+    world.settle()
+    assert world.objects["ModelDeployment", "hello"]["status"]["artifact"] != first["metadata"]["name"]
+    kept_ = world.objects["BuildArtifact", first["metadata"]["name"]]["status"]
+    assert kept_["keptBecause"] == "used by hello"

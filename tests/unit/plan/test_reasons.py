@@ -254,6 +254,15 @@ def refused(error: Exception) -> list[Object]:
     return list(stated({"metadata": {"name": "x"}}, {}, refusal, NOW)[0]["conditions"])
 
 
+def stale() -> World:
+    """The nodes' driver has been updated under an artifact."""
+    world = served()
+    versions = [{"driver": "9.9.9", "nodes": 1}]
+    world.kinds = [{"metadata": {"name": "npu", "uid": "u"}, "spec": NPU.to_wire(), "status": {"versions": versions}}]
+    world.settle()
+    return world
+
+
 SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     # progress
     Reason.RESOLVING: deployed,
@@ -301,6 +310,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.REPORT_MISSING: lambda: failed("build", 64, None),
     Reason.UNSCHEDULABLE: lambda: pod_of_a_build(conditions=[{"type": "PodScheduled", "status": "False"}]),
     Reason.ARTIFACT_MISSING: nothing_pushed,
+    Reason.NO_MATCHING_NODE: stale,
     # serving
     Reason.NO_DEVICE: lambda: full_cluster(spare=0),
     Reason.NO_SPARE_DEVICE: lambda: full_cluster(spare=1),
@@ -345,6 +355,6 @@ def test_every_reason_has_its_scenario() -> None:
 
 def test_every_type_is_stated() -> None:
     accelerator_ = an_accelerator(devices=1)
-    found = [served(), failed("build", 64, "UnsupportedModel"), deployed(), accelerator_, a_profile()]
+    found = [served(), failed("build", 64, "UnsupportedModel"), deployed(), accelerator_, a_profile(), stale()]
     stated_types = {entry["type"] for each in found for entry in conditions(each)}
     assert stated_types == set(ConditionType)

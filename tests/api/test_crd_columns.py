@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ import pytest
 from custom_objects import Object, apply, changed, custom_object
 from real_api import ApiServer
 from rm_api.crd import KindInfo
-from rm_api.kinds import ACCELERATOR_RESOURCE, BUILD_ARTIFACT, BUILD_PROFILE, KINDS, MODEL_DEPLOYMENT
+from rm_api.kinds import (
+    ACCELERATOR_RESOURCE,
+    BUILD_ARTIFACT,
+    BUILD_PROFILE,
+    KINDS,
+    MODEL_DEPLOYMENT,
+    BuildProfileSpec,
+)
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import of_kind
 from rm_operator.plan import accelerator, profile
 from rm_operator.plan.accelerator import AcceleratorSnapshot
 from rm_operator.plan.device_class import ClassView
+from rm_operator.plan.model import to_timestamp
 from rm_operator.plan.profile import ProfileSnapshot
+from rm_operator.plan.version_probe import recipe_hash
 
 # The cluster in miniature of the planners' tests.
 sys.path.append(str(Path(__file__).parents[1] / "unit/plan"))
@@ -104,13 +114,24 @@ def _accelerator_by_class() -> Object:
     return {**obj, "status": accelerator.plan(snapshot, NOW).status}
 
 
-def _profile(**changes: Any) -> Callable[[], Object]:
+def _profile(*, spent: str = "0", **changes: Any) -> Callable[[], Object]:
     def make() -> Object:
         obj = custom_object(BUILD_PROFILE.kind, changed(BUILD_PROFILE.kind, **changes), "")
         found = {**obj, "metadata": {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}}
-        return {**obj, "status": profile.plan(ProfileSnapshot(found, 7, SETTINGS), NOW).status}
+        snapshot = ProfileSnapshot(found, 7, SETTINGS, spent_seconds=Decimal(spent))
+        return {**obj, "status": profile.plan(snapshot, NOW).status}
 
     return make
+
+
+def _probed_profile() -> Object:
+    obj = custom_object(BUILD_PROFILE.kind, changed(BUILD_PROFILE.kind, **PROBED), "")
+    spec = BuildProfileSpec.model_validate(obj["spec"])
+    answer = {"recipe": recipe_hash(spec), "generation": 1, "again": "", "time": to_timestamp(NOW)}
+    status = {"versions": {"toolchain": "7.1"}, "images": [], "probed": answer}
+    metadata = {**obj["metadata"], "uid": "u", "generation": 1, "resourceVersion": "1"}
+    found = {**obj, "metadata": metadata, "status": status}
+    return {**obj, "status": profile.plan(ProfileSnapshot(found, 7, SETTINGS), NOW).status}
 
 
 MODEL = {"Model": "oci://registry/model:1", "Policy": "Latency"}
@@ -118,6 +139,7 @@ PLACED = MODEL | {"Accelerator": "npu"}
 SERVES = {"URL": "http://hello.ns.svc.cluster.local/v1"}
 HARDWARE = {"Type": "NPU", "Product": "X1", "Vendor": "Acme", "Resource": "acme.com/npu"}
 RECIPE = {"Target": "NPU", "Vendor": "Acme", "Interface": "CLI", "Format": "acme", "Products": '["X1","X2"]'}
+PROBED = {"target__products": ["X1", "X2"], "versionProbe": {"image": "acme/cc:1", "command": ["cc", "--version"]}}
 BUILD = {"Model": "oci://registry/model:1", "Target": "NPU", "Profile": "acme", "Users": 1}
 STATES = {
     "a model that is read": State(
@@ -185,8 +207,18 @@ STATES = {
                     "Message": "acme.com/other"},
     ),
     "a profile": State(
-        BUILD_PROFILE, _profile(target__products=["X1", "X2"]),
-        RECIPE | {"Ready": "True", "Reason": "Accepted", "Artifacts": 7}, "Current",
+        BUILD_PROFILE, _profile(target__products=["X1", "X2"], spent="5460"),
+        RECIPE | {"Ready": "True", "Reason": "Accepted", "Artifacts": 7, "Minutes": "91.0", "Toolchain": None},
+        "Current",
+    ),
+    "a profile whose toolchain is known": State(
+        BUILD_PROFILE, _probed_profile,
+        RECIPE | {"Ready": "True", "Reason": "Accepted", "Toolchain": '{"toolchain":"7.1"}', "Message": "toolchain 7.1"},
+        "Current",
+    ),
+    "a profile whose toolchain is probed": State(
+        BUILD_PROFILE, _profile(**PROBED),
+        RECIPE | {"Ready": "False", "Reason": "Probing", "Toolchain": None, "Message": "is being probed"},
     ),
     "a profile that cannot be used": State(
         BUILD_PROFILE, _profile(target__products=["X1", "X2"], steps__0__name="push"),

@@ -424,6 +424,8 @@ KIND = KindInfo(
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Interface", ".spec.interface", priority=1),
         PrinterColumn("Products", ".spec.target.products", priority=1),
+        PrinterColumn("Toolchain", ".status.versions", priority=1),
+        PrinterColumn("Minutes", ".status.buildMinutes", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
 )

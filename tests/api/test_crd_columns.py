@@ -213,7 +213,7 @@ STATES = {
     ),
     "a profile whose toolchain is known": State(
         BUILD_PROFILE, _probed_profile,
-        RECIPE | {"Ready": "True", "Reason": "Accepted", "Toolchain": '{"toolchain":"7.1"}', "Message": "toolchain 7.1"},
+        RECIPE | {"Ready": "True", "Reason": "Accepted", "Toolchain": '{"toolchain":"7.1"}', "Message": "can be used"},
         "Current",
     ),
     "a profile whose toolchain is probed": State(

@@ -46,7 +46,7 @@ RETRY_SECONDS: Final = (10, 20, 40, 80, 160, 300)
 """Pause after the n-th failed attempt, where the failure may pass by itself."""
 RECHECK_SECONDS: Final = 300
 """Pause after a failure that somebody has to mend, maybe outside of the spec: a registry, an image that is pushed."""
-PULL_SECONDS: Final = 60
+PULL_SECONDS: Final = 30
 """For so long an image must have been impossible to pull, before the one that the node has is taken."""
 
 _PROBE: Final = "version-probe"

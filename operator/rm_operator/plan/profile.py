@@ -160,7 +160,9 @@ def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
     conditions = Conditions(profile, now)
     spec = BuildProfileSpec.model_validate(profile["spec"])
     found = problems(spec)
-    probing = _as_known(snapshot, spec)
+    # What the profile owns and somebody else has made is none of ours.
+    probes = [each for each in snapshot.probes if each.attempt.number]
+    probing = _as_known(profile, spec, probes)
     if leaving:
         in_use.state_use(profile, snapshot.users, conditions, "they are deleted or use another profile")
     elif found:
@@ -170,9 +172,7 @@ def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
     elif spec.version_probe is None:
         conditions.set(ConditionType.READY, True, Reason.ACCEPTED, "can be used")
     else:
-        probing = version_probe.plan(
-            profile, spec, snapshot.probes, conditions=conditions, settings=snapshot.settings, now=now
-        )
+        probing = version_probe.plan(profile, spec, probes, conditions=conditions, settings=snapshot.settings, now=now)
     status = {
         "observedGeneration": profile["metadata"].get("generation", 0),
         "artifacts": snapshot.artifacts,
@@ -193,11 +193,11 @@ def plan(snapshot: ProfileSnapshot, now: datetime) -> Plan:
 _READY, _STALLED = ConditionType.READY.value, ConditionType.STALLED.value
 
 
-def _as_known(snapshot: ProfileSnapshot, spec: BuildProfileSpec) -> Probing:
+def _as_known(profile: Object, spec: BuildProfileSpec, probes: Sequence[ProbeJob]) -> Probing:
     """What is known stays known; whatever probes, for a profile that is not to be used, is of no use either."""
-    known = version_probe.known_of(snapshot.profile, spec) if spec.version_probe is not None else None
+    known = version_probe.known_of(profile, spec) if spec.version_probe is not None else None
     toolchain, probed = known if known is not None else (None, None)
-    gone = tuple(deletion_of(each.attempt.job) for each in snapshot.probes)
+    gone = tuple(deletion_of(each.attempt.job) for each in probes)
     return Probing(delete=gone, toolchain=toolchain, probed=probed)
 
 

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from rm_api import names
-from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildProfileSpec
 from rm_api.kinds.build_artifact import Toolchain
@@ -276,7 +275,7 @@ class _Probe:
                             [names.LAUNCHER, "version"],
                             settings,
                             mounted=pods.mounts(["bin"], read_only=["bin"]),
-                            compute=pods.resources(Resources(cpu="10m", memory="32Mi")),
+                            compute={"requests": {"cpu": "10m", "memory": "16Mi"}},
                             **policy,
                         )
                         for position, image in enumerate(others)

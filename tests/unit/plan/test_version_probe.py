@@ -400,6 +400,21 @@ def test_a_crash_after_any_write_makes_no_second_job(dies_at: str, writes: int) 
     assert (probes.jobs, probes.condition("Ready")) == ({}, ("True", "Accepted"))
 
 
+def test_a_job_that_somebody_else_has_made_is_let_be() -> None:
+    probes = Probes()
+    probes.step()
+    probes.jobs["theirs"] = {
+        "metadata": {"name": "theirs", "namespace": "system", "uid": "t", "labels": {}},
+        "spec": {},
+    }
+    probes.settle()
+    probes.change(steps=[OTHER_STEP])
+    probes.settle()
+    probes.change(versionProbe=None)
+    probes.settle()
+    assert list(probes.jobs) == ["theirs"]
+
+
 def test_one_that_cannot_be_used_as_written_is_not_probed() -> None:
     probes = Probes()
     probes.step()

@@ -1,5 +1,6 @@
 """Installs this checkout into a cluster: images, chart, and the examples with the images that were built."""
 
+import base64
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rm_api.names import ENV_REGISTRY_CA
 from rm_local_cluster import Cluster, images
 
 from rm_cli.kubectl import Kubectl, helm, run
@@ -77,5 +79,13 @@ class ModelRegistry:
                 str(directory),
                 f"oci://{host}/{repository}:{tag}",
             ]
-            run(command, environment={**os.environ, "RMA_PLAIN_HTTP_HOSTS": host})
+            run(command, environment={**os.environ, **self._way_in(system, host)})
         return f"oci://{STORE_HOST}/{repository}:{tag}"
+
+    @staticmethod
+    def _way_in(system: Kubectl, host: str) -> dict[str, str]:
+        """Variables for the client: the registry's authority where it speaks TLS."""
+        certificates = system.get("secret", f"{REGISTRY_SERVICE}-tls")
+        if certificates is None:
+            return {"RMA_PLAIN_HTTP_HOSTS": host}
+        return {ENV_REGISTRY_CA: base64.b64decode(certificates["data"]["ca.crt"]).decode()}

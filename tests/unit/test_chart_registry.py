@@ -81,7 +81,7 @@ def test_an_external_store_has_neither(render: Render) -> None:  # noqa: F811
     assert not {"RMA_STORE_CA_FILE", "RMA_STORE_TOKEN_FILE"} & environment(objects).keys()
 
 
-@pytest.mark.parametrize("host", ["rma-registry.system.svc", "rma-registry-auth.system.svc"])
+@pytest.mark.parametrize("host", ["rma-registry.system.svc", "rma-registry-auth.system.svc", "127.0.0.1"])
 def test_strict_clients_believe_the_certificates(protected: list[Object], host: str, tmp_path: Path) -> None:
     data = secret(protected, "rma-registry-tls")
     for name, content in data.items():
@@ -225,3 +225,9 @@ def test_a_secret_of_ones_own_takes_the_place_of_the_certificates(render: Render
     assert mounted.count("'secretName': 'mine'") == 2
     (volume,) = [each for each in pod(objects, "rma-operator")["spec"]["volumes"] if each["name"] == "store"]
     assert volume["projected"]["sources"][0]["secret"]["name"] == "mine"
+    own = {"tls": {"enabled": True, "secretName": "mine"}, "auth": {"enabled": True, "signingSecretName": "signs"}}
+    first, second = render(store={"registry": own}), render(store={"registry": own})
+    assert first == second, "with both, it is the same whoever renders it and wherever"
+    assert [obj for obj in first if obj["kind"] == "Secret"] == []
+    mounted = str([pod(first, name)["spec"]["volumes"] for name in ("rma-registry", "rma-registry-auth")])
+    assert mounted.count("'secretName': 'signs'") == 2

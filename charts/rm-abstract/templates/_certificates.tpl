@@ -25,11 +25,12 @@ remember the authority. They are made when first asked for, and the same for all
 {{- range $service := list $name (printf "%s-auth" $name) }}
 {{- $hosts = concat $hosts (list (printf "%s.%s.svc" $service $.Release.Namespace) (printf "%s.%s.svc.cluster.local" $service $.Release.Namespace)) }}
 {{- end }}
-{{- $leaf := genSignedCertWithKey $name nil $hosts $days $ca (genPrivateKey "ecdsa") }}
+{{- /* The address is that of kubectl port-forward. */}}
+{{- $leaf := genSignedCertWithKey $name (list "127.0.0.1") $hosts $days $ca (genPrivateKey "ecdsa") }}
 {{- $_ := set $made "tls" (dict "ca.crt" (b64enc $ca.Cert) "tls.crt" (b64enc $leaf.Cert) "tls.key" (b64enc $leaf.Key)) }}
 {{- end }}
 {{- end }}
-{{- if .Values.store.registry.auth.enabled }}
+{{- if and .Values.store.registry.auth.enabled (not .Values.store.registry.auth.signingSecretName) }}
 {{- if and (index $kept.signing "tls.crt") (index $kept.signing "tls.key") }}
 {{- $_ := set $made "signing" (pick $kept.signing "tls.crt" "tls.key") }}
 {{- else }}
@@ -51,4 +52,8 @@ remember the authority. They are made when first asked for, and the same for all
 
 {{- define "rma.tlsSecret" -}}
 {{ .Values.store.registry.tls.secretName | default (printf "%s-registry-tls" .Release.Name) }}
+{{- end }}
+
+{{- define "rma.signingSecret" -}}
+{{ .Values.store.registry.auth.signingSecretName | default (printf "%s-registry-signing" .Release.Name) }}
 {{- end }}

@@ -192,12 +192,7 @@ _TOKEN_SECONDS = 3600
 def store_access(settings: Settings) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
     """Environment, mounts and volumes of a container of ours that reads or writes the artifact store."""
     store = settings.store
-    environment: dict[str, str] = {}
-    if store.plain_http:
-        environment["RMA_PLAIN_HTTP_HOSTS"] = store.host
-    if store.ca:
-        # By value: a pod can mount what its own namespace has only, and no namespace has it.
-        environment[names.ENV_REGISTRY_CA] = store.ca
+    environment = _store_connection(settings)
     if not store.token_audience:
         return environment, [], []
     environment[names.ENV_STORE] = store.host
@@ -210,13 +205,22 @@ def store_access(settings: Settings) -> tuple[dict[str, str], list[dict[str, Any
     return environment, [mount], [volume]
 
 
+def _store_connection(settings: Settings) -> dict[str, str]:
+    """How the store is reached; models may be there too."""
+    environment: dict[str, str] = {}
+    if settings.store.plain_http:
+        environment["RMA_PLAIN_HTTP_HOSTS"] = settings.store.host
+    if settings.store.ca:
+        # By value: a pod can mount what its own namespace has only, and no namespace has it.
+        environment[names.ENV_REGISTRY_CA] = settings.store.ca
+    return environment
+
+
 def source_access(
     settings: Settings, credentials_secret: str | None
 ) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
     """Environment, mounts and volumes of a container that reads a model's source with the tenant's credentials."""
-    environment: dict[str, str] = {}
-    if settings.store.plain_http:
-        environment["RMA_PLAIN_HTTP_HOSTS"] = settings.store.host
+    environment = _store_connection(settings)
     if credentials_secret is None:
         return environment, [], []
     environment[names.ENV_NETRC] = f"{names.CREDENTIALS_DIR}/{names.CREDENTIALS_KEY_NETRC}"

@@ -7,7 +7,8 @@ import chain
 import pytest
 from chain import SETTINGS, World
 from rm_api import names
-from rm_operator.plan import pods
+from rm_api.kinds import BuildArtifactSpec
+from rm_operator.plan import build_job, pods
 from rm_operator.plan.model import Settings, StoreConfig
 
 Object = dict[str, Any]
@@ -64,7 +65,7 @@ def test_only_our_containers_that_speak_to_the_store_see_the_token(
         variables = _variables(container)
         if container["name"] not in readers:
             assert mounts == []
-            assert not {names.ENV_STORE, names.ENV_REGISTRY_TOKEN_FILE, names.ENV_REGISTRY_CA} & variables.keys()
+            assert not {names.ENV_STORE, names.ENV_REGISTRY_TOKEN_FILE} & variables.keys()
             continue
         assert mounts == [{"name": volume["name"], "mountPath": names.STORE_DIR, "readOnly": True}]
         assert variables[names.ENV_STORE] == "store:5000"
@@ -72,6 +73,46 @@ def test_only_our_containers_that_speak_to_the_store_see_the_token(
         path = source["serviceAccountToken"]["path"]
         assert variables[names.ENV_REGISTRY_TOKEN_FILE] == f"{names.STORE_DIR}/{path}"
         assert "RMA_PLAIN_HTTP_HOSTS" not in variables
+
+
+def test_who_reads_models_believes_the_authority_and_gets_no_token() -> None:
+    assert pods.source_access(PROTECTED, None) == ({"RMA_REGISTRY_CA": CA}, [], [])
+
+
+def test_vendors_containers_are_told_nothing_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _pods(monkeypatch, PROTECTED)
+    for role, name in (("build", "compile"), ("serve", "engine")):
+        (container,) = [
+            each for each in (*found[role]["initContainers"], *found[role]["containers"]) if each["name"] == name
+        ]
+        assert (
+            not {names.ENV_STORE, names.ENV_REGISTRY_TOKEN_FILE, names.ENV_REGISTRY_CA} & _variables(container).keys()
+        )
+
+
+STEPS = [
+    {"name": "lower", "image": "acme/cc:1", "command": ["lower"]},
+    {"name": "tune", "image": "acme/cc:1", "command": ["tune"], "requiresDevice": True},
+]
+
+
+@pytest.mark.parametrize(("stage", "readers"), [(0, {"push"}), (1, {"earlier", "push"})])
+def test_what_a_job_leaves_for_the_next_one_goes_with_the_token(stage: int, readers: set[str]) -> None:
+    world = World()
+    world.deploy()
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    (artifact,) = world.of("BuildArtifact")
+    spec = BuildArtifactSpec.model_validate({**artifact["spec"], "steps": STEPS})
+    pod = build_job.render(artifact, spec, build_job.Run(1, stage), PROTECTED)["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]].count("store") == 1
+    seen = {
+        container["name"]
+        for container in (*pod["initContainers"], *pod["containers"])
+        if "store" in [mount["name"] for mount in container["volumeMounts"]]
+    }
+    assert seen == readers
 
 
 def test_pods_that_would_not_reach_the_store_any_more_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

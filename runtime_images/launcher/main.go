@@ -22,6 +22,7 @@ const usage = `rma-launch runs a build step or an engine as its child and report
                  [--exit-code N=MEANING]... [--version NAME=VALUE]... -- ARGV...
   rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
                  [--require-devices N] [--ready-timeout SECONDS] -- ARGV...
+  rma-launch registry --config FILE --read-only-config FILE [--first 10m] [--every 24h] -- PROGRAM
   rma-launch version
 
 ARGV, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no shell.
@@ -57,8 +58,10 @@ func dispatch(args, environ []string) int {
 		result = runStep(args, environ, log)
 	case "engine":
 		result = runEngine(args, environ, log)
+	case "registry":
+		result = keepRegistry(args, environ)
 	default:
-		result = refuse("there is no command %q; there are install, run, engine and version", command)
+		result = refuse("there is no command %q; there are install, run, engine, registry and version", command)
 	}
 	return conclude(result, log)
 }

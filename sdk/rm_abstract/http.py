@@ -23,6 +23,10 @@ _RESUMES: Final = 5
 _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
 
 
+class ReadOnly(SourceUnreachable):
+    """The server takes nothing for the time being, as a registry while it collects its garbage."""
+
+
 class NotFound(BadInput):
     """The server says that there is no such thing."""
 
@@ -262,6 +266,8 @@ class Http:
             )
         if status in (404, 410):
             return NotFound(f"{host} has no {path}")
+        if status == 405 and response.request.method not in ("GET", "HEAD"):
+            return ReadOnly(f"{host} takes nothing now ({status} for {path})", reason=self._unreachable)
         if status == 412:
             return Changed(f"{host} has another {path} than was asked for")
         if status in (408, 425, 429) or status >= 500:

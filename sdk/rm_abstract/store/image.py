@@ -2,17 +2,23 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rm_api.names import MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST
 
-from rm_abstract.core.errors import ArtifactMismatch
+from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.http import ReadOnly
 from rm_abstract.store.backend import Backend
 from rm_abstract.store.layers import Layer
 from rm_abstract.store.reference import Reference
 from rm_abstract.store.registry import Descriptor, Manifest, sha256
 
+READ_ONLY_SECONDS: Final = 1800.0
+"""How long a store may be read-only until a push gives up."""
+_PAUSE: Final = 2.0
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _MAX_CONFIG: Final = 4 << 20
 _MAX_LAYERS: Final = 10_000
@@ -24,8 +30,36 @@ def push_image(
 ) -> tuple[str, int]:
     """Push layers to a tag; the digest of the manifest and the bytes of the layers.
 
-    The same content gives the same digest. Nothing is visible at the tag until everything is there.
+    The same content gives the same digest. Nothing is visible at the tag until everything is there. A store that is
+    read-only for a while is waited for; what it has collected meanwhile, as no manifest named it yet, is pushed again.
     """
+    everything = list(layers)
+    deadline, refused = time.monotonic() + READ_ONLY_SECONDS, False
+    while True:
+        try:
+            return _push(backend, target, everything, annotations)
+        except _ManifestRefused as refusal:
+            if refused:
+                raise refusal.error from None
+            refused = True
+        except ReadOnly as error:
+            if time.monotonic() >= deadline:
+                raise
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
+            time.sleep(_PAUSE)
+
+
+class _ManifestRefused(Exception):
+    """Perhaps for want of a blob that was there when it was pushed."""
+
+    def __init__(self, error: BadInput) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _push(
+    backend: Backend, target: Reference, layers: Sequence[Layer], annotations: Mapping[str, str]
+) -> tuple[str, int]:
     descriptors = []
     for layer in layers:
         descriptor = Descriptor(MEDIA_TYPE_LAYER, layer.digest(), layer.size, {})
@@ -47,7 +81,11 @@ def push_image(
         "layers": [layer.to_json() for layer in descriptors],
         "annotations": dict(annotations),
     }
-    return backend.put_manifest(target, to_json(manifest)), sum(layer.size for layer in descriptors)
+    try:
+        digest = backend.put_manifest(target, to_json(manifest))
+    except BadInput as error:
+        raise _ManifestRefused(error) from error
+    return digest, sum(layer.size for layer in descriptors)
 
 
 def image(backend: Backend, source: Reference, annotations: Mapping[str, str]) -> Manifest:

@@ -32,7 +32,9 @@ from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.store import ArtifactStore
 from rm_api import names
 from rm_api.conditions import Reason
-from rm_local_cluster import existing
+from rm_cli import release
+from rm_cli.kubectl import Kubectl
+from rm_local_cluster import Cluster, existing
 from rm_local_cluster.pki import Authority, KeyPair
 from rm_operator.kube import artifact_store
 from rm_operator.kube.auth import FileToken, StaticToken
@@ -560,3 +562,33 @@ def test_an_upgrade_keeps_keys_and_certificates_and_makes_what_is_missing(world:
     third = rendered_secrets(world)
     assert third["tls"]["ca.crt"] == third["ca"]["ca.crt"] != first["ca"]["ca.crt"]
     assert third["signing"] == second["signing"]
+
+
+def test_models_are_pushed_to_the_charts_registry_with_tls_and_without(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    cluster = Cluster("tests", "existing", world.kubeconfig, Path(world.kubectl), Path(world.helm))
+    world.run("create", "namespace", release.SYSTEM_NAMESPACE)
+    for tls in (None, world.tls):
+        (tmp_path / f"registry-{tls is None}").mkdir()
+        with running_registry(tmp_path / f"registry-{tls is None}", tls=tls) as registry:
+            port = int(registry.host.rpartition(":")[2])
+
+            # There is no kubelet here that could forward one.
+            @contextmanager
+            def forwarded(_self: Kubectl, _target: str, _port: int, port: int = port) -> Iterator[int]:
+                yield port
+
+            monkeypatch.setattr(Kubectl, "port_forward", forwarded)
+            assert release.ModelRegistry(cluster).push(tmp_path / "model", "models/a", "1") == (
+                f"oci://{release.STORE_HOST}/models/a:1"
+            )
+            scheme = "https" if tls else "http"
+            tags = world.send("GET", f"{scheme}://{registry.host}/v2/models/a/tags/list").json["tags"]
+            assert tags == ["1"]
+        authority = f"--from-file=ca.crt={world.ca}"
+        if tls is None:
+            name = f"{release.REGISTRY_SERVICE}-tls"
+            world.run("create", "secret", "generic", name, authority, "-n", release.SYSTEM_NAMESPACE)

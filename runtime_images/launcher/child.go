@@ -41,8 +41,9 @@ func catchSignals() chan os.Signal {
 	return signals
 }
 
-// startChild starts argv with environ. Every child that the kernel gives us, ours or an orphan, is reaped from then on.
-func startChild(argv, environ []string, log *transcript) (*child, error) {
+// startChild starts argv with environ; the files given are its descriptors from 3 on. Every child that the kernel gives
+// us, ours or an orphan, is reaped from then on.
+func startChild(argv, environ []string, log *transcript, further ...*os.File) (*child, error) {
 	program, err := findProgram(argv[0], environ)
 	if err != nil {
 		return nil, err
@@ -61,6 +62,9 @@ func startChild(argv, environ []string, log *transcript) (*child, error) {
 		defer writer.Close()
 		ours = append(ours, reader)
 		files = append(files, writer.Fd())
+	}
+	for _, file := range further {
+		files = append(files, file.Fd())
 	}
 	c.pid, err = syscall.ForkExec(program, argv, &syscall.ProcAttr{
 		Env: environ, Files: files, Sys: &syscall.SysProcAttr{Setpgid: true},
@@ -194,6 +198,9 @@ type ending struct {
 	ownReport bool
 	// telling is the line of its log that says most.
 	telling string
+	// how is what the child did, where more is known than its exit code; means is what that comes to.
+	how   string
+	means *verdict
 }
 
 // code is the exit code, 128 + n for signal n, as a shell would have it.
@@ -223,6 +230,9 @@ func (e ending) blameless() bool {
 
 // String says how it ended, and why as far as it told.
 func (e ending) String() string {
+	if e.how != "" {
+		return e.how
+	}
 	how := fmt.Sprintf("ended with %d", e.code())
 	if which := e.signal(); which != 0 {
 		how = fmt.Sprintf("was ended by signal %d (%s)", int(which), which)

@@ -23,6 +23,8 @@ type engine struct {
 	reportPort   int
 	artifactDir  string
 	artifactKey  string
+	cacheFrom    string
+	cacheDir     string
 	devices      int
 	readyTimeout time.Duration
 	argv         []string
@@ -42,6 +44,7 @@ func parseEngine(args, environ []string) (engine, error) {
 	flags.IntVar(&e.reportPort, "report-port", 9009, "")
 	flags.StringVar(&e.artifactDir, "artifact-dir", "", "")
 	flags.StringVar(&e.artifactKey, "artifact-key", "", "")
+	flags.StringVar(&e.cacheFrom, "cache-from", "", "")
 	flags.IntVar(&e.devices, "require-devices", 0, "")
 	timeout := flags.Float64("ready-timeout", 1800, "")
 	if err := flags.Parse(own); err != nil {
@@ -62,7 +65,10 @@ func parseEngine(args, environ []string) (engine, error) {
 	case e.readyTimeout <= 0 || *timeout > maxReadyTimeout:
 		return e, fmt.Errorf("--ready-timeout %v has to be more than 0 and at most %.0f seconds", *timeout, maxReadyTimeout)
 	}
-	variables := newExpander(serveVariables, environ)
+	variables := newExpander(serveCatalogue, environ)
+	if e.cacheDir = variables.values["CACHE_DIR"]; e.cacheFrom != "" && e.cacheDir == "" {
+		return e, fmt.Errorf("--cache-from needs CACHE_DIR, where the engine looks for its cache; the operator sets it")
+	}
 	if e.argv, err = variables.all("argument", argv); err != nil {
 		return e, err
 	}
@@ -88,8 +94,11 @@ func runEngine(args, environ []string, log terminationLog) outcome {
 		return refuse("cannot open the report port: %v", err)
 	}
 	output := &transcript{}
-	result := e.check(status)
-	if result.code == codeOK {
+	result, further := e.check(status)
+	if further {
+		result, further = e.restoreCache(status, signals)
+	}
+	if further {
 		result = e.supervise(status, signals, output, log)
 	}
 	if !result.keepOwn {
@@ -101,23 +110,65 @@ func runEngine(args, environ []string, log terminationLog) outcome {
 	return result
 }
 
-// check is what has to hold before the engine may touch artifact and devices.
-func (e engine) check(status *status) outcome {
+// check is what has to hold before the engine may touch artifact and devices; false where it does not.
+func (e engine) check(status *status) (outcome, bool) {
 	var found artifact
 	var nodes []deviceNode
 	var err error
 	if e.artifactDir != "" {
 		if found, err = readArtifact(e.artifactDir, e.artifactKey); err != nil {
-			return verdict{codeArtifactMismatch, "ArtifactMismatch"}.because("%v", err)
+			return verdict{codeArtifactMismatch, "ArtifactMismatch"}.because("%v", err), false
 		}
 	}
 	if e.devices > 0 {
 		if nodes, err = checkDevices(os.Getenv(deviceNodesName), e.devices); err != nil {
-			return verdict{codeDeviceMissing, "DeviceMissing"}.because("%v", err)
+			return verdict{codeDeviceMissing, "DeviceMissing"}.because("%v", err), false
 		}
 	}
 	status.checked(found, observed(nodes))
-	return outcome{}
+	return outcome{}, true
+}
+
+// restoreCache gives the engine the cache that an earlier one left; false where the engine must not start.
+func (e engine) restoreCache(status *status, signals <-chan os.Signal) (outcome, bool) {
+	if e.cacheFrom == "" {
+		return outcome{}, true
+	}
+	mismatch := verdict{codeArtifactMismatch, "ArtifactMismatch"}
+	info, err := os.Stat(e.cacheFrom)
+	full := false
+	if err == nil && info.IsDir() {
+		full, err = hasContent(e.cacheFrom)
+	}
+	if err != nil || !full {
+		return mismatch.because("there is no cache in %s, from which the engine was to start", e.cacheFrom), false
+	}
+	status.explain("copying the cache")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	copied := make(chan error, 1)
+	go func() {
+		_, err := copyTree(ctx, e.cacheFrom, e.cacheDir)
+		copied <- err
+	}()
+	for {
+		select {
+		case err := <-copied:
+			if failure, failed := err.(failedCopy); failed {
+				if failure.verdict().code == codeBadInput {
+					return mismatch.because("the cache in %s cannot be used: %v", e.cacheFrom, err), false
+				}
+				return failure.verdict().because("cannot copy the cache to %s: %v", e.cacheDir, err), false
+			}
+			return outcome{}, true
+		case which := <-signals:
+			if endsProgram(which) {
+				cancel()
+				<-copied
+				return outcome{report: report{Reason: "Deleting", Message: "asked to stop before the engine was started"}}, false
+			}
+		}
+	}
 }
 
 // supervise runs the engine to its end.
@@ -190,7 +241,7 @@ func judgeEngine(end ending, notes engineReport) outcome {
 	case end.interrupted && (code == 0 || end.blameless() && end.memory == ""):
 		return outcome{report: report{Reason: "Deleting", Message: "the engine was asked to stop and did"}}
 	case code != 0 && end.memory != "":
-		return verdict{codeTransient, "OutOfMemory"}.because("%s; raise the memory of the engine", end.memory)
+		return outOfMemory.because("%s; raise the memory of the engine", end.memory)
 	case code != 0 && isOurs(code):
 		if end.ownReport {
 			return outcome{code: code, keepOwn: true, report: report{Reason: reasonOf[code], Message: end.String()}}

@@ -39,6 +39,8 @@ var meanings = map[string]verdict{
 	"Transient":        {codeTransient, "Retrying"},
 }
 
+var outOfMemory = verdict{codeTransient, "OutOfMemory"}
+
 func isOurs(code int) bool {
 	_, known := reasonOf[code]
 	return known || code == codeOK

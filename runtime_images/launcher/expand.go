@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -17,20 +18,56 @@ var (
 	}
 )
 
+// inputPrefix begins the variables that are the directories of a build's inputs.
+const inputPrefix = "INPUT_"
+
+var inputName = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
+
+// catalogue is the variables that a text may name.
+type catalogue struct {
+	names []string
+	// inputs: those of a build's inputs, too.
+	inputs bool
+}
+
+var (
+	buildCatalogue = catalogue{names: buildVariables, inputs: true}
+	serveCatalogue = catalogue{names: serveVariables}
+)
+
+func (c catalogue) has(name string) bool {
+	_, isInput := c.input(name)
+	return isInput || slices.Contains(c.names, name)
+}
+
+// input is the name of the input whose directory the variable is.
+func (c catalogue) input(variable string) (string, bool) {
+	name, found := strings.CutPrefix(variable, inputPrefix)
+	return name, c.inputs && found && inputName.MatchString(name)
+}
+
+func (c catalogue) String() string {
+	list := strings.Join(c.names, ", ")
+	if c.inputs {
+		list += ", and " + inputPrefix + "name for each input"
+	}
+	return list
+}
+
 // expander replaces ${NAME} by the value that NAME has in the launcher's environment.
 type expander struct {
-	catalogue []string
+	catalogue catalogue
 	values    map[string]string
 }
 
-func newExpander(catalogue, environ []string) expander {
+func newExpander(known catalogue, environ []string) expander {
 	values := map[string]string{}
 	for _, entry := range environ {
-		if name, value, ok := strings.Cut(entry, "="); ok && slices.Contains(catalogue, name) {
+		if name, value, ok := strings.Cut(entry, "="); ok && known.has(name) {
 			values[name] = value
 		}
 	}
-	return expander{catalogue, values}
+	return expander{known, values}
 }
 
 // expand is one pass: what comes out of a variable is not looked at again. where names the place in an error.
@@ -64,15 +101,18 @@ func (e expander) expand(where, text string) (string, error) {
 }
 
 func (e expander) value(where, name string) (string, error) {
-	if !slices.Contains(e.catalogue, name) {
+	if !e.catalogue.has(name) {
 		return "", fmt.Errorf("%s names ${%s}, which is no variable; there are %s; $$ is a dollar",
-			where, name, strings.Join(e.catalogue, ", "))
+			where, name, e.catalogue)
 	}
 	value, set := e.values[name]
 	if !set {
 		hint := "the operator sets it in a container that it made"
 		if strings.HasPrefix(name, "DEVICE_I") {
 			hint = "the device plugin sets it in a container that a device was allocated to"
+		}
+		if input, isInput := e.catalogue.input(name); isInput {
+			hint = "the build has no input " + input
 		}
 		return "", fmt.Errorf("%s names ${%s}, which is not set here; %s", where, name, hint)
 	}
@@ -96,7 +136,7 @@ func (e expander) environment(environ []string) ([]string, error) {
 	expanded := make([]string, 0, len(environ))
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
-		if !slices.Contains(e.catalogue, name) {
+		if !e.catalogue.has(name) {
 			var err error
 			if value, err = e.expand("the environment variable "+name, value); err != nil {
 				return nil, fmt.Errorf("%w (if the image brings %s, set it in env)", err, name)

@@ -6,7 +6,7 @@ import (
 )
 
 func TestExpand(t *testing.T) {
-	variables := newExpander(serveVariables, []string{
+	variables := newExpander(serveCatalogue, []string{
 		"MODEL_DIR=/rma/model", "TP=4", "TARGET=a${TP}$$b", "PP=", "HOME=/tmp", "SERVED_NAME=名",
 	})
 	for text, want := range map[string]string{
@@ -45,13 +45,13 @@ func TestExpand(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	environ := []string{"TARGET=x${nothing}$$", "WORK=/w", "A=${WORK}/a", "PRICE=$$5", "EMPTY=", "EQUALS=a=b"}
-	got, err := newExpander(buildVariables, environ).environment(environ)
+	got, err := newExpander(buildCatalogue, environ).environment(environ)
 	want := "TARGET=x${nothing}$$|WORK=/w|A=/w/a|PRICE=$5|EMPTY=|EQUALS=a=b"
 	if strings.Join(got, "|") != want || err != nil {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 	environ = []string{"PS1=${debian_chroot}"}
-	if _, err := newExpander(buildVariables, environ).environment(environ); err == nil ||
+	if _, err := newExpander(buildCatalogue, environ).environment(environ); err == nil ||
 		!strings.Contains(err.Error(), "variable PS1 names ${debian_chroot}") || !strings.Contains(err.Error(), "set it in env") {
 		t.Errorf("got %v", err)
 	}

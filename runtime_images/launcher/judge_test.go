@@ -47,13 +47,15 @@ func TestJudgeStep(t *testing.T) {
 		if row.output == nil {
 			row.output = &transcript{}
 		}
-		s := step{exitCodes: mapped}
+		s := newStep("step")
+		s.exitCodes = mapped
 		got := s.judge(row.end, row.output)
 		if got.code != row.code || got.report.Reason != row.reason || got.keepOwn != row.own || !strings.Contains(got.report.Message, row.says) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
-	s := step{success: regexp.MustCompile("^ok$")}
+	s := newStep("step")
+	s.success = regexp.MustCompile("^ok$")
 	if got := s.judge(ending{status: exited(0), telling: "hm"}, &transcript{}); got.code != 70 || !strings.Contains(got.report.Message, "success pattern ^ok$; last: hm") {
 		t.Errorf("no success pattern: %+v", got)
 	}

@@ -5,9 +5,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -18,15 +20,34 @@ var version = "development"
 const usage = `rma-launch runs a build step or an engine as its child and reports how it went.
 
   rma-launch install DIR
-  rma-launch run --name NAME [--output GLOB]... [--success-pattern RE] [--failure-pattern RE]
-                 [--exit-code N=MEANING]... [--version NAME=VALUE]... -- ARGV...
+  rma-launch copy PATH DIR
+  rma-launch run JUDGED -- ARGV...
+  rma-launch python JUDGED [--flag NAME=VALUE]... -- MODULE:FUNCTION ARGS...
+  rma-launch warmup JUDGED [--port 8000] [--sequence L] [--batch B] [--ready-timeout SECONDS]
+                    [--stop-timeout SECONDS] -- ARGV...
+  rma-launch version-probe --name TOOL --pattern RE [--exit-code N=MEANING]... -- ARGV...
   rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
-                 [--require-devices N] [--ready-timeout SECONDS] -- ARGV...
+                    [--cache-from DIR] [--require-devices N] [--ready-timeout SECONDS] -- ARGV...
   rma-launch registry --config FILE --read-only-config FILE [--first 10m] [--every 24h] -- PROGRAM
   rma-launch version
 
-ARGV, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no shell.
+JUDGED is --name NAME [--output GLOB]... [--success-pattern RE] [--failure-pattern RE] [--exit-code N=MEANING]...
+[--failure-meaning MEANING] [--version NAME=VALUE]..., and MEANING is BadInput, UnsupportedModel, ToolchainFailure or
+Transient. ARGV, PATH, DIR, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no
+shell. python runs python3, or what RMA_PYTHON names.
 `
+
+// commands are those that leave a report.
+var commands = map[string]func(args, environ []string, log terminationLog) outcome{
+	"install":       install,
+	"copy":          copyOut,
+	"run":           runStep,
+	"python":        runPython,
+	"warmup":        runWarmup,
+	"version-probe": runVersionProbe,
+	"engine":        runEngine,
+	"registry":      keepRegistry,
+}
 
 func main() {
 	// A reader of our output that goes away must not kill us with SIGPIPE while the child works. Notify rather than
@@ -50,20 +71,13 @@ func dispatch(args, environ []string) int {
 		return codeOK
 	}
 	log := findTerminationLog()
-	var result outcome
-	switch command {
-	case "install":
-		result = install(args)
-	case "run":
-		result = runStep(args, environ, log)
-	case "engine":
-		result = runEngine(args, environ, log)
-	case "registry":
-		result = keepRegistry(args, environ)
-	default:
-		result = refuse("there is no command %q; there are install, run, engine, registry and version", command)
+	action, known := commands[command]
+	if !known {
+		names := append(slices.Collect(maps.Keys(commands)), "version")
+		slices.Sort(names)
+		return conclude(refuse("there is no command %q; there are %s", command, strings.Join(names, ", ")), log)
 	}
-	return conclude(result, log)
+	return conclude(action(args, environ, log), log)
 }
 
 // conclude leaves the report, says in the log why something failed, and gives the exit code.
@@ -97,7 +111,7 @@ func splitArgs(args []string) (flags, argv []string, err error) {
 }
 
 // install copies this program into a directory that the pod's other containers see.
-func install(args []string) outcome {
+func install(args, _ []string, _ terminationLog) outcome {
 	if len(args) != 1 || strings.HasPrefix(args[0], "-") {
 		return refuse("install takes one directory: rma-launch install DIR")
 	}

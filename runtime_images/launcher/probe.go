@@ -60,28 +60,30 @@ func newProber(port int, servedName string) *prober {
 	}
 }
 
+// retry tries until it succeeds or ctx ends, and tells of every failure.
+func retry(ctx context.Context, try func(context.Context) error, failing func(error)) error {
+	for wait := firstProbeWait; ; wait = min(wait*3/2, lastProbeWait) {
+		err := try(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		failing(err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
 // untilToken tries until the engine has generated a token or ctx ends. answered is called once its server answers,
 // failing with every problem that is not the same as the last.
 func (p *prober) untilToken(ctx context.Context, answered func(), failing func(error)) error {
-	attempt := func(try func(context.Context) error) error {
-		for wait := firstProbeWait; ; wait = min(wait*3/2, lastProbeWait) {
-			err := try(ctx)
-			if err == nil || ctx.Err() != nil {
-				return ctx.Err()
-			}
-			failing(err)
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(wait):
-			}
-		}
-	}
-	if err := attempt(p.findHealth); err != nil {
+	if err := retry(ctx, p.findHealth, failing); err != nil {
 		return err
 	}
 	answered()
-	return attempt(p.generate)
+	return retry(ctx, p.generate, failing)
 }
 
 // findHealth asks /health, and /v1/models of an engine that has no /health.
@@ -147,33 +149,69 @@ func (p *prober) do(request *http.Request) (status int, body []byte, err error) 
 func (p *prober) generate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
+	_, _, err := p.complete(ctx, map[string]any{
+		"model": p.servedName, "prompt": "Hello", "max_tokens": 1, "temperature": 0,
+	})
+	return err
+}
+
+// tokenUsage is what a completion came to, in tokens; 0 where the engine does not say.
+type tokenUsage struct {
+	PromptTokens     int `json:"prompt_tokens"`
+	CompletionTokens int `json:"completion_tokens"`
+}
+
+// complete posts a completion, and makes sure that a token was generated. status is 0 where there was no answer.
+func (p *prober) complete(ctx context.Context, body map[string]any) (told tokenUsage, status int, err error) {
 	const path = "/v1/completions"
-	body := marshal(map[string]any{"model": p.servedName, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+path, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+path, bytes.NewReader(marshal(body)))
 	if err != nil {
-		return err
+		return told, 0, err
 	}
 	request.Header.Set("Content-Type", "application/json")
-	_, answer, err := p.do(request)
+	status, answer, err := p.do(request)
 	if err != nil {
-		return err
+		return told, status, err
 	}
 	var completion struct {
 		Choices []struct {
 			Text string `json:"text"`
 		} `json:"choices"`
-		Usage struct {
-			CompletionTokens int `json:"completion_tokens"`
-		} `json:"usage"`
+		Usage tokenUsage `json:"usage"`
 	}
 	if err := json.Unmarshal(answer, &completion); err != nil {
-		return fmt.Errorf("POST %s answered no completion: %w", path, err)
+		return told, status, fmt.Errorf("POST %s answered no completion: %w", path, err)
 	}
+	told = completion.Usage
 	if len(completion.Choices) == 0 {
-		return fmt.Errorf("POST %s answered without a choice: %s", path, cut(oneLine(string(answer)), 200))
+		return told, status, fmt.Errorf("POST %s answered without a choice: %s", path, cut(oneLine(string(answer)), 200))
 	}
-	if completion.Usage.CompletionTokens < 1 && strings.TrimSpace(completion.Choices[0].Text) == "" {
-		return fmt.Errorf("POST %s generated no token: %s", path, cut(oneLine(string(answer)), 200))
+	if told.CompletionTokens < 1 && strings.TrimSpace(completion.Choices[0].Text) == "" {
+		return told, status, fmt.Errorf("POST %s generated no token: %s", path, cut(oneLine(string(answer)), 200))
 	}
-	return nil
+	return told, status, nil
+}
+
+// firstModel is the name of the model that the engine serves, the first one if there are several.
+func (p *prober) firstModel(ctx context.Context) (name string, status int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	defer cancel()
+	const path = "/v1/models"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	if err != nil {
+		return "", 0, err
+	}
+	status, answer, err := p.do(request)
+	if err != nil {
+		return "", status, err
+	}
+	var models struct {
+		Data []struct {
+			ID string `json:"id"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(answer, &models); err != nil || len(models.Data) == 0 || models.Data[0].ID == "" {
+		return "", status, fmt.Errorf("GET %s names no model: %s", path, cut(oneLine(string(answer)), 200))
+	}
+	return models.Data[0].ID, status, nil
 }

@@ -23,7 +23,7 @@ type keeper struct {
 	environ  []string
 }
 
-func keepRegistry(args, environ []string) outcome {
+func keepRegistry(args, environ []string, _ terminationLog) outcome {
 	k, err := parseKeeper(args, environ)
 	if err != nil {
 		return refuse("%v", err)

@@ -32,6 +32,9 @@ type report struct {
 type facts struct {
 	Step    string `json:"step,omitempty"`
 	LogTail string `json:"logTail,omitempty"`
+	// ReadySeconds is how long an engine took until it answered, BucketSeconds what each bucket took after that.
+	ReadySeconds  float64            `json:"readySeconds,omitempty"`
+	BucketSeconds map[string]float64 `json:"bucketSeconds,omitempty"`
 }
 
 // encode gives at most maxReportBytes of JSON. The oldest lines of the log go first, then the middle of the message,

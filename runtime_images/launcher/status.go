@@ -66,7 +66,7 @@ func (s *status) enter(next phase, message string) {
 func (s *status) explain(message string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.phase == starting || s.phase == generating {
+	if s.phase == checking || s.phase == starting || s.phase == generating {
 		s.message = message
 	}
 }

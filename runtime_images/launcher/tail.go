@@ -23,6 +23,10 @@ type transcript struct {
 	mu      sync.Mutex
 	success *regexp.Regexp
 	failure *regexp.Regexp
+	// sought has a group; what it matched first is in found, and in foundInErrors for the standard error stream.
+	sought        *regexp.Regexp
+	found         string
+	foundInErrors string
 
 	lines      []string
 	lastError  string
@@ -44,6 +48,7 @@ func (t *transcript) add(raw []byte, fromStderr, overwritten bool) {
 	if t.failure != nil && !t.failed && t.failure.MatchString(line) {
 		t.failed, t.failedLine = true, strings.TrimSpace(cut(line, tailLineBytes))
 	}
+	t.seek(line, fromStderr)
 	if overwritten || strings.TrimSpace(line) == "" {
 		return
 	}
@@ -58,6 +63,19 @@ func (t *transcript) add(raw []byte, fromStderr, overwritten bool) {
 		t.lines = append(t.lines[:0], t.lines[tailLines:]...)
 	}
 	t.lines = append(t.lines, line)
+}
+
+func (t *transcript) seek(line string, fromStderr bool) {
+	into := &t.found
+	if fromStderr {
+		into = &t.foundInErrors
+	}
+	if t.sought == nil || *into != "" {
+		return
+	}
+	if groups := t.sought.FindStringSubmatch(line); groups != nil {
+		*into = strings.TrimSpace(groups[1])
+	}
 }
 
 func (t *transcript) tail() string {

@@ -43,6 +43,8 @@ def test_version(launch: Launch) -> None:
         (["run", "--name", "x", "--exit-code", "0=BadInput", "--", "true"], "from 1 to 255"),
         (["run", "--name", "x", "--exit-code", "3=Sunny", "--", "true"], "UnsupportedModel"),
         (["run", "--name", "x", "--version", "gcc", "--", "true"], "NAME=VALUE"),
+        (["run", "--name", "x", "--version", "a=1", "--version", "a=2", "--", "true"], "a is given twice"),
+        (["run", "--name", "x", "--failure-meaning", "Sunny", "--", "true"], "want one of BadInput, UnsupportedModel"),
         (["run", "--name", "x", "--output", "[", "--", "true"], "no glob"),
         (["run", "--name", "x", "--output", "a/**/b", "--", "true"], "** is not known"),
         (["run", "--name", "x", "--", "no-such-program"], "not in PATH"),
@@ -113,13 +115,20 @@ def test_install_over_a_running_one(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "catalogue"),
-    [(["run", "--name", "x"], names.BUILD_VARIABLES), (["engine", "--served-name", "m"], names.SERVE_VARIABLES)],
+    ("command", "catalogue", "inputs"),
+    [
+        (["run", "--name", "x"], names.BUILD_VARIABLES, f"and {names.input_variable('name')} for each input"),
+        (["engine", "--served-name", "m"], names.SERVE_VARIABLES, None),
+    ],
 )
-def test_the_catalogue_is_the_contracts(launch: Launch, command: list[str], catalogue: frozenset[str]) -> None:
+def test_the_catalogue_is_the_contracts(
+    launch: Launch, command: list[str], catalogue: frozenset[str], inputs: str | None
+) -> None:
     """An unknown name is refused with all that there are, and these are the operator's."""
     message = launch(*command, *launch.child(["out=${MODEL}"])).failed(64, Reason.INVALID_SPEC, "${MODEL}").message
     listed = message.split("there are ")[1].split(";")[0].split(", ")
+    if inputs is not None:
+        assert listed.pop() == inputs
     assert set(listed) == catalogue
     assert listed == sorted(listed)
 
@@ -128,6 +137,12 @@ def test_every_build_variable_is_expanded(launch: Launch) -> None:
     wanted = sorted(names.BUILD_VARIABLES)
     ended = launch.step(*(f"out=${{{name}}}" for name in wanted), env=_VALUES)
     assert ended.stdout.splitlines() == [_VALUES[name] for name in wanted]
+
+
+def test_the_directories_of_inputs_are_variables(launch: Launch) -> None:
+    env = {"INPUT_calibration": "/rma/inputs/${x}", "INPUT_from": "/rma/inputs/from", "ARCH": "${INPUT_from}/arch"}
+    ended = launch.step("out=${INPUT_calibration}/a", "env=ARCH", env=env)
+    assert ended.stdout.splitlines() == ["/rma/inputs/${x}/a", "/rma/inputs/from/arch"]
 
 
 def test_every_serving_variable_is_expanded(launch: Launch) -> None:
@@ -176,6 +191,9 @@ def test_the_program_is_found_along_the_expanded_path(launch: Launch) -> None:
         ([], ["out=${SERVED_NAME}"], {"SERVED_NAME": "m"}, ["${SERVED_NAME}", "no variable"]),
         ([], ["out=${TP"], {}, ["without }"]),
         ([], ["out=${DTYPE}"], {}, ["${DTYPE}", "not set"]),
+        ([], ["out=${INPUT_data}"], {"INPUT_other": "/o"}, ["${INPUT_data}", "the build has no input data"]),
+        ([], ["out=${INPUT_}"], {"INPUT_": "/o"}, ["${INPUT_}", "no variable"]),
+        ([], ["out=${INPUT_a-b}"], {"INPUT_a-b": "/o"}, ["${INPUT_a-b}", "no variable"]),
         (["--output", "${RESULT}/x"], [], {}, ["output 0", "${RESULT}"]),
         ([], [], {"PS1": "${chroot}"}, ["environment variable PS1", "${chroot}", "set it in env"]),
     ],
@@ -296,6 +314,30 @@ def test_patterns(launch: Launch, flags: list[str], actions: list[str], line: st
 def test_exit_codes(launch: Launch, flags: list[str], code: int, want: int, reason: Reason) -> None:
     ended = launch.step("out=working", "err=it broke", f"exit={code}", flags=flags)
     ended.failed(want, reason, "it broke")
+
+
+UNSUPPORTED = ["--failure-meaning", "UnsupportedModel"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "actions", "want", "reason"),
+    [
+        (UNSUPPORTED, ["exit=1"], 64, Reason.UNSUPPORTED_MODEL),
+        (UNSUPPORTED, [f"raise={int(signal.SIGABRT)}"], 64, Reason.UNSUPPORTED_MODEL),
+        ([*UNSUPPORTED, "--success-pattern", "fits"], ["out=too large"], 64, Reason.UNSUPPORTED_MODEL),
+        ([*UNSUPPORTED, "--output", "/no/such/output"], [], 64, Reason.UNSUPPORTED_MODEL),
+        ([*UNSUPPORTED, "--exit-code", "3=ToolchainFailure"], ["exit=3"], 70, Reason.TOOLCHAIN_FAILED),
+        ([*UNSUPPORTED, "--exit-code", "3=ToolchainFailure"], ["exit=4"], 64, Reason.UNSUPPORTED_MODEL),
+        (UNSUPPORTED, [f"raise={int(signal.SIGKILL)}"], 75, Reason.RETRYING),
+        (UNSUPPORTED, [f"report={OWN_REPORT}", "exit=69"], 69, Reason.SOURCE_UNREACHABLE),
+        (["--failure-meaning", "Transient"], ["exit=1"], 75, Reason.RETRYING),
+        (["--failure-meaning", "BadInput"], ["exit=1"], 64, Reason.SOURCE_INVALID),
+        (UNSUPPORTED, ["exit=0"], 0, Reason.BUILT),
+    ],
+)
+def test_what_a_failure_means(launch: Launch, flags: list[str], actions: list[str], want: int, reason: Reason) -> None:
+    ended = launch.step(*actions, flags=flags)
+    assert (ended.code, ended.report.reason) == (want, reason), ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ def test_the_launcher_knows_the_same_variables(variable: str, catalogue: frozens
     assert len(found) == len(catalogue)
 
 
+def test_the_launcher_knows_the_variables_of_inputs() -> None:
+    assert re.search(rf'^const inputPrefix = "{names.INPUT_VARIABLE_PREFIX}"$', SOURCES, re.MULTILINE)
+    assert re.search(r"buildCatalogue = catalogue\{names: buildVariables, inputs: true\}", SOURCES)
+    assert re.search(r"serveCatalogue = catalogue\{names: serveVariables\}", SOURCES)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -82,9 +88,8 @@ def test_the_launcher_names_what_the_operator_names(value: str) -> None:
 
 
 def test_the_launchers_ports_and_sizes_are_ours() -> None:
-    ports = dict(re.findall(r'flags\.IntVar\(&e\.\w+, "([a-z-]+)", (\d+), ""\)', SOURCES))
-    assert ports["port"] == str(names.SERVE_PORT)
-    assert ports["report-port"] == str(names.REPORT_PORT)
+    ports = re.findall(r'flags\.IntVar\(&\w\.\w+, "([a-z-]*port)", (\d+), ""\)', SOURCES)
+    assert sorted(ports) == [("port", str(names.SERVE_PORT))] * 2 + [("report-port", str(names.REPORT_PORT))]
     assert re.search(rf"\bmaxReportBytes\s*= {names.MAX_TERMINATION_MESSAGE_BYTES}$", SOURCES, re.MULTILINE)
 
 

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -180,7 +181,7 @@ func descriptorFlags(string) {
 type behaviour struct {
 	Health     int    // status of GET /health
 	Models     int    // status of GET /v1/models
-	Completion string // token, text, empty, nochoice, error, garbage or hang
+	Completion string // token, text, empty, nochoice, error, garbage, loading, hang or hang after one
 	Slow       string // how long /health takes
 }
 
@@ -205,15 +206,25 @@ func serve(text string) {
 		}
 		w.WriteHeader(b.Health)
 	})
-	http.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(current().Models) })
+	http.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(current().Models)
+		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q}]}`, os.Getenv("EXPECTED_MODEL"))
+	})
+	var completions atomic.Int64
 	http.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, r *http.Request) {
 		var request map[string]any
 		must(json.NewDecoder(r.Body).Decode(&request))
-		if request["model"] != os.Getenv("EXPECTED_MODEL") || request["max_tokens"] != 1.0 {
+		if request["model"] != os.Getenv("EXPECTED_MODEL") || (request["ignore_eos"] == nil && request["max_tokens"] != 1.0) {
 			http.Error(w, fmt.Sprintf("no model %v here", request["model"]), http.StatusNotFound)
 			return
 		}
-		switch answer := current().Completion; answer {
+		answer := current().Completion
+		if answer == "hang after one" {
+			if answer = "hang"; completions.Add(1) == 1 {
+				answer = "token"
+			}
+		}
+		switch answer {
 		case "token":
 			fmt.Fprint(w, `{"choices":[{"text":""}],"usage":{"completion_tokens":1}}`)
 		case "text":
@@ -226,6 +237,8 @@ func serve(text string) {
 			fmt.Fprint(w, "<html>")
 		case "hang":
 			<-r.Context().Done()
+		case "loading":
+			http.Error(w, "the model is being loaded", http.StatusServiceUnavailable)
 		default:
 			http.Error(w, answer, http.StatusInternalServerError)
 		}

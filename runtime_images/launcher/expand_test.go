@@ -56,3 +56,32 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestInputs(t *testing.T) {
+	environ := []string{"INPUT_data=/rma/inputs/data", "INPUT_from=${x}", "INPUT_=/no", "INPUT_a.b=/no", "DATA=${INPUT_data}/x"}
+	variables := newExpander(buildCatalogue, environ)
+	for text, want := range map[string]string{
+		"${INPUT_data}/a": "/rma/inputs/data/a",
+		"${INPUT_from}":   "${x}",
+	} {
+		if got, err := variables.expand("argument 0", text); err != nil || got != want {
+			t.Errorf("expand(%q) = %q, %v; want %q", text, got, err, want)
+		}
+	}
+	for text, complaint := range map[string]string{
+		"${INPUT_other}": "which is not set here; the build has no input other",
+		"${INPUT_}":      "is no variable; there are CACHE_DIR,",
+		"${INPUT_a.b}":   "TP, WORK, and INPUT_name for each input; $$ is a dollar",
+		"${input_data}":  "is no variable",
+	} {
+		if got, err := variables.expand("argument 0", text); err == nil || !strings.Contains(err.Error(), complaint) {
+			t.Errorf("expand(%q) = %q, %v; want an error with %q", text, got, err, complaint)
+		}
+	}
+	if _, err := newExpander(serveCatalogue, environ).expand("argument 0", "${INPUT_data}"); err == nil {
+		t.Error("an engine has no inputs")
+	}
+	if got, err := variables.environment(environ[:2]); err != nil || strings.Join(got, "|") != strings.Join(environ[:2], "|") {
+		t.Errorf("%v %v", got, err)
+	}
+}

@@ -121,6 +121,25 @@ func TestTelling(t *testing.T) {
 	}
 }
 
+func TestSought(t *testing.T) {
+	said := &transcript{sought: regexp.MustCompile("v([0-9. ]*)")}
+	stdout, stderr := splitter{to: said}, splitter{to: said, fromStderr: true}
+	for _, row := range []struct {
+		into              *splitter
+		text, out, errors string
+	}{
+		{&stderr, "glibc v2.31\n", "", "2.31"},
+		{&stdout, "very\n", "", "2.31"},
+		{&stdout, "\x1b[1mv 7 \x1b[0m\rover\n", "7", "2.31"},
+		{&stdout, "v8\n", "7", "2.31"},
+	} {
+		row.into.feed([]byte(row.text))
+		if said.found != row.out || said.foundInErrors != row.errors {
+			t.Errorf("after %q: %q %q", row.text, said.found, said.foundInErrors)
+		}
+	}
+}
+
 func FuzzTail(f *testing.F) {
 	f.Add([]byte("a\rb\r\n\x1b[31mé\xff"), 3)
 	f.Fuzz(func(t *testing.T, text []byte, size int) {

@@ -15,7 +15,7 @@ const (
 	// An answer of this many tokens goes through the engine's loop often enough for everything in it to be used.
 	answerTokens = 32
 	// promptTries bounds the search for a prompt of the wanted length; two are enough where a word is always as long.
-	promptTries = 8
+	promptTries = 12
 	promptWord  = "hello"
 )
 
@@ -155,39 +155,47 @@ func (w *warmer) useSequence(ctx context.Context) error {
 
 // fit finds how many words have at most wanted tokens, and nearly as many, and tells how many they have.
 func (w *warmer) fit(ctx context.Context, wanted int) (words, length int, err error) {
-	measure := func(words int) (int, error) {
-		told, _, err := w.ask(ctx, prompt(words), 1)
+	measure := func(words int) (int, int, error) {
+		told, status, err := w.ask(ctx, prompt(words), 1)
 		if err == nil && told.PromptTokens < 1 {
 			err = errors.New("its completions tell no usage, so the length of a prompt cannot be known")
 		}
-		return told.PromptTokens, err
+		return told.PromptTokens, status, err
 	}
 	words = 1
-	if length, err = measure(words); err != nil {
+	if length, _, err = measure(words); err != nil {
 		return 0, 0, err
 	}
 	if length > wanted {
 		return 0, 0, fmt.Errorf("a prompt of one word has %d tokens already", length)
 	}
-	// A word has at most this many tokens: one that is alone has those around a prompt, too.
+	// A guess that is mostly too high: a prompt of one word has what is around every prompt, too.
 	perWord := float64(length)
+	problem := errors.New("words of a prompt differ too much in length")
 	for range promptTries {
 		more := int(float64(wanted-length) / perWord)
 		if more == 0 {
-			break
+			return words, length, nil
 		}
-		longer, err := measure(words + more)
-		if err != nil {
+		longer, status, err := measure(words + more)
+		switch {
+		case status == http.StatusBadRequest && more > 1:
+			// More tokens than the engine takes: words are longer than they seemed, or the engine takes fewer.
+			problem = err
+			perWord *= 2
+			continue
+		case err != nil:
 			return 0, 0, err
-		}
-		if longer <= length {
+		case longer <= length:
 			return 0, 0, fmt.Errorf("%d words have %d tokens, and %d words %d", words, length, words+more, longer)
 		}
 		perWord = float64(longer-length) / float64(more)
-		if longer > wanted { // words that come together are longer than they were
-			continue
+		if longer <= wanted {
+			words, length = words+more, longer
 		}
-		words, length = words+more, longer
+	}
+	if length < wanted-wanted/4 {
+		return 0, 0, fmt.Errorf("no prompt of about %d tokens was found: %w", wanted, problem)
 	}
 	return words, length, nil
 }

@@ -288,6 +288,7 @@ KIND = KindInfo(
         PrinterColumn("Profile", ".spec.profile", priority=1),
         PrinterColumn("Spent", ".status.spentSeconds", priority=1),
         PrinterColumn("Size", ".status.sizeBytes", "integer", priority=1),
+        PrinterColumn("Kept", ".status.keptBecause", priority=1),
         PrinterColumn("Location", ".status.location", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),

@@ -130,8 +130,9 @@ def staged(profiles: Kubectl, installed: Installed, model_source: str) -> Object
 
 
 def test_steps_on_a_device_have_jobs_of_their_own(staged: Object) -> None:
+    limit = '"rm-abstract.io/simulated-npu": "1"'
     devices = {
-        job["metadata"]["labels"]["rm-abstract.io/stage"]: "rm-abstract.io/simulated-npu" in json.dumps(job["spec"])
+        job["metadata"]["labels"]["rm-abstract.io/stage"]: limit in json.dumps(job["spec"])
         for job in staged["jobs"].values()
     }
     assert devices == {"1": False, "2": True, "3": False}

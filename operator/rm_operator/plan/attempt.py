@@ -1,6 +1,7 @@
 """Reads what became of a Job from the Job and its pods: one value that the planners decide by."""
 
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -91,6 +92,11 @@ def _observed(job: Object, number: int, pod: Object | None) -> Attempt:
     if _is_true(conditions, "Complete") or _is_true(conditions, "SuccessCriteriaMet"):
         last = statuses[-1] if statuses else None
         report, _ = _report_of(last)
+        if report is not None:
+            # Each tool knows its own version, and the last container is ours.
+            reports = (_report_of(status)[0] for status in statuses)
+            versions = ChainMap(*(each.versions for each in reports if each is not None))
+            report = replace(report, versions=dict(versions))
         return Attempt(job, number, State.SUCCEEDED, last["name"] if last else "", report, 0, seconds=seconds)
 
     # Who ended the pod tells before what its containers said while they were ended.

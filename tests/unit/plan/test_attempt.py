@@ -55,6 +55,19 @@ def test_no_pod_yet_is_running() -> None:
     assert observe(_job(), []) == Attempt(_job(), 3, State.RUNNING)
 
 
+def test_each_container_of_a_job_that_succeeded_knows_versions() -> None:
+    pod = _pod(
+        _terminated("fetch", 0, _report("Ready")),
+        _terminated("compile", 0, _report("Built", versions={"acmec": "2.1", "cc": "9"})),
+        _terminated("pack", 0, "no report"),
+        push=_terminated("push", 0, _report("Built", digest="sha256:1", versions={"rm-abstract": "0.1"})),
+    )
+    found = observe(_job(_ended("Complete")), [pod])
+    assert found.report is not None
+    assert found.report.versions == {"acmec": "2.1", "cc": "9", "rm-abstract": "0.1"}
+    assert found.report.digest == "sha256:1"
+
+
 @pytest.mark.parametrize(
     ("name", "number", "part"),
     [

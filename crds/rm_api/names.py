@@ -107,6 +107,8 @@ CACHE_DIR: Final = "/rma/cache"
 ARTIFACT_DIR: Final = "/rma/artifact"
 REPORT_DIR: Final = "/rma/report"
 CREDENTIALS_DIR: Final = "/rma/credentials"
+VOLUMES_DIR: Final = "/rma/volumes"
+"""Each claim that a model is read from, mounted at its name."""
 INPUTS_DIR: Final = "/rma/inputs"
 """Each auxiliary input of a build in a directory of its name."""
 SECRETS_DIR: Final = "/rma/secrets"
@@ -136,6 +138,10 @@ ENV_REGISTRY_CA: Final = "RMA_REGISTRY_CA"
 STORE_TOKEN_FILE: Final = "token"  # noqa: S105 - a name
 ENV_NETRC: Final = "NETRC"
 CREDENTIALS_KEY_NETRC: Final = "netrc"
+ENV_AWS_CREDENTIALS: Final = "AWS_SHARED_CREDENTIALS_FILE"
+CREDENTIALS_KEY_AWS: Final = "aws"
+ENV_PVC_DIR: Final = "RMA_PVC_DIR"
+"""Directory that has a claim's volume mounted at the claim's name."""
 
 BUILD_VARIABLES: Final = frozenset(
     {

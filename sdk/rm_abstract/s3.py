@@ -18,11 +18,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 from rm_api.conditions import Reason
+from rm_api.names import ENV_AWS_CREDENTIALS
 
 from rm_abstract.core.errors import BadInput, SourceUnreachable
 from rm_abstract.http import Changed, Credentials, Http, NotFound, netloc
 
-ENV_CREDENTIALS_FILE: Final = "AWS_SHARED_CREDENTIALS_FILE"
 ENV_PROFILE: Final = "AWS_PROFILE"
 
 BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -56,7 +56,7 @@ class Account:
 
         Nobody's, where no file is named. Raises BadInput where the file cannot be used; no message holds what is in it.
         """
-        path = os.environ.get(ENV_CREDENTIALS_FILE)
+        path = os.environ.get(ENV_AWS_CREDENTIALS)
         return cls.read(Path(path), os.environ.get(ENV_PROFILE) or "default") if path else cls()
 
     @classmethod
@@ -67,7 +67,7 @@ class Account:
             with path.open(encoding="utf-8") as file:
                 parser.read_file(file)
         except FileNotFoundError:
-            raise BadInput(f"{ENV_CREDENTIALS_FILE} names {path}, which does not exist") from None
+            raise BadInput(f"{ENV_AWS_CREDENTIALS} names {path}, which does not exist") from None
         except (configparser.Error, UnicodeDecodeError) as error:
             # The parser's own words quote the line, which may be a secret.
             line = getattr(error, "lineno", None)
@@ -162,7 +162,7 @@ class _S3Http(Http):
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId"):
             return BadInput(
                 f"{host} refuses {path} ({status}{f' {code}' if code else ''}): credentials are missing or not "
-                f"sufficient; see the profile in the file that {ENV_CREDENTIALS_FILE} names"
+                f"sufficient; see the profile in the file that {ENV_AWS_CREDENTIALS} names"
             )
         if code == "NoSuchBucket":
             return NotFound(f"{host} has no bucket {path.split('/')[1]}")

@@ -98,11 +98,19 @@ RULES = (
         (*NO_LABELS, "0", "0-a"), ("a", "llama-3-1-8b", LONGEST),
     ),
     Rule(
-        M, "spec.model.source", "source must be hf://organisation/model, oci://registry/repository:tag or https",
+        M, "spec.model.source", "source must be hf://organisation/model, oci://registry/repository:tag, https",
         _each(
-            "model__source", "s3://bucket/model", "http://host/path", "file:///etc/passwd", "hf:///model", "acme/model"
+            "model__source", "http://host/path", "file:///etc/passwd", "hf:///model", "acme/model",
+            "s3://BUCKET/model", "s3://b/model", "s3:///model", "s3://bucket/a//b", "s3://bucket/../b", "s3://bucket/.",
+            "s3://bucket/a?versionId=1", "s3://key:secret@bucket/a",
+            "pvc://Claim/a", "pvc:///models/a", "pvc://-claim/a", "pvc://claim/a/../../b", "pvc://claim/./a",
+            "pvc://claim//a", f"pvc://{'c' * 254}/a",
         ),
-        _each("model__source", "hf://acme/model", "oci://registry:5000/a/b:1", "https://host/path/"),
+        _each(
+            "model__source", "hf://acme/model", "oci://registry:5000/a/b:1", "https://host/path/",
+            "s3://bucket", "s3://my.bucket-1/a/B_c/.hidden/..x/...", "s3://bucket/a/",
+            "pvc://claim", "pvc://my.claim-1/models/Llama-3.1/", f"pvc://{'c' * 253}/a",
+        ),
     ),
     Rule(
         M, "spec.policy", "type Weighted needs weights",

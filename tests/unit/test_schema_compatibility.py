@@ -174,6 +174,10 @@ BREAKING: dict[str, tuple[Change, str]] = {
     "another key": (sets("env", x_kubernetes_list_map_keys=["name", "value"]), "list-map-keys was ['name']"),
     "an atomic map": (sets("labels", x_kubernetes_map_type="atomic"), "map-type was None"),
     "a stricter rule": (sets("", x_kubernetes_validations=[{"rule": "self.low < self.high"}]), "self.low < self.high"),
+    "a rule that admits more of this and less of that": (
+        sets("", x_kubernetes_validations=[{"rule": "self.low <= self.high || true ? self.low < 9 : true"}]),
+        "is new, and may refuse",
+    ),
     "another rule": (rules({"rule": "self.high < 9"}), ".spec: the rule 'self.high < 9' is new"),
     "a first rule": (rules({"rule": "self > 1"}, path="high"), ".spec.high: the rule 'self > 1' is new"),
     "a rule about an old field": (rules({"rule": "!has(self.free) || false"}), "is new, and may refuse"),
@@ -207,6 +211,9 @@ HARMLESS: dict[str, Change] = {
     "a rule's message": sets("", x_kubernetes_validations=[{"rule": " self.low\n<= self.high ", "message": "m"}]),
     "a rule that compares": rules({"rule": "self.high >= oldSelf.high"}),
     "a rule with an optional past": rules({"rule": "self.high < 9", "optionalOldSelf": True}),
+    "a rule that admits more": sets(
+        "", x_kubernetes_validations=[{"rule": "self.low <= self.high || self.low == 9 || 'a?' == 'b'"}]
+    ),
     "a rule about a new field": rules({"rule": "!has(self.new) || self.new > 1"}),
     "words": sets("free", description="other words"),
     "another selectable field": version(selectableFields=[{"jsonPath": ".spec.mode"}, {"jsonPath": ".spec.free"}]),

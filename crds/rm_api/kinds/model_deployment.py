@@ -48,6 +48,10 @@ class RolloutStrategy(StrEnum):
     IN_PLACE = "InPlace"
 
 
+# Parts of a path that are neither empty nor . or ..; regular expressions of CEL cannot look ahead.
+_PATH = r"(/([.]?[^/.?#][^/?#]*|[.][.][^/?#]+))*/?"
+
+
 class ModelSource(ApiModel):
     """The model."""
 
@@ -59,19 +63,24 @@ class ModelSource(ApiModel):
             pattern=r"^[^\s]+$",
             json_schema_extra=validations(
                 cel(
-                    "self.matches('^(hf|oci|https)://[^/].*')",
-                    "source must be hf://organisation/model, oci://registry/repository:tag or https://host/path",
+                    "self.matches('^(hf|oci|https)://[^/].*') || "
+                    f"self.matches('^s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9]{_PATH}$') || "
+                    f"self.matches('^pvc://[a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?{_PATH}$')",
+                    "source must be hf://organisation/model, oci://registry/repository:tag, https://host/path, "
+                    "s3://bucket/prefix, or pvc://claim/directory in a PersistentVolumeClaim of the namespace; in the "
+                    "last two without a query, and with no part of the path empty, . or ..",
                 )
             ),
         ),
     ]
-    """Where it is: hf://organisation/model, oci://registry/repository:tag or @digest, or https://host/directory/."""
+    """Where it is: hf://organisation/model, oci://registry/repository:tag or @digest, https://host/directory/,
+    s3://bucket/prefix, or pvc://claim/directory with a PersistentVolumeClaim of the namespace."""
     revision: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s]+$")] | None = None
     """Branch, tag or commit of hf://, a digest of the others. What it is now is kept until the spec changes."""
     served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The model's name in the OpenAI API; the deployment's name where absent."""
     credentials_secret_ref: Name | None = None
-    """Secret of the namespace whose key netrc holds credentials by host."""
+    """Secret of the namespace: its key netrc holds credentials by host, and its key aws those for s3://."""
 
 
 _Weight = Annotated[int, Field(ge=0, le=100)]

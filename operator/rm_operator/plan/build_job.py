@@ -138,7 +138,14 @@ class _Builder:
         self._settings = settings
         self._namespace = namespace
         self._name = name
-        self._environment, self._mounts, self._volumes = pods.source_access(settings, spec.model.credentials_secret)
+        model = spec.model
+        self._environment, self._mounts, self._volumes = pods.source_access(
+            settings, model.source, model.credentials_secret
+        )
+        # Whose Secret it is thought of the model's source, and need not have what an input's takes.
+        self._inputs = [
+            pods.source_access(settings, each.source, model.credentials_secret, optional=True) for each in spec.inputs
+        ]
         self._store_environment, self._store_mounts, self._store_volumes = pods.store_access(settings)
 
     def check(self) -> list[dict[str, Any]]:
@@ -178,9 +185,10 @@ class _Builder:
                     f"--dest={names.INPUTS_DIR}/{each.name}",
                 ],
                 ["tmp", "inputs"],
-                further=True,
+                environment=environment,
+                further_mounts=further_mounts,
             )
-            for each in self._spec.inputs
+            for each, (environment, further_mounts, _) in zip(self._spec.inputs, self._inputs, strict=True)
         ]  # fmt: skip
         base = self._spec.base
         if base is not None:
@@ -268,16 +276,22 @@ class _Builder:
             {"name": f"secret-{number}", "secret": {"secretName": secret.name, "defaultMode": 0o440}}
             for number, secret in enumerate(spec.secret_refs)
         ]
-        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *self._volumes, *self._store_volumes, *secrets]
+        read = [volume for _, _, each in self._inputs for volume in each] + self._volumes
+        # Each once: what the model's source needs is needed by inputs of its kind, too.
+        sources = {volume["name"]: volume for volume in read}.values()
+        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *sources, *self._store_volumes, *secrets]
 
-    def _ours(self, name: str, command: list[str], mounted: list[str], *, further: bool = False) -> dict[str, Any]:
+    def _ours(
+        self, name: str, command: list[str], mounted: list[str], *, environment: Mapping[str, str] | None = None,
+        further_mounts: Sequence[dict[str, Any]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         return pods.container(
             name,
             self._settings.images.runtime,
             command,
             self._settings,
-            mounted=[*pods.mounts(mounted), *self._store_mounts, *(self._mounts if further else [])],
-            environment=pods.env({**self._store_environment, **(self._environment if further else {})}),
+            mounted=[*pods.mounts(mounted), *self._store_mounts, *further_mounts],
+            environment=pods.env({**self._store_environment, **(environment or {})}),
             compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
         )
 

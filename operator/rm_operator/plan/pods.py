@@ -217,18 +217,29 @@ def _store_connection(settings: Settings) -> dict[str, str]:
 
 
 def source_access(
-    settings: Settings, credentials_secret: str | None
+    settings: Settings, source: str, credentials_secret: str | None, *, optional: bool = False
 ) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Environment, mounts and volumes of a container that reads a model's source with the tenant's credentials."""
+    """Environment, mounts and volumes of a container that reads ``source`` with the tenant's credentials.
+
+    With ``optional``, a Secret without the key that is needed does not keep the pod from starting: the container says
+    that it is missing.
+    """
+    scheme, _, place = source.partition("://")
     environment = _store_connection(settings)
+    if scheme == "pvc":
+        claim = place.partition("/")[0]
+        environment[names.ENV_PVC_DIR] = names.VOLUMES_DIR
+        # Read-only for the kubelet, too, which would make all files ours otherwise.
+        volume = {"name": "source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        mount = {"name": "source", "mountPath": f"{names.VOLUMES_DIR}/{claim}", "readOnly": True}
+        return environment, [mount], [volume]
     if credentials_secret is None:
         return environment, [], []
-    environment[names.ENV_NETRC] = f"{names.CREDENTIALS_DIR}/{names.CREDENTIALS_KEY_NETRC}"
-    key = names.CREDENTIALS_KEY_NETRC
-    volume = {
-        "name": "credentials",
-        # Only the one key: whatever else the Secret holds is none of the container's business.
-        "secret": {"secretName": credentials_secret, "defaultMode": 0o440, "items": [{"key": key, "path": key}]},
-    }
-    mount = {"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True}
-    return environment, [mount], [volume]
+    key, variable, name = names.CREDENTIALS_KEY_NETRC, names.ENV_NETRC, "credentials"
+    if scheme == "s3":
+        key, variable, name = names.CREDENTIALS_KEY_AWS, names.ENV_AWS_CREDENTIALS, "credentials-aws"
+    environment[variable] = f"{names.CREDENTIALS_DIR}/{key}"
+    # Only the one key: whatever else the Secret holds is none of the container's business.
+    secret = {"secretName": credentials_secret, "defaultMode": 0o440, "items": [{"key": key, "path": key}]}
+    volume = {"name": name, "secret": {**secret, "optional": True} if optional else secret}
+    return environment, [{"name": name, "mountPath": names.CREDENTIALS_DIR, "readOnly": True}], [volume]

@@ -190,7 +190,9 @@ def _job(
     command = ["rm-abstract", "resolve", f"--source={pods.literal(model.source)}"]
     if model.revision:
         command.append(f"--revision={pods.literal(model.revision)}")
-    environment, further_mounts, further_volumes = pods.source_access(settings, model.credentials_secret_ref)
+    environment, further_mounts, further_volumes = pods.source_access(
+        settings, model.source, model.credentials_secret_ref
+    )
     return pods.job(
         name=f"r-{hash_}-{number}",
         namespace=namespace,

@@ -292,7 +292,7 @@ def _model(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], 
     if variant.artifact_spec.weights_in_artifact:
         return [], []
     facts, credentials = variant.facts, variant.spec.model.credentials_secret_ref
-    environment, source_mounts, source_volumes = pods.source_access(settings, credentials)
+    environment, source_mounts, source_volumes = pods.source_access(settings, facts.source, credentials)
     container = pods.fetch_model(
         "fetch-model", facts.source, facts.revision, facts.weights_digest, settings,
         environment=environment, further_mounts=source_mounts,

@@ -59,10 +59,12 @@ _SCHEMES: Final[dict[str, Callable[[str], ModelSource]]] = {
 
 
 @contextmanager
-def open_source(uri: str, revision: str | None = None, *, everything: bool = False) -> Iterator[ModelSource]:
+def open_source(
+    uri: str, revision: str | None = None, *, everything: bool = False, pinned: bool = True
+) -> Iterator[ModelSource]:
     """The model at ``uri``, at ``revision`` or as it is now; with ``everything``, whatever files are there.
 
-    Raises BadInput, NotFound or SourceUnreachable.
+    Without ``pinned`` and a revision, that of the source may be empty. Raises BadInput, NotFound or SourceUnreachable.
     """
     scheme, separator, location = uri.partition("://")
     if not separator or scheme not in _SCHEMES:
@@ -71,7 +73,7 @@ def open_source(uri: str, revision: str | None = None, *, everything: bool = Fal
     if "@" in location.partition("/")[0]:
         raise BadInput("the source holds a user name; put credentials into a netrc, never into a URI")
     source = _SCHEMES[scheme](location)
-    source.everything = everything
+    source.everything, source.pinned = everything, pinned
     try:
         source.open(revision)
         _check_names(uri, source.files)
@@ -97,13 +99,14 @@ def _check_names(uri: str, names: Collection[str]) -> None:
 def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True) -> dict[str, Any]:
     """Facts of the model at ``uri``, as the field ``model`` of a ModelDeployment's status has them.
 
-    Without ``digests`` those are left out, and the weights are not read for them.
+    Without ``digests`` those are left out, and the weights are not read for them, nor for a revision.
     """
     if len(uri.encode()) > _MAX_SOURCE:
         raise BadInput(f"the source is longer than {_MAX_SOURCE} bytes, and would not fit the report")
     try:
-        with open_source(uri, revision) as source:
-            return {"source": uri, "revision": source.revision, **model_facts(source, digests=digests)}
+        with open_source(uri, revision, pinned=digests) as source:
+            pin = {"revision": source.revision} if source.revision else {}
+            return {"source": uri, **pin, **model_facts(source, digests=digests)}
     except ArtifactMismatch as error:
         raise BadInput(str(error)) from error
 

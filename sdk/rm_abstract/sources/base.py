@@ -30,6 +30,8 @@ class ModelSource(ABC):
 
     everything: bool = False
     """All that is there is meant, in directories too, and not only what a model needs. Set before ``open``."""
+    pinned: bool = True
+    """The revision is asked for; without it a source that would have to read all of its files leaves it empty."""
     revision: str
     """What it is pinned to: a digest, or a commit."""
     files: Mapping[str, SourceFile]

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from rm_api.names import ENV_PVC_DIR
+
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile, hash_file
 from rm_abstract.sources.facts import canonical_digest
 from rm_abstract.store.layers import file_chunks
-
-ENV_PVC_DIR: Final = "RMA_PVC_DIR"
-"""Directory that has a claim's volume mounted at the claim's name."""
 
 _CLAIM: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
@@ -48,7 +47,10 @@ class PvcSource(ModelSource):
             odd = next((name for name, path in self._paths.items() if not path.is_file()), None)
             if odd:
                 raise BadInput(f"{odd} of {self._uri} is no regular file; a model's files must be")
-            digests = {name: hash_file(path) for name, path in self._paths.items()}
+            hashed = self.pinned or revision is not None
+            digests = {
+                name: hash_file(path) if hashed else ("", path.stat().st_size) for name, path in self._paths.items()
+            }
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadInput(f"{self._uri} is no directory with a model: {error.strerror}") from error
         except PermissionError as error:
@@ -56,7 +58,8 @@ class PvcSource(ModelSource):
         if not digests:
             raise BadInput(f"{self._uri} has no file of a model; is there one below it?")
         self.files = {name: SourceFile(size, digest) for name, (digest, size) in digests.items()}
-        self.revision = canonical_digest([[name, size, digest] for name, (digest, size) in sorted(digests.items())])
+        listing = [[name, size, digest] for name, (digest, size) in sorted(digests.items())]
+        self.revision = canonical_digest(listing) if hashed else ""
         if revision not in (None, self.revision):
             raise ArtifactMismatch(f"{self._uri} has changed: it was {revision}, and is {self.revision} now")
 

@@ -227,19 +227,27 @@ def test_facts_may_be_yaml(here: Path) -> None:
     assert run(*given).stdout == run(*OFFLINE).stdout
 
 
-@pytest.fixture
-def model_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """The source of a small model on a web server, and what that is asked for with GET."""
-    root, asked = here / "served", list[str]()
-    root.mkdir()
+def write_model(root: Path, parameters: int) -> None:
+    """A model of which only the weights' head is there; the rest is a hole in the file."""
+    root.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32,
         "max_position_embeddings": 8192,
     }  # fmt: skip
     (root / "config.json").write_text(json.dumps(config))
     (root / "tokenizer.json").write_text("{}")
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [17, 32], "data_offsets": [0, 1088]}}).encode()
-    (root / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1088))
+    entry = {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 2 * parameters]}
+    header = json.dumps({"w": entry}).encode()
+    with (root / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * parameters)
+
+
+@pytest.fixture
+def model_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The source of a small model on a web server, and what that is asked for with GET."""
+    root, asked = here / "served", list[str]()
+    write_model(root, 544)
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
@@ -270,6 +278,26 @@ def test_the_source_itself_is_asked_what_the_model_is(here: Path, model_server: 
     (here / "facts.json").write_text(json.dumps(resolve_model(source)))
     assert json.loads(run(*OFFLINE, "-o", "json").stdout) == json.loads(planned.stdout)
     assert "/tokenizer.json" in asked
+
+
+def test_a_model_in_a_volume_is_planned_where_the_volume_is_mounted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(here / "volumes/shelf/llms/big", 8_000_000_000)
+    (here / "chat.yaml").write_text(yaml.safe_dump(chat(model={"source": "pvc://shelf/llms/big"})))
+    arguments = ("plan", "-f", "chat.yaml", "-f", "fleet", "--resolve", "-n", "team", "-o", "json")
+    monkeypatch.setenv("RMA_PVC_DIR", str(here / "volumes"))
+    monkeypatch.setattr("rm_abstract.sources.pvc.hash_file", None)  # nothing needs to be read for a digest
+    planned = run(*arguments)
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["status"]["placement"]["chosen"]
+    monkeypatch.delenv("RMA_PVC_DIR")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "only where the claim is mounted; RMA_PVC_DIR says where that is" in refused.output
+    (here / "facts.json").write_text(json.dumps(LLAMA_8B.to_wire()))
+    known = run("plan", "-f", "chat.yaml", "-f", "fleet", "--model-facts", "facts.json", "-n", "team", "-o", "json")
+    assert known.exit_code == 0, known.output
 
 
 def test_a_source_that_cannot_be_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

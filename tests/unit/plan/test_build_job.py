@@ -174,6 +174,33 @@ def test_inputs_are_where_their_variables_say() -> None:
     assert f"--reference={BASE.location}" in fetched["base"]
 
 
+@pytest.mark.parametrize(
+    ("model", "optional"),
+    [("hf://acme/model", {"credentials-aws"}), ("s3://models/acme", {"credentials"}),
+     ("pvc://shelf/acme", {"credentials", "credentials-aws"})],
+)  # fmt: skip
+def test_an_input_is_fetched_with_the_key_of_its_own_scheme(model: str, optional: set[str]) -> None:
+    sources = {"web": "https://example.org/c.json", "bucket": "s3://data/c", "more": "s3://data/d"}
+    inputs = [{**CALIBRATION, "name": name, "source": source} for name, source in sources.items()]
+    facts = ModelFacts.model_validate({**FACTS, "source": model})
+    recipe = BuildProfileSpec.model_validate({**PROFILE, "inputs": inputs})
+    spec = artifact_spec("acme", recipe, facts, DType.FP16, 2048, 4, "keys", "x86_64", None, None, (), ())
+    found = containers(spec)
+    given = {
+        name: {each["name"] for each in found[name]["volumeMounts"]} & {"credentials", "credentials-aws", "source"}
+        for name in ("input-web", "input-bucket", "input-more", "compile", "push")
+    }
+    assert given == {
+        "input-web": {"credentials"}, "input-bucket": {"credentials-aws"}, "input-more": {"credentials-aws"},
+        "compile": set(), "push": set(),
+    }  # fmt: skip
+    # The Secret is of the model's source: what an input would need may be missing, and the container then says so.
+    volumes = {each["name"]: each["secret"] for each in pod_of(spec)["volumes"] if "secret" in each}
+    assert {name for name, secret in volumes.items() if secret.get("optional")} == optional
+    assert set(volumes) == {"credentials", "credentials-aws"}
+    assert {secret["items"][0]["key"] for secret in volumes.values()} == {"netrc", "aws"}
+
+
 def test_secrets_are_files_for_the_steps_and_for_nobody_else() -> None:
     spec = spec_of(secretRefs=[{"name": "acme-licence"}])
     readers = {

@@ -16,7 +16,7 @@ SECRET = "hub"
 
 
 @cache
-def _pods() -> dict[str, Object]:
+def _pods(source: str = "hf://acme/cost$1", *, weights_in_artifact: bool = True) -> dict[str, Object]:
     """A pod of each role, with everything that a spec can ask for."""
     world = World()
     world.profiles = [
@@ -27,12 +27,13 @@ def _pods() -> dict[str, Object]:
                     **view.spec.to_wire(),
                     "probe": {"image": "acme/cc:1", "command": ["check", "${OUTPUT}"]},
                     "resources": {"cpu": "500m", "memory": "4Gi"},
+                    **({} if weights_in_artifact else {"weightsInArtifact": False, "binds": "Structure"}),
                 }
             ),
         )
         for view in world.profiles
     ]
-    world.deploy(model={"source": "hf://acme/cost$1", "revision": "$(HOME)", "credentialsSecretRef": SECRET})
+    world.deploy(model={"source": source, "revision": "$(HOME)", "credentialsSecretRef": SECRET})
     world.settle()
     found = {"resolve": world.jobs("resolve")[0]["spec"]["template"]["spec"]}
     world.resolve_model()
@@ -158,6 +159,49 @@ def test_only_the_netrc_key_is_mounted_and_only_where_the_source_is_read(role: s
         assert variables[names.ENV_NETRC] == f"{names.CREDENTIALS_DIR}/netrc"
 
 
+READERS = {"resolve": "resolve", "build": "fetch", "serve": "fetch-model"}
+AWS = {"secretName": SECRET, "defaultMode": 0o440, "items": [{"key": "aws", "path": "aws"}]}
+
+
+@ROLES
+@pytest.mark.parametrize(
+    ("source", "variable", "mount", "volume"),
+    [
+        (
+            "s3://models/llama",
+            (names.ENV_AWS_CREDENTIALS, f"{names.CREDENTIALS_DIR}/aws"),
+            {"name": "credentials-aws", "mountPath": names.CREDENTIALS_DIR, "readOnly": True},
+            {"name": "credentials-aws", "secret": AWS},
+        ),
+        (
+            "pvc://my.shelf/llms/llama",
+            (names.ENV_PVC_DIR, names.VOLUMES_DIR),
+            {"name": "source", "mountPath": f"{names.VOLUMES_DIR}/my.shelf", "readOnly": True},
+            {"name": "source", "persistentVolumeClaim": {"claimName": "my.shelf", "readOnly": True}},
+        ),
+    ],
+)
+def test_what_a_scheme_needs_is_mounted_only_where_the_source_is_read(
+    role: str, source: str, variable: tuple[str, str], mount: Object, volume: Object
+) -> None:
+    pod = _pods(source, weights_in_artifact=False)[role]
+    assert [each for each in pod["volumes"] if "emptyDir" not in each] == [volume]
+    assert _violations(pod) == []
+    of_sources = {names.ENV_AWS_CREDENTIALS, names.ENV_PVC_DIR, names.ENV_NETRC}
+    for container in _containers(pod):
+        mounts = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
+        found = {entry["name"]: entry["value"] for entry in container["env"] if entry["name"] in of_sources}
+        reads = container["name"] == READERS[role]
+        assert mounts == ([mount] if reads else [])
+        assert found == (dict([variable]) if reads else {})
+
+
+def test_a_public_bucket_needs_no_secret() -> None:
+    environment, mounts, volumes = pods.source_access(SETTINGS, "s3://models/llama", None)
+    assert names.ENV_AWS_CREDENTIALS not in environment
+    assert (mounts, volumes) == ([], [])
+
+
 def test_serving_pods_have_no_credentials() -> None:
     assert [volume for volume in _pods()["serve"]["volumes"] if "secret" in volume] == []
     assert "valueFrom" not in str(_pods()["serve"])
@@ -250,7 +294,7 @@ def test_volumes_are_bounded_by_the_scratch_size() -> None:
 @pytest.mark.parametrize("plain_http", [True, False])
 def test_the_store_is_spoken_to_without_tls_only_where_that_is_configured(plain_http: bool) -> None:
     settings = Settings(SETTINGS.images, StoreConfig("store:5000", plain_http), "system")
-    environment, _, _ = pods.source_access(settings, None)
+    environment, _, _ = pods.source_access(settings, "hf://acme/model", None)
     assert environment == ({"RMA_PLAIN_HTTP_HOSTS": "store:5000"} if plain_http else {})
 
 

@@ -76,7 +76,7 @@ def test_only_our_containers_that_speak_to_the_store_see_the_token(
 
 
 def test_who_reads_models_believes_the_authority_and_gets_no_token() -> None:
-    assert pods.source_access(PROTECTED, None) == ({"RMA_REGISTRY_CA": CA}, [], [])
+    assert pods.source_access(PROTECTED, "oci://store:5000/models/m:1", None) == ({"RMA_REGISTRY_CA": CA}, [], [])
 
 
 def test_vendors_containers_are_told_nothing_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from rm_operator.plan import artifact as planner
 from rm_operator.plan import build_job
 from rm_operator.plan.artifact import Presence, StoreAnswer
 from rm_operator.plan.attempt import Attempt, State, observe
+from rm_operator.plan.build_ended import SUCCEEDED
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
@@ -146,7 +147,7 @@ class BuildArtifactController(PlanningController):
         super()._observe(obj, status)
         spent = float(status.get("spentSeconds") or 0) - float((obj.get("status") or {}).get("spentSeconds") or 0)
         if spent > 0:
-            outcome = (status.get("ended") or {}).get("outcome", planner.SUCCEEDED)
+            outcome = (status.get("ended") or {}).get("outcome", SUCCEEDED)
             self._build_seconds.labels(namespace_of(obj), obj["spec"]["profile"], outcome).inc(spent)
 
     def _of_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:

@@ -8,7 +8,7 @@ stays, for its log, until the next attempt takes its place; a failure that would
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import BuildArtifactSpec, BuildArtifactStatus
 from rm_api.kinds.build_artifact import EndedJob
 
-from rm_operator.plan import build_devices, build_job, collection, compatibility
-from rm_operator.plan.attempt import Attempt, State, telling
+from rm_operator.plan import build_devices, build_ended, build_job, collection, compatibility
+from rm_operator.plan.attempt import Attempt, State
+from rm_operator.plan.build_ended import SUCCEEDED
 from rm_operator.plan.build_queue import Line, Part, part_of
 from rm_operator.plan.compatibility import NodeClass
-from rm_operator.plan.conditions import MAX_MESSAGE, Conditions, reason_or
+from rm_operator.plan.conditions import Conditions, reason_or
 from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import (
     Deletion,
@@ -36,15 +37,12 @@ from rm_operator.plan.model import (
     namespace_of,
     to_timestamp,
 )
-from rm_operator.plan.verdict import MOST_NODES, judge
 
 STORE_RETRY_SECONDS: Final = 10
 LOOK_AGAIN_SECONDS: Final = 300
 """While a build waits for what it is woken for: devices, nodes, or others to end."""
-SUCCEEDED: Final = "Succeeded"
-"""The outcome of a Job that did what it should; of another one it is the reason."""
 _LAST_NUMBER: Final = 999_999_999
-_MOST_SECONDS: Final = 99_999_999_999.0
+"""A Job's name has room for no more digits."""
 
 
 class Presence(StrEnum):
@@ -190,10 +188,10 @@ class _Planner:
             self._ready(reason_or(before.get("reason", ""), Reason.BUILT))
             return self._keep_or_collect(finished)
 
-        answer = self.snapshot.answer
+        snapshot, answer, now = self.snapshot, self.snapshot.answer, self.now
         last = max(self.attempts, key=_order, default=None)
         if answer is None:
-            self._running(max((a for a in self.snapshot.attempts if a.state is State.RUNNING), key=_order))
+            self._running(max((a for a in self.attempts if a.state is State.RUNNING), key=_order))
             return self._finish()
         if answer.presence is Presence.FOUND and answer.key == self.spec.key:
             return self._found(answer, last)
@@ -202,11 +200,13 @@ class _Planner:
             self._not_ready(Reason.STORE_UNREACHABLE, f"the artifact store does not answer: {answer.message}")
             return self._finish(requeue_after=STORE_RETRY_SECONDS)
         if last is not None and not self._is_taken_up(last):
-            ended = self._take_up(last)
+            waited = self.conditions.before(ConditionType.BUILT) or {}
+            self.status = build_ended.take_up(last, self.spec, self.status, held=snapshot.held, waited=waited, now=now)
+            ended = self.status.ended
         if ended is not None and ended.final:
             return self._remember(ended)
         due = _moment(self.status.retry_at)
-        if ended is not None and due is not None and self.now < due:
+        if ended is not None and due is not None and now < due:
             return self._pause(ended, due)
         return self._begin(ended)
 
@@ -236,14 +236,11 @@ class _Planner:
         # A build that this status knows of made it; otherwise an earlier life of the cluster did.
         built = self.before.attempts > 0
         host = self.snapshot.settings.store.host
-        if last is not None and not self._is_taken_up(last):
-            self._spend(last)
-        if last is not None and last.state is State.SUCCEEDED:
-            self._add_seconds(last)
-            if last.report and last.report.versions:
-                # It is a tool's word: what exceeds the schema must not cost the whole status.
-                self._set(versions={tool: version[:256] for tool, version in [*last.report.versions.items()][:32]})
-            self._set(ended=EndedJob(attempt=last.number, stage=last.part + 1, outcome=SUCCEEDED))
+        known = last is not None and self._is_taken_up(last)
+        if last is not None and not known:
+            self.status = build_ended.spend(self.status, last)
+        if last is not None and last.state is State.SUCCEEDED and not (known and self._has_succeeded()):
+            self.status = build_ended.succeed(self.status, last)
         self._set(
             digest=answer.digest,
             size_bytes=answer.size_bytes,
@@ -264,50 +261,8 @@ class _Planner:
         ended = self.before.ended
         return ended is not None and (ended.attempt, ended.stage) == (job.number, job.part + 1)
 
-    def _take_up(self, job: Attempt) -> EndedJob:
-        """Into the status with what ``job`` came to."""
-        self._spend(job)
-        ended = EndedJob(attempt=job.number, stage=job.part + 1, outcome=SUCCEEDED)
-        if job.state is not State.SUCCEEDED:
-            ended = self._failed(job, job.reason or Reason.TOOLCHAIN_FAILED, job.message, retryable=job.retryable)
-        elif job.part + 1 < self.parts and self.snapshot.held > job.part:
-            self._add_seconds(job)
-        else:
-            what = "the artifact" if job.part + 1 == self.parts else "what the next one goes on with"
-            message = f"the Job succeeded, but the store does not have {what}"
-            ended = self._failed(job, Reason.ARTIFACT_MISSING, message, retryable=True)
-        self._set(ended=ended)
-        return ended
-
-    def _failed(self, job: Attempt, reason: Reason, message: str, *, retryable: bool) -> EndedJob:
-        tail = job.report.facts.get("logTail") if job.report else None
-        lines = tail.splitlines() if isinstance(tail, str) else []
-        if (line := telling("\n".join(lines))) and line not in message:
-            message = f"{message}: {line}"
-        waited = self.conditions.before(ConditionType.BUILT) or {}
-        if reason is Reason.BUILD_TIMED_OUT and waited.get("reason") in (
-            Reason.UNSCHEDULABLE,
-            Reason.IMAGE_PULL_FAILED,
-        ):
-            # The time went by before anything was done with it.
-            reason, message, retryable = Reason(waited["reason"]), f"{waited.get('message', '')}; {message}", True
-        verdict = judge(job, reason, self.spec, self.before, retryable=retryable)
-        due = (job.ended or self.now) + timedelta(seconds=verdict.pause) if verdict.pause else self.now
-        self._set(
-            failures=self.before.failures + verdict.counts,
-            retry_at=to_timestamp(due) if self.now < due else None,
-            memory=verdict.memory or self.before.memory,
-            excluded_nodes=_with(self.before.excluded_nodes, verdict.excluded),
-            avoided_nodes=_with(self.before.avoided_nodes, verdict.avoided),
-            unexplained=verdict.unexplained or self.before.unexplained,
-            log_tail=[line[:512] for line in lines[-20:]] or None,
-        )
-        if verdict.advice:
-            message = f"{message} (attempt {job.number}; {verdict.advice})"
-        return EndedJob(
-            attempt=job.number, stage=job.part + 1, outcome=reason, message=message[:MAX_MESSAGE],
-            final=bool(verdict.advice),
-        )  # fmt: skip
+    def _has_succeeded(self) -> bool:
+        return self.before.ended is not None and self.before.ended.outcome == SUCCEEDED
 
     def _remember(self, ended: EndedJob) -> Plan:
         reason = reason_or(ended.outcome, Reason.TOOLCHAIN_FAILED)
@@ -347,7 +302,10 @@ class _Planner:
         line = next((line for line in snapshot.lines if not line.is_open), None)
         if line is not None and part_of(snapshot.artifact) is not Part.BUILDS:
             return self._wait(Reason.QUEUED, line.place)
-        number = self._number(ended)
+        return self._make(self._number(ended), part, found.devices, why=ended.message if ended is not None else "")
+
+    def _make(self, number: int, part: int, devices: build_job.Devices | None, *, why: str) -> Plan:
+        snapshot = self.snapshot
         goes_on = number == self.before.attempts and self.before.started_at is not None
         self._set(
             attempts=number,
@@ -357,15 +315,14 @@ class _Planner:
             expected_seconds=snapshot.expected_seconds,
         )
         which = f"Job {part + 1} of {self.parts} of attempt {number}" if self.parts > 1 else f"attempt {number}"
-        why = f"; before: {ended.message}" if ended is not None and ended.message else ""
-        self._not_ready(Reason.BUILDING, f"{which} begins{why}")
+        self._not_ready(Reason.BUILDING, f"{which} begins{f'; before: {why}' if why else ''}")
         run = build_job.Run(
             number,
             part,
             memory=self.status.memory,
-            excluded=tuple(excluded),
+            excluded=tuple(self.status.excluded_nodes or ()),
             avoided=tuple(self.status.avoided_nodes or ()),
-            devices=found.devices,
+            devices=devices,
             accelerators=tuple(sorted(name_of(each) for each in snapshot.accelerators if _has_devices(each))),
         )
         job = build_job.render(snapshot.artifact, self.spec, run, snapshot.settings)
@@ -396,19 +353,6 @@ class _Planner:
     def _rest(self) -> None:
         """Nothing is at work."""
         self._set(stage=None, started_at=None, expected_seconds=None)
-
-    def _spend(self, job: Attempt) -> None:
-        spent = float(self.before.spent_seconds or 0) + job.spent
-        self._set(spent_seconds=_decimal(spent))
-
-    def _add_seconds(self, job: Attempt) -> None:
-        stages = {stage: float(spent) for stage, spent in (self.before.stage_seconds or {}).items()}
-        for stage, spent in job.seconds.items():
-            stages[stage] = stages.get(stage, 0.0) + spent
-        self._set(
-            stage_seconds={stage: _decimal(spent) for stage, spent in [*stages.items()][:64]} or None,
-            build_seconds=_decimal(sum(stages.values())),
-        )
 
     def _set(self, **update: Any) -> None:
         self.status = self.status.model_copy(update=update)
@@ -447,19 +391,8 @@ def _has_devices(accelerator: Object) -> bool:
     return bool(accelerator["spec"].get("resourceName") or accelerator["spec"].get("deviceClassName"))
 
 
-def _with(nodes: list[str] | None, further: str | None) -> list[str] | None:
-    known = nodes or []
-    if further is None or further in known:
-        return nodes
-    return [*known, further][-MOST_NODES:]
-
-
 def _moment(text: str | None) -> datetime | None:
     try:
         return None if text is None else from_timestamp(text)
     except ValueError:
         return None
-
-
-def _decimal(seconds: float) -> str:
-    return f"{min(seconds, _MOST_SECONDS):.1f}"

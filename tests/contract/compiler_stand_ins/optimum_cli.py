@@ -51,9 +51,7 @@ def neuron(words: list[str]) -> None:
     parser.add_argument("--torch_dtype", choices=["bfloat16", "float16", "float32"], default="float32")
     parser.add_argument("output", type=Path)
     asked = parser.parse_args(words)
-    config = load(asked.model)
-    if asked.sequence_length > int(str(config["max_position_embeddings"])):
-        fail(f"ValueError: sequence_length {asked.sequence_length} is longer than the model's positions")
+    load(asked.model)
     print("INFO:Neuron: Compiling graphs to NEFFs")
     if FAULT == "liar":
         print("ERROR:Neuron: Compiler status ERROR: [NCC_EXTP004] more instructions than the typical limit")

@@ -49,6 +49,9 @@ scale: $(READY) ## Benchmarks against a real API server; RMA_SCALE="--only burst
 test-slow-devices: $(READY) ## Device plugins: the whole conformance suite over each vendor's module, a soak. RMA_SOAK_SECONDS=86400 for a day.
 	$(BIN)/python -m pytest tests/contract/slow_devices.py
 
+test-slow-compilers: $(READY) ## Kernels for an NPU of FuriosaAI, really compiled: 20 minutes.
+	$(BIN)/python -m pytest tests/contract/slow_compilers.py
+
 crds: $(READY) ## Regenerate the CRDs from the models.
 	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
 
@@ -62,4 +65,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test test-slow-devices check lint format scale crds images lock down
+.PHONY: help setup demo test test-slow-devices test-slow-compilers check lint format scale crds images lock down

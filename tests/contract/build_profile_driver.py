@@ -8,10 +8,11 @@ directories with programs, real ones or stand-ins.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ EXAMPLES = ROOT / "examples"
 STAND_INS = Path(__file__).parent / "compiler_stand_ins"
 LAUNCHER_IMAGE = "tests/launcher:1"
 RUNTIME_IMAGE = "tests/runtime:1"
+SOURCE = "oci://registry.example.com/model:1"
 PATIENCE = 600.0
 """Seconds that a container may take on a busy machine; reached only by a failure."""
 _SYSTEM = (Path("/usr/local/bin"), Path("/usr/bin"), Path("/bin"))
@@ -61,8 +63,12 @@ class Profile:
             AcceleratorResourceSpec.model_validate(kind["spec"]),
         )
 
-    def artifact(self, facts: Object, *, source: str = "oci://registry.example.com/model:1", **deployment: Any) -> Object:
+    def artifact(self, facts: Object, *, source: str = SOURCE, **deployment: Any) -> Object:
         """The BuildArtifact that the operator wants for a deployment of the model on this accelerator."""
+        return dict(self.deployed(facts, source=source, **deployment).of("BuildArtifact")[0])
+
+    def deployed(self, facts: Object, *, source: str = SOURCE, **deployment: Any) -> World:
+        """The operator's cluster with a deployment of the model, which waits for its artifact."""
         world = World()
         world.accelerators = [AcceleratorView("accelerator", self.accelerator, free=4, healthy=4, nodes=1)]
         world.profiles = [ProfileView(self.name, self.spec)]
@@ -71,9 +77,8 @@ class Profile:
         (job,) = world.jobs("resolve")
         world.finish(job, report={"facts": facts})
         world.settle()
-        found = world.of("BuildArtifact")
-        assert found, world.condition("ModelDeployment", "hello", "Placed")
-        return dict(found[0])
+        assert world.of("BuildArtifact"), world.condition("ModelDeployment", "hello", "Placed")
+        return world
 
 
 def read(file: str, kind: str) -> Object:
@@ -101,11 +106,13 @@ class Image:
         return os.pathsep.join(map(str, (*self.programs, *_SYSTEM)))
 
 
-def program(path: Path, *command: str, environment: Mapping[str, str] | None = None) -> Path:
-    """Writes a program that runs ``command`` with its own arguments behind."""
+def program(
+    path: Path, *command: str, behind: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Path:
+    """Writes a program that runs ``command``, then its own arguments, then those ``behind``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     words = [f"{name}={value}" for name, value in (environment or {}).items()]
-    path.write_text(f'#!/bin/sh\nexec env {" ".join(words)} {" ".join(command)} "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec env {shlex.join([*words, *command])} "$@" {shlex.join(behind)}\n')
     path.chmod(0o755)
     return path
 
@@ -235,10 +242,20 @@ class Build:
         assert ended.code == 0, ended
         return ended.report
 
-    def run(self, stage: int = 0, wanted: Any = lambda container: True, device: Mapping[str, str] | None = None) -> Run:
+    def run(
+        self,
+        stage: int = 0,
+        wanted: Callable[[Object], bool] = lambda container: True,
+        device: Mapping[str, str] | None = None,
+    ) -> Run:
         """Runs the containers of a stage that are wanted; ``device`` is what a device plugin sets."""
-        template = self.template(stage)
-        for volume in ("bin", "tmp", "model", "work", "output", "cache", "inputs"):
+        return self.pod(self.template(stage), wanted, device)
+
+    def pod(
+        self, template: Object, wanted: Callable[[Object], bool], device: Mapping[str, str] | None = None
+    ) -> Run:
+        """Runs the containers of a pod that are wanted, one after the other, up to the first that fails."""
+        for volume in ("bin", "tmp", "model", "work", "output", "cache", "inputs", "artifact", "report"):
             self.place("/tmp" if volume == "tmp" else f"/rma/{volume}").mkdir(parents=True, exist_ok=True)
         done = Run()
         for container in [*template["initContainers"], *template["containers"]]:
@@ -251,6 +268,22 @@ class Build:
         return done
 
     def _run(self, container: Object, device: Mapping[str, str], image: Image | None = None) -> Ended:
+        process = self.start(container, device, image)
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+        left = self._left(container)
+        return Ended(process.returncode, said, said, left.read_bytes() if left.exists() else b"")
+
+    def _left(self, container: Object) -> Path:
+        """Where the container's termination message is."""
+        return self.directory / f"{container['name']}.report"
+
+    def start(
+        self, container: Object, device: Mapping[str, str], image: Image | None = None
+    ) -> "subprocess.Popen[str]":
+        """Starts a container."""
         image = image or self.node.images.get(container["image"]) or Image(())
         own = {each["name"]: self._here(unescaped(each["value"])) for each in container["env"]}
         argv = [unescaped(word) for word in container["command"]]
@@ -261,18 +294,17 @@ class Build:
             assert reached <= mounted, f"{container['name']} has no {reached - mounted}: {word}"
         there = {"/rma-launch": self.node.launcher, **{path: str(file) for path, file in image.files.items()}}
         argv = [there[word] if word in there else self._here(word) for word in argv]
-        left = self.directory / f"{container['name']}.report"
+        left = self._left(container)
         left.unlink(missing_ok=True)
         environment = {"PATH": image.path, **image.environment, **own, **device, TERMINATION_LOG_VARIABLE: str(left)}
         found = shutil.which(argv[0], path=image.path)
         assert found, f"no image has {argv[0]}"
         place = self.place(container["workingDir"]) if "workingDir" in container else self.directory
-        # Unlike a container's, the output of both streams is one text: that is how kubectl shows it.
-        done = subprocess.run(
+        # Both streams are one text, as kubectl shows them.
+        return subprocess.Popen(
             [found, *argv[1:]], env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, timeout=PATIENCE, check=False, text=True, errors="replace",
+            stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
-        return Ended(done.returncode, done.stdout, done.stdout, left.read_bytes() if left.exists() else b"")
 
     def _sealed(self, container: Object) -> list[tuple[str, int, int]]:
         """What is in the volumes that the container may only read."""

@@ -55,7 +55,9 @@ def ensure(name: str, progress: Progress, root: Path | None = None) -> Path:
         with (_root() / f".{name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
-                progress(f"making the environment {name}; this happens once and takes {_GIGABYTES[name]} GB on the disk")
+                progress(
+                    f"making the environment {name}; this happens once and takes {_GIGABYTES[name]} GB on the disk"
+                )
                 _make(name, lock_file(name, root), target)
     os.utime(target)
     _prune(name, target)
@@ -102,7 +104,8 @@ def _prune(name: str, current: Path) -> None:
 def main() -> int:
     """Make the environments that the arguments name; 1 after an error."""
     parser = argparse.ArgumentParser(
-        prog="python -m rm_local_cluster.environments", description="Make Python environments with real engines and compilers."
+        prog="python -m rm_local_cluster.environments",
+        description="Make Python environments with real engines and compilers.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     arguments = parser.parse_args()

@@ -63,6 +63,12 @@ class Profile:
             AcceleratorResourceSpec.model_validate(kind["spec"]),
         )
 
+    @property
+    def images(self) -> set[str]:
+        """Every image that the profile names."""
+        others = (self.spec.check, self.spec.probe, self.spec.version_probe)
+        return {step.image for step in self.spec.steps} | {each.image for each in others if each}
+
     def artifact(self, facts: Object, *, source: str = SOURCE, **deployment: Any) -> Object:
         """The BuildArtifact that the operator wants for a deployment of the model on this accelerator."""
         return dict(self.deployed(facts, source=source, **deployment).of("BuildArtifact")[0])
@@ -95,7 +101,7 @@ def facts_of(model: Path) -> Object:
 
 @dataclass(frozen=True)
 class Image:
-    """What stands for a container image: where its programs are, what it sets, and files that it has at fixed places."""
+    """What stands for a container image: its programs, its variables, and files that it has at fixed places."""
 
     programs: tuple[Path, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -219,14 +225,16 @@ class Build:
     def template(self, stage: int = 0) -> Object:
         """The pod that the operator makes for a stage."""
         devices = (
-            build_job.Devices({str(self.spec.target.type): "1"}, {}, []) if build_job.on_device(self.spec, stage) else None
+            build_job.Devices({str(self.spec.target.type): "1"}, {}, [])
+            if build_job.on_device(self.spec, stage)
+            else None
         )
         run = build_job.Run(attempt=1, stage=stage, devices=devices)
         job = build_job.render(self.artifact, self.spec, run, self.node.settings)
         return dict(job["spec"]["template"]["spec"])
 
     def vendor(self, stage: int = 0, *, only: Collection[str] = (), device: Mapping[str, str] | None = None) -> Run:
-        """Runs the check, the steps and the probe, and what writes their configuration; who fetches or pushes does not."""
+        """Runs the check, the steps and the probe, and writes their configuration; nothing is fetched or pushed."""
 
         def wanted(container: Object) -> bool:
             ours = container["image"] == RUNTIME_IMAGE and container["name"] != "config"
@@ -236,7 +244,14 @@ class Build:
 
     def probe_version(self, probe: VersionProbe, image: Image) -> Report:
         """What rma-launch reads of the toolchain's version, as the operator has it do."""
-        command = ["/rma-launch", "version-probe", "--name=toolchain", f"--pattern={probe.pattern}", "--", *probe.command]
+        command = [
+            "/rma-launch",
+            "version-probe",
+            "--name=toolchain",
+            f"--pattern={probe.pattern}",
+            "--",
+            *probe.command,
+        ]
         container = {"name": "version", "image": probe.image, "command": command, "env": [], "volumeMounts": []}
         ended = self._run(container, {}, image)
         assert ended.code == 0, ended
@@ -251,9 +266,7 @@ class Build:
         """Runs the containers of a stage that are wanted; ``device`` is what a device plugin sets."""
         return self.pod(self.template(stage), wanted, device)
 
-    def pod(
-        self, template: Object, wanted: Callable[[Object], bool], device: Mapping[str, str] | None = None
-    ) -> Run:
+    def pod(self, template: Object, wanted: Callable[[Object], bool], device: Mapping[str, str] | None = None) -> Run:
         """Runs the containers of a pod that are wanted, one after the other, up to the first that fails."""
         for volume in ("bin", "tmp", "model", "work", "output", "cache", "inputs", "artifact", "report"):
             self.place("/tmp" if volume == "tmp" else f"/rma/{volume}").mkdir(parents=True, exist_ok=True)
@@ -318,6 +331,11 @@ class Build:
 
     def _here(self, text: str) -> str:
         return inside(text, self.directory)
+
+
+def files_in(directory: Path) -> set[str]:
+    """Names of all files under a directory."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
 def inside(text: str, directory: Path) -> str:

@@ -1,7 +1,7 @@
 """What takes minutes, and so is no part of ``make test``: ``make test-slow-compilers``.
 
-FuriosaAI's compiler on this machine's CPU: one decode kernel of Llama 3.1 8B (a minute), and a bundle of the kernels for one
-token at a time through the steps of its profile (a quarter of an hour on two cores, 3 GB of memory).
+FuriosaAI's compiler on the CPU of this machine: a decode kernel of Llama 3.1 8B (a minute), and a bundle of the kernels
+for one token at a time through the steps of its profile (a quarter of an hour on two cores, 3 GB of memory).
 """
 
 import os
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from build_profile_driver import Build, Image, Node, Profile, edited, facts_of
+from build_profile_shop import programs_of
 from rma_launch_driver import Binaries
 from system_packages import need
-from test_build_profiles_compiled import FURIOSA, images_of, programs_of, write_llama
+from test_build_profiles_furiosa import FURIOSA, write_llama
 
 DECODE = ["--tokenwise-buckets=1", "--attention-buckets=(1,1024,1)", "--skip-bucket-validation"]
 """Kernels for one token at a time only: enough to see the compiler work, and no bundle to serve from."""
@@ -28,7 +29,7 @@ def attempt(binaries: Binaries, tmp_path: Path) -> Build:
     (step,) = profile.spec.steps
     profile = edited(profile, steps=[{**step.to_wire(), "args": [*step.args, *DECODE]}])
     llama = write_llama(tmp_path / "hub" / "llama")
-    images = {image: Image((programs_of("compiler-furiosa"),)) for image in images_of(profile)}
+    images = {image: Image((programs_of("compiler-furiosa"),)) for image in profile.images}
     return Node(binaries.launcher, tmp_path, images).build(profile.artifact(facts_of(llama))).lay(llama)
 
 

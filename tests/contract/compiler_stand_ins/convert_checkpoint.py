@@ -1,4 +1,4 @@
-"""Stand-in for the script by which TensorRT-LLM's examples convert a Llama's checkpoint, part of an image of NVIDIA's."""
+"""Stand-in for the script of TensorRT-LLM's examples that converts a Llama's checkpoint, in an image of NVIDIA's."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Stand-in for UPMEM's dpu-upmem-dpurte-clang: the host's compiler reads the same C, and makes an ELF file of its own."""
+"""Stand-in for UPMEM's dpu-upmem-dpurte-clang: the host's compiler reads the same C, and makes an ELF file."""
 
 import argparse
 import subprocess

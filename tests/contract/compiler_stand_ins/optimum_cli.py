@@ -1,4 +1,4 @@
-"""Stand-in for Hugging Face's optimum-cli: `export onnx` (real in the tests of IREE) and, with AWS's compiler, `export neuron`."""
+"""Stand-in for Hugging Face's optimum-cli: `export onnx`, which is real in the tests of IREE, and `export neuron`."""
 
 import argparse
 import json
@@ -16,8 +16,8 @@ def load(model: Path) -> dict[str, object]:
     config = config_of(model)
     if config["model_type"] not in MODEL_TYPES:
         fail(
-            f"ValueError: The checkpoint you are trying to load has model type `{config['model_type']}` but Transformers "
-            "does not recognize this architecture."
+            f"ValueError: The checkpoint you are trying to load has model type `{config['model_type']}` but "
+            "Transformers does not recognize this architecture."
         )
     weights_of(model)
     return config

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from stand_in import FAULT, fail, leave
 
-TAKEN = {"m", "aic-hw", "aic-hw-version", "aic-num-cores", "onnx-define-symbol", "convert-to-fp16", "compile-only", "aic-binary-dir"}
+TAKEN = {
+    "m",
+    "aic-hw",
+    "aic-hw-version",
+    "aic-num-cores",
+    "onnx-define-symbol",
+    "convert-to-fp16",
+    "compile-only",
+    "aic-binary-dir",
+}
 OPSETS = range(9, 19)
 
 given: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
-"""What the stand-ins for closed compilers share. They follow the interfaces that docs/compilers.md names the documents of.
+"""What the stand-ins for closed compilers share. docs/compilers.md names the documents that they follow.
 
-Each looks at a model as its original would, and refuses what that refuses, in its words. A fault that no model brings about
-is chosen by STAND_IN_FAULT, a variable of the image.
+Each looks at a model as its original would, and refuses what that refuses, in its words. A fault that no model brings
+about is chosen by STAND_IN_FAULT, a variable of the image.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 FAULT = os.environ.get("STAND_IN_FAULT", "")
-"""What goes wrong: `silent` ends with 0 and leaves nothing, `liar` says so in the log only, `empty` leaves an empty file."""
+"""What goes wrong: `silent` leaves nothing, `empty` an empty file, `liar` says so in the log only; all end with 0."""
 
 
 def fail(*lines: str, code: int = 1) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Stand-in for TensorRT-LLM's trtllm-build, which needs a GPU. The GPU is here what a device plugin says was allocated."""
+"""Stand-in for TensorRT-LLM's trtllm-build, which needs a GPU: here, that a device plugin says that there is one."""
 
 import argparse
 import json

@@ -1,0 +1,114 @@
+"""IREE's real compiler: from a model in a registry to a program that says what the model does."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build_profile_driver import Build, Image, Profile, Run, files_in
+from build_profile_shop import Shop, original, programs_of, registry, shop, stranger
+from rm_api.conditions import Reason
+from scripted_model.oracle import greedy
+from scripted_model.texts import SAMPLES
+from scripted_model.tokenizer import Tokenizer
+
+FIXTURES = (original, registry, shop, stranger)
+
+IREE = ("iree/build-profile.yaml", "iree/accelerator.yaml")
+
+
+@dataclass
+class Built:
+    build: Build
+    run: Run
+    artifact: Path
+    programs: Path
+
+
+@pytest.fixture(scope="module")
+def iree(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    programs, directory = programs_of("compiler-iree"), tmp_path_factory.mktemp("iree")
+    build = shop.build(directory, IREE, {"iree-compiler": Image((programs,))})
+    run = build.run().succeeded()
+    return Built(build, run, shop.fetched(build, run, directory / "artifact"), programs)
+
+
+def test_iree_makes_a_program_of_the_model(iree: Built) -> None:
+    assert list(iree.run.containers) == [
+        "launcher", "fetch-config", "check", "fetch", "export", "import", "compile", "tokenizer", "probe", "push",
+    ]  # fmt: skip
+    assert files_in(iree.artifact) == {
+        "model.vmfb", "config.json", "tokenizer.json", "tokenizer_config.json", "rma-artifact.json",
+    }  # fmt: skip
+
+
+def test_what_iree_compiled_says_what_the_model_does(iree: Built, original: Path, tmp_path: Path) -> None:
+    """The text of the oracle, token by token: from the pushed and fetched program alone, on IREE's own runtime."""
+    tokenizer = Tokenizer(iree.artifact)
+    ids = tokenizer.encode(SAMPLES[0].prompt)
+    wanted = greedy(original, ids, 6)
+    for want in wanted:
+        assert next_token(iree, ids, tmp_path / "logits.npy") == want
+        ids.append(want)
+
+
+def next_token(iree: Built, ids: list[int], output: Path) -> int:
+    def tensor(values: list[int]) -> str:
+        return f"--input=1x{len(ids)}xi64={','.join(map(str, values))}"
+
+    command = [
+        str(iree.programs / "iree-run-module"), f"--module={iree.artifact}/model.vmfb", "--device=local-task",
+        "--function=main_graph", tensor(ids), tensor([1] * len(ids)), tensor(list(range(len(ids)))),
+        f"--output=@{output}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return int(np.argmax(np.load(output)[0, -1]))
+
+
+def test_irees_version_is_read(iree: Built) -> None:
+    probe = Profile.load(*IREE).spec.version_probe
+    assert probe is not None
+    assert iree.build.probe_version(probe, Image((iree.programs,))).versions["toolchain"].startswith("3.13.0")
+
+
+def test_a_model_that_transformers_does_not_know_is_refused_before_it_is_fetched(
+    iree: Built, stranger: Path, tmp_path: Path
+) -> None:
+    build = replace(iree.build, directory=tmp_path / "pod").lay(stranger)
+    name, ended = build.vendor().last
+    assert name == "check"
+    ended.failed(64, Reason.UNSUPPORTED_MODEL, "model type `tape_recorder`")
+
+
+def test_weights_that_are_not_there_fail_the_export(iree: Built, original: Path, tmp_path: Path) -> None:
+    build = replace(iree.build, directory=tmp_path / "pod").lay(original)
+    (build.model / "model.safetensors").unlink()
+    _, ended = build.vendor(only=["export"]).last
+    ended.failed(70, Reason.TOOLCHAIN_FAILED, "Error no file named", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("container", "damage", "words"),
+    [
+        ("import", lambda build: (build.work / "onnx/model.onnx").write_bytes(b"no model"), ("DecodeError",)),
+        ("import", lambda build: (build.work / "onnx/model.onnx").unlink(), ("No such file",)),
+        ("compile", lambda build: (build.work / "model.mlir").write_text("func.func @main() { bogus.op }"), ("bogus",)),
+        ("compile", lambda build: (build.work / "model.mlir").unlink(), ("No such file or directory",)),
+        ("probe", lambda build: os.truncate(build.output / "model.vmfb", 5000), ("INVALID_ARGUMENT",)),
+        ("probe", lambda build: (build.output / "model.vmfb").write_bytes(b""), ("INVALID_ARGUMENT",)),
+    ],
+    ids=["no ONNX", "no file", "unknown operator", "no MLIR", "truncated", "empty"],
+)
+def test_what_iree_refuses(
+    iree: Built, tmp_path: Path, container: str, damage: Callable[[Build], object], words: tuple[str, ...]
+) -> None:
+    shutil.copytree(iree.build.directory, tmp_path / "pod", symlinks=True)
+    build = replace(iree.build, directory=tmp_path / "pod")
+    damage(build)
+    name, ended = build.vendor(only=[container]).last
+    assert name == container
+    ended.failed(70, Reason.TOOLCHAIN_FAILED, *words)

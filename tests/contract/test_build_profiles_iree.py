@@ -84,13 +84,6 @@ def test_a_model_that_transformers_does_not_know_is_refused_before_it_is_fetched
     ended.failed(64, Reason.UNSUPPORTED_MODEL, "model type `tape_recorder`")
 
 
-def test_weights_that_are_not_there_fail_the_export(iree: Built, original: Path, tmp_path: Path) -> None:
-    build = replace(iree.build, directory=tmp_path / "pod").lay(original)
-    (build.model / "model.safetensors").unlink()
-    _, ended = build.vendor(only=["export"]).last
-    ended.failed(70, Reason.TOOLCHAIN_FAILED, "Error no file named", "model.safetensors")
-
-
 @pytest.mark.parametrize(
     ("container", "damage", "words"),
     [

@@ -115,7 +115,10 @@ def test_on_the_device_and_the_driver_that_it_is_for_it_serves(
             assert json.loads(answer)["choices"][0]["text"] == expected_text(original, prompt, 64)
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
 
 
 def answered(url: str, body: bytes | None = None) -> bytes | None:

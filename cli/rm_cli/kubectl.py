@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rm_local_cluster
 import yaml
 from rm_local_cluster import Cluster
 
@@ -81,6 +84,23 @@ class Kubectl:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+
+def named_cluster(kubeconfig: Path | None) -> Cluster:
+    """The cluster of ``kubeconfig``, else of $KUBECONFIG, else the local one. CommandFailed where there is none."""
+    named = kubeconfig or next((Path(path) for path in (os.environ.get("KUBECONFIG"),) if path), None)
+    local = rm_local_cluster.status().cluster if named is None else None
+    if local is not None:
+        return local
+    kubectl = shutil.which("kubectl")
+    if named is None:
+        raise CommandFailed(
+            "no cluster is named, and there is no local one: give --kubeconfig, or, to plan, accelerators and profiles "
+            "with -f"
+        )
+    if kubectl is None:
+        raise CommandFailed("kubectl is not installed; with it the cluster can be asked")
+    return Cluster("named", "existing", named, Path(kubectl), Path("helm"))
 
 
 def helm(cluster: Cluster, *arguments: str, timeout: float = 600) -> str:

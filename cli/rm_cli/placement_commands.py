@@ -1,7 +1,6 @@
 """``plan`` and ``explain``: where a model would run, or runs, and why."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import rm_local_cluster
 import yaml
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelFacts
 from rm_api.kinds.model_deployment import Placement
-from rm_local_cluster import Cluster
 from rm_operator.plan.placement import PlacementRequest, ProfileView, place
 from rm_operator.plan.version_probe import UNDER_WAY
 
-from rm_cli.kubectl import CommandFailed, Kubectl
+from rm_cli.kubectl import CommandFailed, Kubectl, named_cluster
 from rm_cli.placement_input import BadInput, Deployment, Input, facts_of, read, read_facts, resolve_facts
 from rm_cli.placement_text import answer_of, text
 
@@ -85,7 +82,7 @@ def plan(
 def explain(name: str, namespace: str, kubeconfig: Path | None, format_: str) -> None:
     """Say why the ModelDeployment NAME runs where it runs. Ends with 3 if it has no place."""
     try:
-        found = Kubectl(_cluster(kubeconfig), namespace).get(_DEPLOYMENTS, name)
+        found = Kubectl(named_cluster(kubeconfig), namespace).get(_DEPLOYMENTS, name)
     except (BadInput, CommandFailed) as error:
         raise click.ClickException(str(error)) from None
     if found is None:
@@ -99,7 +96,7 @@ def _plan(
     live: Mapping[str, Any] = deployment.status
     known = Input(accelerators=given.accelerators, profiles=given.profiles)
     if not given.accelerators:
-        kubectl = Kubectl(_cluster(kubeconfig), deployment.namespace)
+        kubectl = Kubectl(named_cluster(kubeconfig), deployment.namespace)
         listed = json.loads(kubectl.run("get", _KINDS, "-o", "json"))
         known = Input(profiles=dict(given.profiles), strict=False)
         for item in listed["items"]:
@@ -181,19 +178,3 @@ def _print(answers: Sequence[dict[str, Any]], format_: str) -> None:
         click.echo(json.dumps(whole, indent=2) if format_ == "json" else as_yaml)
     if not all((each["status"].get("placement") or {}).get("chosen") for each in answers):
         sys.exit(NOWHERE)
-
-
-def _cluster(kubeconfig: Path | None) -> Cluster:
-    """The cluster that is asked. Raises BadInput where there is none."""
-    named = kubeconfig or next((Path(path) for path in (os.environ.get("KUBECONFIG"),) if path), None)
-    local = rm_local_cluster.status().cluster if named is None else None
-    if local is not None:
-        return local
-    kubectl = shutil.which("kubectl")
-    if named is None:
-        raise BadInput(
-            "no cluster is named, and there is no local one: give --kubeconfig, or accelerators and profiles with -f"
-        )
-    if kubectl is None:
-        raise BadInput("kubectl is not installed; with it the cluster can be asked")
-    return Cluster("named", "existing", named, Path(kubectl), Path("helm"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,21 @@ from rm_abstract.store.registry import Descriptor, Registry, sha256
 SCHEME: Final = "oci://"
 _ARTIFACT_TYPE: Final = "application/vnd.unknown.artifact.v1"
 _EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
-_FILE_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
+FILE_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
+EMPTY: Final = b"{}"
+"""Config of what is no image, in the words of the OCI."""
+
+
+def files_manifest(layers: Sequence[Descriptor], artifact_type: str = _ARTIFACT_TYPE) -> bytes:
+    """Manifest of something that is files, each a layer with its name as the title. Its config is ``EMPTY``."""
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MEDIA_TYPE_MANIFEST,
+        "artifactType": artifact_type,
+        "config": Descriptor(_EMPTY_TYPE, sha256(EMPTY), len(EMPTY), {}).to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
 
 
 def push_model(directory: Path, reference: str) -> str:
@@ -40,19 +55,11 @@ def push_model(directory: Path, reference: str) -> str:
             for chunk in file_chunks(path):
                 digest.update(chunk)
             layer = Descriptor(
-                _FILE_TYPE, f"sha256:{digest.hexdigest()}", path.stat().st_size, {OCI_ANNOTATION_TITLE: name}
+                FILE_TYPE, f"sha256:{digest.hexdigest()}", path.stat().st_size, {OCI_ANNOTATION_TITLE: name}
             )
             registry.put_blob(target, layer.digest, layer.size, partial(file_chunks, path))
             layers.append(layer)
-        empty = b"{}"
-        registry.put_blob(target, sha256(empty), len(empty), lambda: [empty])
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MEDIA_TYPE_MANIFEST,
-            "artifactType": _ARTIFACT_TYPE,
-            "config": Descriptor(_EMPTY_TYPE, sha256(empty), len(empty), {}).to_json(),
-            "layers": [layer.to_json() for layer in layers],
-        }
-        return registry.put_manifest(target, json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
+        registry.put_blob(target, sha256(EMPTY), len(EMPTY), lambda: [EMPTY])
+        return registry.put_manifest(target, files_manifest(layers))
     finally:
         registry.close()

@@ -128,7 +128,7 @@ def progress(artifact: Mapping[str, Any], now: datetime) -> str:
         said.append(
             f"{spent} of about {duration(float(expected))}" if expected else f"{spent}, no earlier build to compare"
         )
-    if ready.get("message") and not status.get("startedAt"):
+    if ready.get("message") and not (status.get("startedAt") and ready.get("reason") == "Building"):
         said.append(str(ready["message"]))
     return ", ".join(said)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rm_abstract.store.bundle import Image
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelFacts
 from rm_api.names import GROUP
-from rm_operator.plan.key import KeyInputs, artifact_key
+from rm_operator.plan.building import artifact_spec
 
 Object = dict[str, Any]
 
@@ -39,15 +39,14 @@ def portable(obj: Mapping[str, Any]) -> Object:
 def key_of(profile: Mapping[str, Any], artifact: BuildArtifactSpec, facts: ModelFacts) -> str:
     """Key that an operator finds for the artifact with this profile: the artifact's own, if it would take it."""
     spec = BuildProfileSpec.model_validate(profile["spec"])
-    base = artifact.base.key if artifact.base else None
+    shape, versions = artifact.shape, (tuple(artifact.drivers), tuple(artifact.sdks))
     keys = [
-        artifact_key(
-            KeyInputs.from_profile(
-                spec, facts, artifact.dtype, artifact.shape, isa, base=base, toolchain=artifact.toolchain
-            )
-        )
+        artifact_spec(
+            artifact.profile, spec, facts, artifact.dtype, shape.max_sequence_length, shape.max_batch_size, None, isa,
+            artifact.base, artifact.toolchain, *versions,
+        ).key
         for isa in _ISAS
-    ]
+    ]  # fmt: skip
     return artifact.key if artifact.key in keys else keys[0]
 
 

@@ -104,7 +104,9 @@ def test_durations(seconds: float, text: str) -> None:
             "a-one: ImagePullFailed, 30 s, no earlier build to compare, cc:1 is not there",
         ),
         (
-            artifact(ready="Building", stage="fetch", startedAt="2026-03-01T11:59:30Z", message="attempt 1, fetch runs"),
+            artifact(
+                ready="Building", stage="fetch", startedAt="2026-03-01T11:59:30Z", message="attempt 1, fetch runs"
+            ),
             "a-one: Building, stage fetch, 30 s, no earlier build to compare",
         ),
         (

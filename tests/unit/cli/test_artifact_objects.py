@@ -7,6 +7,7 @@ import pytest
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelFacts
 from rm_api.names import API_VERSION
 from rm_cli.offline_objects import images_of, key_of, mirrored, model_reference, move_images, places, portable
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.key import KeyInputs, artifact_key
 
 DIGEST = "sha256:" + "a" * 64
@@ -84,6 +85,7 @@ def artifact_spec(profile: dict[str, Any], isa: str = "x86_64", **changes: Any) 
         KeyInputs.from_profile(
             spec, facts(), artifact.dtype, artifact.shape, isa, toolchain=artifact.toolchain,
             base=artifact.base.key if artifact.base else None,
+            chosen=NodeClass(tuple(artifact.drivers), tuple(artifact.sdks)),
         )
     )  # fmt: skip
     return artifact.model_copy(update={"key": key})
@@ -98,7 +100,11 @@ BASE = {"name": "a-base", "key": "1" * 64, "location": "r/x@" + DIGEST}
 
 
 @pytest.mark.parametrize("isa", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("changes", [{}, {"toolchain": TOOLCHAIN}, {"base": BASE}], ids=["plain", "probed", "based"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"toolchain": TOOLCHAIN}, {"base": BASE}, {"drivers": ["1.4"], "sdks": ["2"]}],
+    ids=["plain", "probed", "based", "of a class"],
+)
 def test_the_key_is_found_again(isa: str, changes: dict[str, Any]) -> None:
     made = artifact_spec(PROFILE, isa, **changes)
     assert key_of(PROFILE, made, facts()) == made.key

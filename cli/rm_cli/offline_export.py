@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from rm_abstract.core.errors import BadInput
 from rm_abstract.store import bundle
+from rm_abstract.store.backend import Backends
 from rm_abstract.store.bundle import Contents, Say
 from rm_abstract.store.oci_layout import LayoutWriter, write_tar
 from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Descriptor, Registry
-from rm_api.conditions import Reason
+from rm_abstract.store.registry import Descriptor
 from rm_api.kinds import BuildArtifactSpec, ModelFacts
 from rm_api.names import artifact_repository
 
@@ -192,17 +192,13 @@ def _content(
 ) -> tuple[Contents, list[Descriptor]]:  # fmt: skip
     listed: list[Descriptor] = []
     artifacts, models, deployments = [], {}, []
-    client = Registry(unreachable=Reason.STORE_UNREACHABLE)
-    try:
+    with Backends() as backends:
         for (namespace, name), artifact in selection.artifacts.items():
-            spec = artifact["spec"]
-            at = Reference.parse(artifact["status"]["location"])
-            at = replace(at, host=registry) if registry else at
-            manifest, size = bundle.add_artifact(client, str(at), spec["key"], writer, say)
+            spec, location = artifact["spec"], artifact["status"]["location"]
+            at = str(replace(Reference.parse(location), host=registry)) if registry else location
+            manifest, size = bundle.add_artifact(backends, at, spec["key"], writer, say)
             listed.append(bundle.named(manifest, artifact_repository(namespace, name)))
             artifacts.append(bundle.Artifact(namespace, name, spec["key"], manifest.digest, size, spec))
-    finally:
-        client.close()
     for deployment in selection.deployments:
         name, namespace = deployment["metadata"]["name"], deployment["metadata"]["namespace"]
         facts = deployment["status"]["model"]

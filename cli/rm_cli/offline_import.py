@@ -8,10 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.store.backend import Backends
 from rm_abstract.store.bundle import Bundle, Model, Say
-from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Registry
-from rm_api.conditions import Reason
 from rm_api.kinds import BuildArtifactSpec, ModelFacts
 from rm_api.names import (
     ARTIFACT_TAG,
@@ -196,18 +194,15 @@ def operator_store(kubectl: Kubectl) -> str | None:
 
 def push(todo: Import, say: Say) -> int:
     """Push what the registries lack; how many manifests that were. Objects are not touched."""
-    store = Registry(unreachable=Reason.STORE_UNREACHABLE)
     pushed = 0
-    try:
+    with Backends() as backends:
         for model in todo.bundle.contents.models:
-            to = Reference.parse(f"{todo.target.models}/{model_reference(model.source, model.digest)}")
-            pushed += todo.bundle.push(model.digest, store, to, say)
+            to = f"{todo.target.models}/{model_reference(model.source, model.digest)}"
+            pushed += todo.bundle.push(model.digest, backends, to, say)
         for artifact in todo.bundle.contents.artifacts:
             repository = artifact_repository(artifact.namespace, artifact.name)
-            to = Reference.parse(f"{todo.target.registry}/{repository}:{ARTIFACT_TAG}")
-            pushed += todo.bundle.push(artifact.digest, store, to, say)
-    finally:
-        store.close()
+            to = f"{todo.target.registry}/{repository}:{ARTIFACT_TAG}"
+            pushed += todo.bundle.push(artifact.digest, backends, to, say)
     return pushed
 
 

@@ -20,10 +20,10 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient, Workl
 from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.http import Http
 from rm_abstract.sources import resolve_model
-from rm_abstract.store import ArtifactStore, Reference, bundle, push_model
+from rm_abstract.store import ArtifactStore, bundle, push_model
+from rm_abstract.store.backend import Backends
 from rm_abstract.store.bundle import Bundle, Contents
 from rm_abstract.store.oci_layout import Layout, LayoutWriter, write_tar
-from rm_abstract.store.registry import Registry
 
 KEY = "5" * 64
 REPOSITORY = "artifacts/team/a-one"
@@ -90,9 +90,8 @@ def quiet(_: str) -> None:
 def export(given: Given, directory: Path, source: str | None = None) -> None:
     """A bundle of the model and the artifact."""
     facts = given.facts if source is None else resolve_model(source)
-    client = Registry()
-    with LayoutWriter(directory) as writer:
-        artifact, size = bundle.add_artifact(client, given.location, KEY, writer, quiet)
+    with LayoutWriter(directory) as writer, Backends() as stores:
+        artifact, size = bundle.add_artifact(stores, given.location, KEY, writer, quiet)
         model, model_size = bundle.add_model(facts["source"], facts["revision"], facts["weightsDigest"], writer, quiet)
         contents = Contents(
             "1.0",
@@ -102,19 +101,14 @@ def export(given: Given, directory: Path, source: str | None = None) -> None:
             [bundle.Image("reg.example.com/x:1", "sha256:" + "e" * 64, ["step"])],
         )
         bundle.finish(writer, contents, "kind: X\n", [bundle.named(artifact, REPOSITORY), bundle.named(model, "m/x:1")])
-    client.close()
 
 
 def push_all(given: Given, read: Bundle) -> int:
     read.layout.verify()
-    client = Registry()
-    try:
-        to = Reference.parse(f"{given.there.host}/models/tiny:1")
-        pushed = read.push(read.contents.models[0].digest, client, to, quiet)
-        at = Reference.parse(f"{given.there.host}/{REPOSITORY}:v1")
-        return pushed + read.push(read.contents.artifacts[0].digest, client, at, quiet)
-    finally:
-        client.close()
+    with Backends() as stores:
+        pushed = read.push(read.contents.models[0].digest, stores, f"{given.there.host}/models/tiny:1", quiet)
+        at = f"{given.there.host}/{REPOSITORY}:v1"
+        return pushed + read.push(read.contents.artifacts[0].digest, stores, at, quiet)
 
 
 def check_there(given: Given, read: Bundle, destination: Path) -> None:
@@ -422,13 +416,12 @@ def test_another_model_than_the_one_that_was_resolved(given: Given, tmp_path: Pa
         now = resolve_model("pvc://models/tiny")
         with pytest.raises(ArtifactMismatch, match="the weights of pvc://models/tiny have digest"):
             bundle.add_model(now["source"], now["revision"], "sha256:" + "0" * 64, writer, quiet)
-        client = Registry()
-        with pytest.raises(ArtifactMismatch, match=r"of key 5+, not 6+"):
-            bundle.add_artifact(client, given.location, "6" * 64, writer, quiet)
         gone = given.location[:-64] + "0" * 64
-        with pytest.raises(ArtifactMismatch, match="not complete in the store"):
-            bundle.add_artifact(client, gone, KEY, writer, quiet)
-        client.close()
+        with Backends() as stores:
+            with pytest.raises(ArtifactMismatch, match=r"key 5+, not 6+"):
+                bundle.add_artifact(stores, given.location, "6" * 64, writer, quiet)
+            with pytest.raises(ArtifactMismatch, match="not complete in the store"):
+                bundle.add_artifact(stores, gone, KEY, writer, quiet)
 
 
 def test_an_artifact_of_the_same_key_that_was_built_there_stays(given: Given, tmp_path: Path) -> None:

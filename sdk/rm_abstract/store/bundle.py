@@ -23,10 +23,12 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.http import NotFound
 from rm_abstract.sources import open_source
 from rm_abstract.sources.facts import weight_files, weights_digest
+from rm_abstract.store.backend import Backend, Backends
+from rm_abstract.store.image import image
 from rm_abstract.store.models import EMPTY, FILE_TYPE, SCHEME, files_manifest
-from rm_abstract.store.oci_layout import Layout, LayoutWriter, parts_of
+from rm_abstract.store.oci_layout import Layout, LayoutWriter
 from rm_abstract.store.reference import Reference
-from rm_abstract.store.registry import Descriptor, Registry
+from rm_abstract.store.registry import Descriptor, Manifest
 
 SCHEMA: Final = 1
 """Version of what a bundle's files say. A reader knows this one and those before it."""
@@ -108,34 +110,28 @@ class Contents:
     images: list[Image]
 
 
-def copy_image(registry: Registry, source: Reference, writer: LayoutWriter, say: Say) -> Descriptor:
-    """Put the manifest at a digest, and all that it names, into a layout, byte for byte."""
-    manifest = registry.manifest(source)
+def _copy(backend: Backend, source: Reference, manifest: Manifest, writer: LayoutWriter, say: Say) -> Descriptor:
+    """Put a manifest, and all that it names, into a layout, byte for byte."""
     for blob in (manifest.config, *manifest.layers):
         if not writer.has(blob.digest, blob.size):
             say(f"{source.repository}: {blob.digest[:19]}, {blob.size} bytes")
-            writer.stream(registry.blob(source, blob), blob.digest, blob.size)
-    digest, size = writer.add(registry.manifest_bytes(source.at(manifest.digest)))
-    return Descriptor(MEDIA_TYPE_MANIFEST, digest, size, {})
+            writer.stream(backend.blob(source, blob), blob.digest, blob.size)
+    return Descriptor(MEDIA_TYPE_MANIFEST, *writer.add(manifest.body), {})
 
 
-def add_artifact(registry: Registry, location: str, key: str, writer: LayoutWriter, say: Say) -> tuple[Descriptor, int]:
+def add_artifact(backends: Backends, location: str, key: str, writer: LayoutWriter, say: Say) -> tuple[Descriptor, int]:
     """Put the artifact at ``location``, which has a digest, into a layout; its manifest and size.
 
     Raises ArtifactMismatch where it is not the one of ``key``, or not complete.
     """
-    source = Reference.parse(location)
+    backend, source = backends.at(location)
     if not source.digest:
         raise BadInput(f"{location} does not name a digest")
     try:
-        manifest = registry.manifest(source)
-        found = manifest.annotations.get(OCI_ANNOTATION_KEY)
-        if found != key:
-            raise ArtifactMismatch(f"{location} is the artifact of key {found}, not {key}")
-        copied = copy_image(registry, source, writer, say)
+        manifest = image(backend, source, {OCI_ANNOTATION_KEY: key})
+        return _copy(backend, source, manifest, writer, say), manifest.size
     except NotFound as error:
         raise ArtifactMismatch(f"{location} is not complete in the store: {error}") from error
-    return copied, sum(layer.size for layer in manifest.layers)
 
 
 def add_model(
@@ -151,13 +147,10 @@ def add_model(
         weights = weight_files(opened)
         if source.startswith(SCHEME):
             # It is pinned by its manifest's digest, and goes on as it is.
-            registry = Registry()
-            try:
-                at = Reference.parse(source.removeprefix(SCHEME)).at(revision)
-                copied = copy_image(registry, at, writer, say)
-            finally:
-                registry.close()
-            return copied, sum(layer.size for layer in parts_of(writer.read(copied))[1:])
+            with Backends() as backends:
+                backend, at = backends.at(str(Reference.parse(source.removeprefix(SCHEME)).at(revision)))
+                manifest = backend.manifest(at)
+                return _copy(backend, at, manifest, writer, say), manifest.size
         layers, found = [], {}
         for file, known in opened.files.items():
             of = json.dumps([source, revision, file])
@@ -199,7 +192,7 @@ def _unpinned(image: Image) -> bool:
 
 def _platform(writer: LayoutWriter, manifest: Descriptor) -> dict[str, Any]:
     """What tools that choose by platform go by; an artifact is an image."""
-    config = parts_of(writer.read(manifest))[0]
+    config = Manifest.of(writer.read(manifest), manifest.digest).config
     if config.media_type != MEDIA_TYPE_CONFIG:
         return {}
     said = json.loads(writer.read(config))
@@ -259,24 +252,24 @@ class Bundle:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactMismatch(f"{self.layout.path} is damaged: {CONTENTS} cannot be read ({error!r})") from None
 
-    def push(self, digest: str, registry: Registry, target: Reference, say: Say) -> bool:
-        """Push one of the manifests to a tag, after all that it names; False where it is there already.
+    def push(self, digest: str, backends: Backends, to: str, say: Say) -> bool:
+        """Push one of the manifests to the tag ``to``, after all that it names; False where it is there already.
 
         An artifact of the same key that is there already stays: it was built there.
         """
-        manifest = self._manifests[digest]
-        found = registry.resolve(target)
+        backend, target = backends.at(to)
+        found = backend.resolve(target)
         if found == digest:
             return False
-        parts = self.layout.parts(manifest)
-        key = json.loads(self.layout.read(manifest)).get("annotations", {}).get(OCI_ANNOTATION_KEY)
-        if found and key and registry.manifest(target).annotations.get(OCI_ANNOTATION_KEY) == key:
+        manifest = self.layout.manifest(self._manifests[digest])
+        key = manifest.annotations.get(OCI_ANNOTATION_KEY)
+        if found and key and backend.manifest(target).annotations.get(OCI_ANNOTATION_KEY) == key:
             say(f"{target}: another build of the same artifact is there, and stays")
             return False
-        for blob in parts:
+        for blob in (manifest.config, *manifest.layers):
             say(f"{target.repository}: {blob.digest[:19]}, {blob.size} bytes")
-            registry.put_blob(target, blob.digest, blob.size, partial(self.layout.chunks, blob))
-        registry.put_manifest(target, self.layout.read(manifest))
+            backend.put_blob(target, blob.digest, blob.size, partial(self.layout.chunks, blob))
+        backend.put_manifest(target, manifest.body)
         return True
 
 

@@ -1,6 +1,5 @@
 """OCI image layouts: content in a directory, or in a tar of it, as a registry would hold it."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -16,8 +15,9 @@ from typing import Any, Final, Self
 from rm_api.names import MEDIA_TYPE_INDEX
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient
+from rm_abstract.store.destination import FULL
 from rm_abstract.store.reference import DIGEST
-from rm_abstract.store.registry import Descriptor, sha256
+from rm_abstract.store.registry import Descriptor, Manifest, sha256, verified
 
 _MARKER: Final = "oci-layout"
 _VERSION: Final = b'{"imageLayoutVersion":"1.0.0"}'
@@ -27,17 +27,15 @@ _PART: Final = ".part"
 _JOURNAL: Final = ".fetched.jsonl"
 _MAX_DOCUMENT: Final = 256 << 20
 _CHUNK: Final = 1 << 20
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No space, a quota, and a limit on the size of files."""
 
 
 @contextmanager
-def room(directory: Path) -> Iterator[None]:
-    """Say of a volume that is full that it is."""
+def _room(directory: Path) -> Iterator[None]:
+    """Say of a volume that is full that it is, and that what is there stays."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise Transient(
                 f"the volume of {directory} is full ({error.strerror}): make room, and run the same again; "
                 "it goes on where it ended"
@@ -58,7 +56,7 @@ class LayoutWriter:
         self._journal: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> Self:
-        with room(self.directory):
+        with _room(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.directory, os.O_RDONLY)
             try:
@@ -107,7 +105,7 @@ class LayoutWriter:
         """Put bytes in place, and return their digest and size. ArtifactMismatch where these are not what is given."""
         hashed, count = hashlib.sha256(), 0
         part = self._blobs / f"{os.getpid()}{_PART}"
-        with room(self.directory):
+        with _room(self.directory):
             with part.open("wb") as out:
                 for chunk in chunks:
                     hashed.update(chunk)
@@ -134,7 +132,7 @@ class LayoutWriter:
     def note(self, of: str, digest: str, size: int) -> None:
         """Remember what ``of`` turned out to be, for whoever goes on after this process."""
         self._journal[of] = (digest, size)
-        with room(self.directory), (self.directory / _JOURNAL).open("a", encoding="utf-8") as journal:
+        with _room(self.directory), (self.directory / _JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write("\n" + json.dumps({"of": of, "digest": digest, "size": size}) + "\n")
 
     def finish(self, manifests: Sequence[Mapping[str, Any]], annotations: Mapping[str, str]) -> None:
@@ -143,7 +141,7 @@ class LayoutWriter:
             "schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": list(manifests),
             "annotations": dict(annotations),
         }  # fmt: skip
-        with room(self.directory):
+        with _room(self.directory):
             _sync(self._blobs)
             _replace(self.directory / _INDEX, json.dumps(index, sort_keys=True, indent=1).encode())
             _sync(self.directory)
@@ -197,9 +195,14 @@ class Layout:
         """What the index lists."""
         return [Descriptor.of(raw) for raw in self.index["manifests"]]
 
+    def manifest(self, descriptor: Descriptor) -> Manifest:
+        """An image manifest of the layout."""
+        return Manifest.of(self.read(descriptor), f"{self.path} is damaged: {descriptor.digest}")
+
     def parts(self, manifest: Descriptor) -> list[Descriptor]:
         """Config and layers of a manifest."""
-        return parts_of(self.read(manifest))
+        found = self.manifest(manifest)
+        return [found.config, *found.layers]
 
     def reachable(self) -> list[Descriptor]:
         """Every blob that the index leads to, once."""
@@ -227,22 +230,12 @@ class Layout:
 
     def chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob. The last piece comes only if size and digest are right."""
-        hashed, count, held = hashlib.sha256(), 0, b""
         try:
-            for chunk in self._file(f"{_BLOBS}/{blob.digest.removeprefix('sha256:')}"):
-                hashed.update(chunk)
-                count += len(chunk)
-                if held:
-                    yield held
-                held = chunk
+            yield from verified(
+                self._file(f"{_BLOBS}/{blob.digest.removeprefix('sha256:')}"), blob, f"{self.path} is damaged: it"
+            )
         except FileNotFoundError:
             raise ArtifactMismatch(f"{self.path} is not complete: {blob.digest} is missing") from None
-        if count != blob.size or f"sha256:{hashed.hexdigest()}" != blob.digest:
-            raise ArtifactMismatch(
-                f"{self.path} is damaged: {blob.digest} has other content ({count} of {blob.size} bytes); "
-                "copy it once more"
-            )
-        yield held
 
     def _file(self, name: str) -> Iterator[bytes]:
         if self._members is None:
@@ -260,21 +253,12 @@ class Layout:
                 yield chunk
 
 
-def parts_of(manifest: bytes) -> list[Descriptor]:
-    """Config and layers of a manifest. Raises ArtifactMismatch where it is none."""
-    try:
-        raw = json.loads(manifest)
-        return [Descriptor.of(raw["config"]), *(Descriptor.of(layer) for layer in raw["layers"])]
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactMismatch(f"{sha256(manifest)} is no image manifest") from None
-
-
 def write_tar(directory: Path, target: Path) -> None:
     """A layout as one file, which appears when it is complete."""
     layout = Layout(directory)
     names = [_MARKER, _INDEX, *sorted(f"{_BLOBS}/{each.digest.removeprefix('sha256:')}" for each in layout.reachable())]
     part = target.with_name(target.name + _PART)
-    with room(target.parent):
+    with _room(target.parent):
         with part.open("wb") as out:
             with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for name in names:

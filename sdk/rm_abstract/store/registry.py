@@ -68,6 +68,8 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str]
+    body: bytes
+    """It, byte for byte."""
 
     @classmethod
     def of(cls, body: bytes, where: str) -> "Manifest":
@@ -80,7 +82,7 @@ class Manifest:
             raise ArtifactMismatch(f"{where} is no manifest") from None
         if not isinstance(layers, list):
             raise ArtifactMismatch(f"{where} is no image manifest")
-        return cls(sha256(body), Descriptor.of(config), tuple(map(Descriptor.of, layers)), named)
+        return cls(sha256(body), Descriptor.of(config), tuple(map(Descriptor.of, layers)), named, bytes(body))
 
     @property
     def size(self) -> int:
@@ -205,8 +207,10 @@ class Registry:
 
     def manifest(self, reference: Reference) -> Manifest:
         """The image manifest at a reference, through an index if that has just one. Bytes and digest agree."""
-        body = self.manifest_bytes(reference)
+        body = self._manifest_bytes(reference)
         digest = sha256(body)
+        if reference.digest and reference.digest != digest:
+            raise ArtifactMismatch(f"{reference.host} gave another manifest than {reference.digest}: {digest}")
         try:
             raw = json.loads(body)
             media_type = raw.get("mediaType", MEDIA_TYPE_MANIFEST)
@@ -218,13 +222,6 @@ class Registry:
                 raise BadInput(f"{reference} is an index of {len(children)} manifests; name one of them by its digest")
             return self.manifest(reference.at(Descriptor.of(children[0]).digest))
         return Manifest.of(body, str(reference))
-
-    def manifest_bytes(self, reference: Reference) -> bytes:
-        """A manifest as it is in the registry, of whatever kind; of a reference with a digest, the bytes of that."""
-        body = self._manifest_bytes(reference)
-        if reference.digest and reference.digest != sha256(body):
-            raise ArtifactMismatch(f"{reference.host} gave another manifest than {reference.digest}: {sha256(body)}")
-        return body
 
     def _manifest_bytes(self, reference: Reference) -> bytes:
         return patiently(lambda: self._read_manifest(reference), self._attempts)

@@ -4,13 +4,14 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +33,53 @@ BLOBS = "blobs/sha256"
 
 @dataclass(frozen=True)
 class Given:
-    """A model and an artifact where they come from, and a registry that has nothing yet."""
+    """A model and an artifact where they come from."""
 
-    source: str
     facts: dict[str, Any]
+    """Of the model in the registry."""
     location: str
-    here: RunningRegistry
-    there: RunningRegistry
     model: Path
+    """The same model in the volume claim ``models``; each test has its own."""
     built: Path
+    hosts: str
 
 
-@pytest.fixture
-def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    with running_registry(tmp_path / "a") as here, running_registry(tmp_path / "b") as there:
-        monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", f"{here.host},{there.host}")
-        monkeypatch.delenv("NETRC", raising=False)
-        monkeypatch.setenv("RMA_PVC_DIR", str(tmp_path / "volumes"))
-        model, built = tmp_path / "volumes/models/tiny", tmp_path / "built"
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
+    directory = tmp_path_factory.mktemp("here")
+    with running_registry(directory) as registry, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMA_PLAIN_HTTP_HOSTS", registry.host)
+        patch.delenv("NETRC", raising=False)
+        model, built = directory / "model", directory / "built"
         write_model(model)
         (built / "deep").mkdir(parents=True)
         (built / "model.bin").write_bytes(random.Random(1).randbytes(700_000))
         (built / "deep/more").write_text("more")
         with ArtifactStore(max_layer_bytes=300_000) as store:
-            pushed = store.push(BuildArtifact(built, KEY, "fmt"), f"{here.host}/{REPOSITORY}:v1")
-        source = f"oci://{here.host}/acme/tiny:1"
+            pushed = store.push(BuildArtifact(built, KEY, "fmt"), f"{registry.host}/{REPOSITORY}:v1")
+        source = f"oci://{registry.host}/acme/tiny:1"
         push_model(model, source)
-        facts = resolve_model(source)
-        yield Given(source, facts, f"{here.host}/{REPOSITORY}@{pushed.digest}", here, there, model, built)
+        location = f"{registry.host}/{REPOSITORY}@{pushed.digest}"
+        yield Given(resolve_model(source), location, model, built, registry.host)
+
+
+@pytest.fixture
+def given(here: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
+    monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", here.hosts)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("RMA_PVC_DIR", str(tmp_path / "volumes"))
+    mine = replace(here, model=tmp_path / "volumes/models/tiny", built=tmp_path / "built")
+    shutil.copytree(here.model, mine.model)
+    shutil.copytree(here.built, mine.built)
+    return mine
+
+
+@pytest.fixture
+def there(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningRegistry]:
+    """A registry that has nothing yet."""
+    with running_registry(tmp_path) as registry:
+        monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", f"{given.hosts},{registry.host}")
+        yield registry
 
 
 def write_model(directory: Path) -> None:
@@ -103,21 +121,21 @@ def export(given: Given, directory: Path, source: str | None = None) -> None:
         bundle.finish(writer, contents, "kind: X\n", [bundle.named(artifact, REPOSITORY), bundle.named(model, "m/x:1")])
 
 
-def push_all(given: Given, read: Bundle) -> int:
+def push_all(there: RunningRegistry, read: Bundle) -> int:
     read.layout.verify()
     with Backends() as stores:
-        pushed = read.push(read.contents.models[0].digest, stores, f"{given.there.host}/models/tiny:1", quiet)
-        at = f"{given.there.host}/{REPOSITORY}:v1"
+        pushed = read.push(read.contents.models[0].digest, stores, f"{there.host}/models/tiny:1", quiet)
+        at = f"{there.host}/{REPOSITORY}:v1"
         return pushed + read.push(read.contents.artifacts[0].digest, stores, at, quiet)
 
 
-def check_there(given: Given, read: Bundle, destination: Path) -> None:
+def check_there(given: Given, there: RunningRegistry, read: Bundle, destination: Path) -> None:
     """What came out is what went in."""
-    facts = resolve_model(f"oci://{given.there.host}/models/tiny:1")
+    facts = resolve_model(f"oci://{there.host}/models/tiny:1")
     same = ("configDigest", "tensorsDigest", "weightsDigest", "parameters", "architecture")
     assert [facts[name] for name in same] == [given.facts[name] for name in same]
     assert facts["revision"] == read.contents.models[0].digest
-    at = f"{given.there.host}/{REPOSITORY}@{read.contents.artifacts[0].digest}"
+    at = f"{there.host}/{REPOSITORY}@{read.contents.artifacts[0].digest}"
     assert given.location.endswith(read.contents.artifacts[0].digest)
     with ArtifactStore() as store:
         store.pull(at, destination, key=KEY)
@@ -125,14 +143,16 @@ def check_there(given: Given, read: Bundle, destination: Path) -> None:
     assert (destination / "deep/more").read_text() == "more"
 
 
-def is_there(given: Given, reference: str) -> bool:
+def is_there(there: RunningRegistry, reference: str) -> bool:
     with ArtifactStore() as store:
-        return store.resolve_manifest(f"{given.there.host}/{reference}") is not None
+        return store.resolve_manifest(f"{there.host}/{reference}") is not None
 
 
 @pytest.mark.parametrize("source", ["registry", "volume"])
 @pytest.mark.parametrize("packed", [False, True], ids=["directory", "tar"])
-def test_what_arrives_is_what_was_sent(given: Given, tmp_path: Path, source: str, packed: bool) -> None:
+def test_what_arrives_is_what_was_sent(
+    given: Given, there: RunningRegistry, tmp_path: Path, source: str, packed: bool
+) -> None:
     path = tmp_path / "bundle"
     export(given, path, None if source == "registry" else "pvc://models/tiny")
     if packed:
@@ -140,9 +160,9 @@ def test_what_arrives_is_what_was_sent(given: Given, tmp_path: Path, source: str
         path = tmp_path / "bundle.tar"
     read = Bundle(path)
     assert read.objects == b"kind: X\n"
-    assert push_all(given, read) == 2
-    check_there(given, read, tmp_path / "pulled")
-    assert push_all(given, read) == 0
+    assert push_all(there, read) == 2
+    check_there(given, there, read, tmp_path / "pulled")
+    assert push_all(there, read) == 0
 
 
 def test_the_same_content_is_the_same_bundle_and_what_is_gone_leaves_it(given: Given, tmp_path: Path) -> None:
@@ -230,7 +250,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_looks_like_a_bundle(given:
     assert kills > 30
 
 
-def test_an_export_goes_on_where_it_was_killed(given: Given, tmp_path: Path) -> None:
+def test_an_export_goes_on_where_it_was_killed(given: Given, there: RunningRegistry, tmp_path: Path) -> None:
     path, seen = tmp_path / "bundle", dict[str, int]()
     for _ in each_time(lambda _: export(given, path, "pvc://models/tiny"), at_file_events):
         for name, inode in seen.items():
@@ -240,7 +260,7 @@ def test_an_export_goes_on_where_it_was_killed(given: Given, tmp_path: Path) -> 
         ]
         seen = {file.name: file.stat().st_ino for file in complete}
     Bundle(path).layout.verify()
-    assert push_all(given, Bundle(path)) == 2
+    assert push_all(there, Bundle(path)) == 2
 
 
 def test_a_bundle_that_is_brought_up_to_date_is_the_old_or_the_new_one_at_any_time(
@@ -261,23 +281,25 @@ def test_a_bundle_that_is_brought_up_to_date_is_the_old_or_the_new_one_at_any_ti
     assert found == {True, False}
 
 
-def test_an_import_that_is_killed_shows_nothing_that_is_not_complete(given: Given, tmp_path: Path) -> None:
+def test_an_import_that_is_killed_shows_nothing_that_is_not_complete(
+    given: Given, there: RunningRegistry, tmp_path: Path
+) -> None:
     export(given, tmp_path / "bundle")
     read = Bundle(tmp_path / "bundle")
     kills = 0
-    for kills in each_time(lambda _: push_all(given, Bundle(tmp_path / "bundle")), at_requests):
-        if is_there(given, f"{REPOSITORY}:v1"):
-            check_there(given, read, tmp_path / f"pulled-{kills}")
-        if is_there(given, "models/tiny:1"):
-            resolve_model(f"oci://{given.there.host}/models/tiny:1")
+    for kills in each_time(lambda _: push_all(there, Bundle(tmp_path / "bundle")), at_requests, step=3):
+        if is_there(there, f"{REPOSITORY}:v1"):
+            check_there(given, there, read, tmp_path / f"pulled-{kills}")
+        if is_there(there, "models/tiny:1"):
+            resolve_model(f"oci://{there.host}/models/tiny:1")
     assert kills > 10
-    check_there(given, read, tmp_path / "pulled")
+    check_there(given, there, read, tmp_path / "pulled")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["directory", "tar"])
 @pytest.mark.parametrize("change", ["flipped", "truncated", "missing"])
 def test_damage_is_found_in_each_blob_before_anything_is_pushed(
-    given: Given, tmp_path: Path, change: str, packed: bool
+    given: Given, there: RunningRegistry, tmp_path: Path, change: str, packed: bool
 ) -> None:
     good = tmp_path / "bundle"
     export(given, good)
@@ -293,12 +315,12 @@ def test_damage_is_found_in_each_blob_before_anything_is_pushed(
             file.write_bytes(raw[:-1] if change == "truncated" else flipped)
         path = packed_by_hand(good, tmp_path / "bundle.tar") if packed else good
         with pytest.raises(ArtifactMismatch, match=r"damaged|not complete|cannot be read|no image manifest"):
-            push_all(given, Bundle(path))
+            push_all(there, Bundle(path))
         file.write_bytes(raw)
-    assert not is_there(given, f"{REPOSITORY}:v1")
-    assert not is_there(given, "models/tiny:1")
-    assert not list(given.there.storage.rglob("data")), "nothing was uploaded"
-    assert push_all(given, Bundle(good)) == 2
+    assert not is_there(there, f"{REPOSITORY}:v1")
+    assert not is_there(there, "models/tiny:1")
+    assert not list(there.storage.rglob("data")), "nothing was uploaded"
+    assert push_all(there, Bundle(good)) == 2
 
 
 def packed_by_hand(directory: Path, target: Path) -> Path:
@@ -364,7 +386,7 @@ def test_an_index_that_is_wrong_is_refused(given: Given, tmp_path: Path, change:
         Bundle(tmp_path / "bundle")
 
 
-def test_a_tar_that_is_cut_off_is_refused(given: Given, tmp_path: Path) -> None:
+def test_a_tar_that_is_cut_off_is_refused(given: Given, there: RunningRegistry, tmp_path: Path) -> None:
     export(given, tmp_path / "bundle")
     whole = tmp_path / "bundle.tar"
     write_tar(tmp_path / "bundle", whole)
@@ -372,8 +394,8 @@ def test_a_tar_that_is_cut_off_is_refused(given: Given, tmp_path: Path) -> None:
     for size in (0, 100, 5000, len(raw) // 2, len(raw) - 20_000):
         whole.write_bytes(raw[:size])
         with pytest.raises(WorkloadError):
-            push_all(given, Bundle(whole))
-    assert not list(given.there.storage.rglob("data"))
+            push_all(there, Bundle(whole))
+    assert not list(there.storage.rglob("data"))
 
 
 def test_a_full_volume_is_said_and_what_is_there_is_used_again(given: Given, tmp_path: Path) -> None:
@@ -424,14 +446,16 @@ def test_another_model_than_the_one_that_was_resolved(given: Given, tmp_path: Pa
                 bundle.add_artifact(stores, gone, KEY, writer, quiet)
 
 
-def test_an_artifact_of_the_same_key_that_was_built_there_stays(given: Given, tmp_path: Path) -> None:
+def test_an_artifact_of_the_same_key_that_was_built_there_stays(
+    given: Given, there: RunningRegistry, tmp_path: Path
+) -> None:
     export(given, tmp_path / "bundle")
     (given.built / "model.bin").write_bytes(b"another build of the same")
     with ArtifactStore() as store:
-        theirs = store.push(BuildArtifact(given.built, KEY, "fmt"), f"{given.there.host}/{REPOSITORY}:v1")
-    assert push_all(given, Bundle(tmp_path / "bundle")) == 1
+        theirs = store.push(BuildArtifact(given.built, KEY, "fmt"), f"{there.host}/{REPOSITORY}:v1")
+    assert push_all(there, Bundle(tmp_path / "bundle")) == 1
     with ArtifactStore() as store:
-        assert store.resolve_manifest(f"{given.there.host}/{REPOSITORY}:v1") == theirs.digest
+        assert store.resolve_manifest(f"{there.host}/{REPOSITORY}:v1") == theirs.digest
 
 
 def test_the_layout_is_what_the_oci_says(given: Given, tmp_path: Path) -> None:

@@ -43,14 +43,14 @@ class BuildArtifactController(PlanningController):
         super().__init__(context)
         self._settings = settings
         self._store = store
-        self._stores, self._client = context.stores, context.client
+        self._client = context.client
         self._build_seconds = context.metrics.build_seconds
         self._queue = BuildQueue(
             context.stores,
             settings.builds_per_namespace,
             lambda namespace, name: context.queue.add(Key(self.kind, namespace, name)),
         )
-        waiting = context.stores[BUILD_ARTIFACTS]
+        artifacts = context.stores[BUILD_ARTIFACTS]
         self.watches = (
             Watch(JOBS, owners_of(self.kind)),
             Watch(PODS, self._of_pod),
@@ -58,9 +58,18 @@ class BuildArtifactController(PlanningController):
             # Devices that come wake the builds that wait for one.
             Watch(
                 ACCELERATOR_RESOURCES,
-                lambda old, new: (Key(self.kind, *key) for key in waiting.keys_by_index("no device", "true")),
+                lambda old, new: (Key(self.kind, *key) for key in artifacts.keys_by_index("no device", "true")),
             ),
-            Watch(ACCELERATOR_RESOURCES, self._of_versions),
+            # Nodes that get other versions may be the last that an artifact was for.
+            Watch(
+                ACCELERATOR_RESOURCES,
+                lambda old, new: (
+                    Key(self.kind, *key)
+                    for key in (
+                        artifacts.keys_by_index("for versions", "true") if _versions(old) != _versions(new) else ()
+                    )
+                ),
+            ),
             Watch(DEPLOYMENTS, self._of_pods),
             Watch(BUILD_ARTIFACTS, self._of_derived),
         )
@@ -157,14 +166,6 @@ class BuildArtifactController(PlanningController):
         if label.get(JOB_NAME_LABEL) and (name := label.get(names.LABEL_ARTIFACT)):
             yield Key(self.kind, namespace_of(obj), name)
 
-    def _of_versions(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        # Nodes of a kind have other versions: what is for some of them may fit none any more.
-        said = [None if each is None else (each.get("status") or {}).get("versions") for each in (old, new)]
-        if said[0] != said[1]:
-            yield from (
-                Key(self.kind, *key) for key in self._stores[BUILD_ARTIFACTS].keys_by_index("for versions", "true")
-            )
-
     def _of_pods(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # Serving pods of an artifact came or went, as a whole.
         if (old is None) != (new is None):
@@ -192,6 +193,10 @@ class BuildArtifactController(PlanningController):
         for namespace, artifact, *_ in seen:
             if artifact:
                 yield Key(self.kind, namespace, artifact)
+
+
+def _versions(accelerator: Object | None) -> object:
+    return None if accelerator is None else (accelerator.get("status") or {}).get("versions")
 
 
 def _named_by(obj: Object) -> set[str]:

@@ -40,7 +40,7 @@ def test_pods_end_and_the_rest_stays() -> None:
     assert world.of("BuildArtifact")[0]["status"]["referrerCount"] == 1
 
     world.requeues.clear()
-    world.now += timedelta(days=30)
+    world.now += timedelta(hours=20)
     assert not world.step()
     assert world.requeues == []
 

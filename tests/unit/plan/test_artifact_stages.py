@@ -241,3 +241,18 @@ def test_what_is_at_work_says_which_job_it_is() -> None:
     pod["status"] = {"phase": "Pending", "initContainerStatuses": running}
     world.settle()
     assert status_of(world)["stage"] == "2/3 tune"
+
+
+def test_versions_and_seconds_of_all_jobs_are_the_artifacts() -> None:
+    world = tuning()
+    (made,) = world.of("BuildArtifact")
+    world.held[made["metadata"]["name"]] = 1
+    world.finish(job_of(world), report={"reason": "Built", "versions": {"cc": "1.2"}}, container="compile")
+    world.settle()
+    world.build()
+    world.settle()
+    world.push(made["metadata"]["name"])
+    world.finish(job_of(world), report={"reason": "Built", "versions": {"pack": "7"}}, container="pack")
+    world.settle()
+    assert status_of(world)["versions"] == {"cc": "1.2", "pack": "7"}
+    assert set(status_of(world)["stageSeconds"]) == {"compile", "push", "pack"}

@@ -176,7 +176,7 @@ def export_command(
                 for of, names in wanted.items()
             ]
         )
-        needed = offline_export.images(selection, Kubectl(cluster))
+        needed = offline_export.images(selection, Kubectl(cluster), _say)
         offline_export.write(selection, needed, output, weights=not no_weights, registry=registry, say=_say)
     except (WorkloadError, CommandFailed) as error:
         raise click.ClickException(str(error)) from None
@@ -226,7 +226,7 @@ def import_command(
     try:
         bundle = Bundle(path)
         kubectl = Kubectl(named_cluster(kubeconfig))
-        told = offline_import.operator_store(kubectl)
+        told = offline_import.operator_store(kubectl, _say)
         store = registry_for_pods or told or registry
         if told is not None and told != store:
             raise CommandFailed(f"the operator there keeps artifacts at {told}, not at {store}: --registry-for-pods")

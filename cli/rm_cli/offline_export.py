@@ -19,7 +19,7 @@ from rm_api.kinds import BuildArtifactSpec, ModelFacts
 from rm_api.names import artifact_repository
 
 from rm_cli.artifact_list import state
-from rm_cli.kubectl import Kubectl, condition
+from rm_cli.kubectl import CommandFailed, Kubectl, condition
 from rm_cli.offline_objects import Object, images_of, key_of, model_reference, pinned_by_profiles, portable
 
 DEPLOYMENTS = "modeldeployments.rm-abstract.io"
@@ -145,12 +145,19 @@ def merged(selections: Sequence[Selection]) -> Selection:
     return whole
 
 
-def images(selection: Selection, kubectl: Kubectl) -> list[bundle.Image]:
-    """Images of the selection and of the installation; digests as far as profiles and pods of the cluster tell."""
+def images(selection: Selection, kubectl: Kubectl, say: Say) -> list[bundle.Image]:
+    """Images of the selection and of the installation; digests as far as profiles and pods of the cluster tell.
+
+    Whoever may not see the installation gets what the selection itself says, and is told so.
+    """
     everywhere = Kubectl(kubectl.cluster)
 
     def ask(kinds: str, selector: str) -> list[Object]:
-        text = everywhere.run("get", kinds, "--all-namespaces", "-o", "json", "-l", selector)
+        try:
+            text = everywhere.run("get", kinds, "--all-namespaces", "-o", "json", "-l", selector)
+        except CommandFailed as error:
+            say(f"the list of images lacks what {kinds} would tell: {error}")
+            return []
         return list(json.loads(text)["items"])
 
     workloads = [

@@ -181,9 +181,13 @@ def _check_keys(bundle: Bundle, objects: list[Object]) -> None:
                 )
 
 
-def operator_store(kubectl: Kubectl) -> str | None:
-    """The store of the operator that runs in the cluster; None where none is found."""
-    text = kubectl.run("get", "deployments.apps", "--all-namespaces", "-o", "json", "-l", _OPERATORS)
+def operator_store(kubectl: Kubectl, say: Say) -> str | None:
+    """The store of the operator that runs in the cluster; None where none is found, or may be looked for."""
+    try:
+        text = kubectl.run("get", "deployments.apps", "--all-namespaces", "-o", "json", "-l", _OPERATORS)
+    except CommandFailed as error:
+        say(f"which store the operator there uses is not known: {error}")
+        return None
     for deployment in json.loads(text)["items"]:
         for container in deployment["spec"]["template"]["spec"]["containers"]:
             for variable in container.get("env") or ():

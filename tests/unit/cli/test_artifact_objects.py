@@ -1,12 +1,17 @@
 """Objects and image names on their way to another cluster: what is carried, what is renamed, and what keys count."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelFacts
 from rm_api.names import API_VERSION
+from rm_cli.kubectl import CommandFailed, Kubectl
+from rm_cli.offline_export import Selection, images
+from rm_cli.offline_import import operator_store
 from rm_cli.offline_objects import images_of, key_of, mirrored, model_reference, move_images, places, portable
+from rm_local_cluster import Cluster
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.key import KeyInputs, artifact_key
 
@@ -185,3 +190,20 @@ def test_the_list_of_images() -> None:
     }  # fmt: skip
     assert found["acme/runtime:1"].used_by == ["Deployment rma/operator: runtime"]
     assert found["acme/cc:1"].used_by == ["BuildProfile cc: step one"]
+
+
+def test_an_installation_that_may_not_be_seen_is_said_to_be_missing(tmp_path: Path) -> None:
+    tool = tmp_path / "kubectl"
+    tool.write_text("#!/bin/sh\necho 'Error from server (Forbidden): not you' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    kubectl, said = Kubectl(Cluster("x", "existing", tmp_path / "kubeconfig", tool, tool)), list[str]()
+    with pytest.raises(CommandFailed, match="not you"):
+        kubectl.run("get", "pods")
+    selection = Selection(profiles={"cc": PROFILE}, accelerators={"npu": ACCELERATOR})
+    found = images(selection, kubectl, said.append)
+    assert [each.image for each in found] == [
+        "acme/cc:1", "acme/plugin:1", "acme/serve:1", "quay.io/acme/check:1", "quay.io/acme/dry:1",
+    ]  # fmt: skip
+    assert "the list of images lacks what pods would tell: Error from server (Forbidden): not you" in said
+    assert operator_store(kubectl, said.append) is None
+    assert "which store the operator there uses is not known" in said[-1]

@@ -271,6 +271,18 @@ class Http:
         if status == 412:
             return Changed(f"{host} has another {path} than was asked for")
         if status in (408, 425, 429) or status >= 500:
-            return SourceUnreachable(f"{host} cannot answer now ({status} for {path})", reason=self._unreachable)
+            why = "it has no room left" if status == 507 else _told(response)
+            return SourceUnreachable(
+                f"{host} cannot answer now ({status} for {path}){f': {why}' if why else ''}", reason=self._unreachable
+            )
         detail = response.text[:200]
         return BadInput(f"{host} refuses {path} ({status}): {detail}")
+
+
+def _told(response: httpx2.Response) -> str:
+    """What a registry says of a failure of its own, such as that its disk is full."""
+    try:
+        error = response.json()["errors"][0]
+        return str(error.get("detail") or error["message"])[:200]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""

@@ -32,6 +32,7 @@ class RunningRegistry:
 
     host: str
     storage: Path
+    pid: int
 
     def blob(self, digest: str) -> Path:
         """The file of a blob."""
@@ -67,7 +68,7 @@ def running_registry(
         )  # fmt: skip
     try:
         _wait_until_it_answers(port, process, directory / "registry.log")
-        yield RunningRegistry(f"127.0.0.1:{port}", storage)
+        yield RunningRegistry(f"127.0.0.1:{port}", storage, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(10)

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import httpx2
@@ -69,12 +70,11 @@ class Upload:
             try:
                 self._send()
             except (SourceUnreachable, BadInput) as error:
-                if isinstance(error, BadInput) and not before:
-                    raise
                 if self._resumable() and self._there > before:
                     left = waits(attempts)
                 wait = next(left, None)
-                if wait is None:
+                if wait is None or (isinstance(error, BadInput) and not before):
+                    self._abandon()
                     raise
                 time.sleep(wait)
             else:
@@ -111,21 +111,28 @@ class Upload:
 
     def _resumable(self) -> bool:
         """Ask how far the upload came; one of which nobody knows begins anew."""
-        if not self._session or self._size <= _WHOLE:
-            self._session = ""
+        if not self._session:
             return False
         try:
             response = self._http.request("GET", self._session)
         except (BadInput, SourceUnreachable):
             self._session = ""
             return False
+        self._session = _location(response)
         match = _RANGE.fullmatch(response.headers.get("Range", ""))
         last = int(match.group(1)) if match else 0
-        if not 0 < last < self._size:  # "0-0" is nothing, or one byte
-            self._session = ""
+        if not 0 < last < self._size or self._size <= _WHOLE:  # "0-0" is nothing, or one byte
+            self._abandon()
             return False
-        self._session, self._there = _location(response), last + 1
+        self._there = last + 1
         return True
+
+    def _abandon(self) -> None:
+        """Have the registry forget what it has of the upload, which takes its room; otherwise it does in a week."""
+        if self._session:
+            with suppress(BadInput, SourceUnreachable):
+                self._http.request("DELETE", self._session)
+        self._session = ""
 
 
 def _location(response: httpx2.Response) -> str:

@@ -80,10 +80,10 @@ def _measured(store: ArtifactStore, host: str, directory: Path, size: int) -> Se
     received = 100 * rate["registry"] / rate["download"]
     told = f"{pushed.size_bytes / 1e6:.0f} MB in {FILES + SMALL} files"
     return [
-        Row("store", "fetch from a registry, of a plain copy's speed (cp -r)", against["registry"], "%", ">=", 80, told),
+        Row("store", "fetch from a registry, of the speed of cp -r", against["registry"], "%", ">=", 80, told),
         Row("store", "… of the speed of a plain download of its bytes to one file", received, "%", ">=", 80,
             "one connection, received and written, nothing looked at"),
-        Row("store", "fetch from a directory, of a plain copy's speed", against["directory"], "%", ">=", 80),
+        Row("store", "fetch from a directory, of the speed of cp -r", against["directory"], "%", ">=", 80),
         Row("store", "fetch from a registry", rate["registry"], "MB/s"),
         Row("store", "fetch from a directory", rate["directory"], "MB/s"),
         Row("store", "plain copy", rate["copy"], "MB/s"),

@@ -31,6 +31,7 @@ from rm_operator.plan.accelerator import AcceleratorSnapshot
 from rm_operator.plan.device_class import ClassView
 from rm_operator.plan.model import to_timestamp
 from rm_operator.plan.profile import ProfileSnapshot
+from rm_operator.plan.serving_report import ServingReport
 from rm_operator.plan.version_probe import recipe_hash
 
 # The cluster in miniature of the planners' tests.
@@ -96,6 +97,12 @@ def _no_model(world: World) -> None:
     world.settle()
     for job in world.jobs("resolve"):
         world.finish(job, 64, report={"reason": "SourceInvalid", "message": "there is no config.json"})
+
+
+def _say(world: World) -> None:
+    (made,) = world.of("BuildArtifact")
+    world.said = ServingReport(key=made["spec"]["key"], product="Acme X1", driver="1.2")
+    world.settle()
 
 
 def _nothing_there(world: World) -> None:
@@ -202,8 +209,10 @@ STATES = {
         "Failed",
     ),
     "an artifact": State(
-        BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, World.serve),
-        BUILD | {"Ready": "True", "Reason": "Ready", "Attempts": 1, "Size": 123, "Message": "built"}, "Current",
+        BUILD_ARTIFACT, _in_world(BUILD_ARTIFACT, World.serve, _say),
+        BUILD | {"Ready": "True", "Reason": "Ready", "Attempts": 1, "Size": 123, "Message": "built",
+                 "Verified": "Acme X1"},
+        "Current",
     ),
     "an accelerator": State(
         ACCELERATOR_RESOURCE, _accelerator(),

@@ -90,6 +90,24 @@ def test_the_kubelet_gave_its_pod_a_device(hello: Kubectl) -> None:
     assert accelerator["status"]["devices"]["allocated"] >= 1
 
 
+def test_it_is_written_down_what_the_artifact_was_seen_to_run_on(hello: Kubectl) -> None:
+    def told() -> bool:
+        deployment = hello.get("md", "hello")
+        variants = deployment["status"]["variants"] if deployment is not None else []
+        return bool(hello.list("bart")[0]["status"].get("verifications")) and all(
+            each.get("observedDevice") for each in variants
+        )
+
+    wait_until("the artifact and the deployment to say what their pod runs on", told, timeout=60)
+    (verified,) = hello.list("bart")[0]["status"]["verifications"]
+    assert (verified["product"], verified["driver"]) == ("Simulated NPU X1", "1.4.0")
+    assert verified["at"]
+    deployment = hello.get("md", "hello")
+    assert deployment is not None
+    (variant,) = deployment["status"]["variants"]
+    assert variant["observedDevice"] == "Simulated NPU X1, driver 1.4.0"
+
+
 def test_the_artifact_is_the_one_in_the_store(hello: Kubectl, installed: Installed) -> None:
     artifact = hello.list("bart")[0]
     status = artifact["status"]

@@ -188,6 +188,19 @@ class UnexplainedFailure(ApiModel):
 NodeName = Annotated[str, Field(min_length=1, max_length=253)]
 
 
+class Verification(ApiModel):
+    """A kind of device on which a pod served the artifact: it was loaded there, and a token was generated."""
+
+    product: Annotated[str, Field(min_length=1, max_length=256)]
+    """The device, as its driver names it."""
+    driver: Annotated[str, Field(max_length=256)]
+    """The driver's version; empty where there is none."""
+    sdk: Annotated[str, Field(max_length=256)] = ""
+    """Version of the vendor's runtime libraries, where the engine tells it."""
+    at: Annotated[str, Field(max_length=64)]
+    """When that was first seen."""
+
+
 class BuildArtifactStatus(ApiModel):
     """Where the artifact is and how it came to be."""
 
@@ -234,6 +247,10 @@ class BuildArtifactStatus(ApiModel):
         | None
     ) = None
     """The compiler's last lines, of a failed attempt."""
+    verifications: (
+        Annotated[list[Verification], Field(max_length=16, json_schema_extra=list_map("product", "driver"))] | None
+    ) = None
+    """What it has been seen to run on, the first first."""
     referrer_count: Annotated[int, Field(ge=0)] = 0
     """Deployments of the namespace that use it, and artifacts that are being built from it."""
     last_used: Annotated[str, Field(max_length=64)] | None = None
@@ -290,6 +307,7 @@ KIND = KindInfo(
         PrinterColumn("Size", ".status.sizeBytes", "integer", priority=1),
         PrinterColumn("Kept", ".status.keptBecause", priority=1),
         PrinterColumn("Location", ".status.location", priority=1),
+        PrinterColumn("Verified", ".status.verifications[0].product", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
 )

@@ -390,6 +390,8 @@ class VariantStatus(ApiModel):
     """Pods that have passed the checks and generated a token."""
     active: bool = False
     """True if the Service sends requests to them."""
+    observed_device: Annotated[str, Field(max_length=512)] | None = None
+    """The devices that the ready ones run on, and their drivers, as these pods report."""
 
 
 class ModelDeploymentStatus(ApiModel):

@@ -12,6 +12,7 @@ from rm_operator.controllers.node import NodeController
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.auth import FileToken
 from rm_operator.kube.reports import Reports
+from rm_operator.kube.serving_reports import ServingReports
 from rm_operator.plan.model import Images, Retention, Settings, StoreConfig
 from rm_operator.runtime.controller import Controller
 
@@ -48,12 +49,15 @@ def build(context: Context) -> list[Controller]:
     for state in reports.states():
         context.metrics.device_reports.labels(state).set_function(partial(_count, reports, state))
     context.on_close(reports.stop)
+    serving_reports = ServingReports(context.stores)
+    context.on_lead(serving_reports.start)
+    context.on_close(serving_reports.stop)
     return [
         AcceleratorResourceController(context, settings, reports),
         NodeController(context, reports),
         BuildProfileController(context, settings),
-        BuildArtifactController(context, settings, store),
-        ModelDeploymentController(context, settings, reports),
+        BuildArtifactController(context, settings, store, serving_reports),
+        ModelDeploymentController(context, settings, reports, serving_reports),
     ]
 
 

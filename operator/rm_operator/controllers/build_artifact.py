@@ -24,12 +24,15 @@ from rm_operator.kube.resources import (
     NODES,
     PODS,
 )
+from rm_operator.kube.serving_reports import ServingReports
 from rm_operator.plan import artifact as planner
 from rm_operator.plan import build_job
 from rm_operator.plan.artifact import Presence, StoreAnswer
 from rm_operator.plan.attempt import Attempt, State, observe
 from rm_operator.plan.build_ended import SUCCEEDED
+from rm_operator.plan.device_report import PodKey
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
+from rm_operator.plan.serving_report import ServingReport
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
@@ -39,11 +42,15 @@ class BuildArtifactController(PlanningController):
 
     resource = BUILD_ARTIFACTS
 
-    def __init__(self, context: Context, settings: Settings, store: ArtifactStore) -> None:
+    def __init__(
+        self, context: Context, settings: Settings, store: ArtifactStore, serving_reports: ServingReports
+    ) -> None:
         super().__init__(context)
         self._settings = settings
         self._store = store
-        self._client = context.client
+        self._serving_reports = serving_reports
+        serving_reports.on_report(self._reported)
+        self._pods, self._client, self._wake = context.stores[PODS], context.client, context.queue.add
         self._build_seconds = context.metrics.build_seconds
         self._queue = BuildQueue(
             context.stores,
@@ -97,6 +104,7 @@ class BuildArtifactController(PlanningController):
                 snapshot,
                 ready=known[BUILD_ARTIFACTS].by_index("ready", namespace) if by_size else (),
                 accelerators=known[ACCELERATOR_RESOURCES].list() if bound else (),
+                reports=self._reports(scoped(namespace, name), known),
             )
         # While a Job runs, the store has nothing to say that the Job's end will not bring up again.
         if not planner.is_ready(obj) and not any(attempt.state is State.RUNNING for attempt in attempts):
@@ -114,6 +122,17 @@ class BuildArtifactController(PlanningController):
         plan = planner.plan(snapshot, now)
         self._queue.settle(obj, begins=bool(plan.apply))
         return plan
+
+    def _reports(self, place: str, known: Reading) -> list[ServingReport]:
+        """What those said that serve the artifact."""
+        uids = [uid for _, uid in known[PODS].uids_by_index("serves", place)]
+        known.note(*map(self._serving_reports.place_of, uids))
+        return [report for uid in uids if (report := self._serving_reports.of(uid)) is not None]
+
+    def _reported(self, key: PodKey) -> None:
+        pod = self._pods.get(*key)
+        if pod is not None and (name := labels_of(pod).get(names.LABEL_ARTIFACT)):
+            self._wake(Key(self.kind, key[0], name))
 
     def _users(self, obj: Object, known: Reading) -> list[str]:
         """Names of those that the artifact is kept for."""

@@ -202,6 +202,12 @@ def resources_requested(obj: Object) -> list[str]:
     )
 
 
+def _serves(pod: Object) -> Iterable[str]:
+    """The artifact that a pod serves, within the namespace."""
+    role = (pod["metadata"].get("labels") or {}).get(names.LABEL_ROLE)
+    return label(names.LABEL_ARTIFACT)(pod) if role == names.ROLE_SERVE else []
+
+
 INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     MODEL_DEPLOYMENTS: {
         "source": _source,
@@ -233,6 +239,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     PODS: {
         "job": label(JOB_NAME_LABEL),
         "deployment": label(names.LABEL_DEPLOYMENT),
+        "serves": _serves,
         "accelerator": label(names.LABEL_ACCELERATOR),
         "resource": resources_requested,
     },

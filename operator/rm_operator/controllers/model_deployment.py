@@ -35,14 +35,17 @@ from rm_operator.kube.resources import (
     SERVICES,
     Resource,
 )
+from rm_operator.kube.serving_reports import ServingReports
 from rm_operator.kube.store import Store
 from rm_operator.plan import deployment as planner
 from rm_operator.plan.artifact import is_refused
 from rm_operator.plan.attempt import Attempt, observe
+from rm_operator.plan.device_report import PodKey
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Plan, Settings, is_deleting, labels_of, name_of, namespace_of, uid_of
 from rm_operator.plan.profile import said_of_toolchain
 from rm_operator.plan.resolve import written_source_hash
+from rm_operator.plan.serving_report import ServingReport
 from rm_operator.runtime.controller import Watch
 from rm_operator.runtime.queue import Key
 
@@ -58,7 +61,7 @@ class ModelDeploymentController(PlanningController):
 
     resource = MODEL_DEPLOYMENTS
 
-    def __init__(self, context: Context, settings: Settings, reports: Reports) -> None:
+    def __init__(self, context: Context, settings: Settings, reports: Reports, serving_reports: ServingReports) -> None:
         super().__init__(context)
         self._settings = settings
         self._admission_failures = context.metrics.admission_failures
@@ -66,6 +69,15 @@ class ModelDeploymentController(PlanningController):
         wake: Callable[[Owner], None] = lambda owner: context.queue.add(Key(self.kind, *owner))  # noqa: E731
         self._fleet = Fleet(context.stores, wake)
         self._sickness = Sickness(reports, context.stores, wake)
+        self._serving_reports = serving_reports
+        pods = context.stores[PODS]
+
+        def reported(key: PodKey) -> None:
+            pod = pods.get(*key)
+            if pod is not None and (name := labels_of(pod).get(names.LABEL_DEPLOYMENT)):
+                wake((key[0], name))
+
+        serving_reports.on_report(reported)
         concerned = _Concerned(context.stores[MODEL_DEPLOYMENTS])
         self.watches = (
             *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
@@ -127,11 +139,18 @@ class ModelDeploymentController(PlanningController):
             used_outside=self._sickness.used_outside(pods, known),
             refused=lambda config: known[BUILD_ARTIFACTS].by_index("refused", scoped(namespace, config)),
             removals=self._removals.left(now),
+            reports=self._reports(pods, known),
         )
         plan = planner.plan(snapshot, now)
         later = self._fleet.settle(obj, plan.placement, now, replacing=plan.replacing)
         moments = [each for each in (plan.requeue_after, later) if each is not None]
         return replace(plan, requeue_after=min(moments, default=None))
+
+    def _reports(self, pods: Iterable[Object], known: Reading) -> dict[str, ServingReport]:
+        """What pods said of themselves, by uid."""
+        uids = [uid_of(pod) for pod in pods]
+        known.note(*map(self._serving_reports.place_of, uids))
+        return {uid: report for uid in uids if (report := self._serving_reports.of(uid)) is not None}
 
     async def _carry_out(self, key: Key, obj: Object, plan: Plan, known: Reading) -> Changed:
         self._removals.take(sum(plan.cleared.values()))

@@ -37,6 +37,7 @@ from rm_operator.plan.model import (
     namespace_of,
     to_timestamp,
 )
+from rm_operator.plan.serving_report import ServingReport, verifications
 
 STORE_RETRY_SECONDS: Final = 10
 LOOK_AGAIN_SECONDS: Final = 300
@@ -93,6 +94,8 @@ class ArtifactSnapshot:
     """The namespace's artifacts that are Ready, it included, where their sizes matter."""
     users_now: bool | None = None
     """Whether anybody uses it, by the API server's own word; None where that was not asked."""
+    reports: Sequence[ServingReport] = ()
+    """What its ready serving pods said, where it is Ready."""
 
 
 def is_ready(artifact: Object) -> bool:
@@ -186,6 +189,7 @@ class _Planner:
         if is_ready(self.snapshot.artifact):
             before = self.conditions.before(ConditionType.BUILT) or {}
             self._ready(reason_or(before.get("reason", ""), Reason.BUILT))
+            self._verify()
             return self._keep_or_collect(finished)
 
         snapshot, answer, now = self.snapshot, self.snapshot.answer, self.now
@@ -224,6 +228,10 @@ class _Planner:
         gone = (deletion_of(artifact),) if marked and verdict.goes else ()
         return self._finish(delete=(*finished, *gone), protect=protect, requeue_after=verdict.look_again)
 
+    def _verify(self) -> None:
+        known = verifications(self.before.verifications or [], self.snapshot.reports, self.spec.key, self.now)
+        self._set(verifications=known or None)
+
     def _say_whether_stale(self) -> None:
         for_ = NodeClass(tuple(self.spec.drivers), tuple(self.spec.sdks))
         there = build_devices.versions(self.spec, self.snapshot.accelerators)
@@ -241,6 +249,9 @@ class _Planner:
             self.status = build_ended.spend(self.status, last)
         if last is not None and last.state is State.SUCCEEDED and not (known and self._has_succeeded()):
             self.status = build_ended.succeed(self.status, last)
+        if answer.digest != self.before.digest:
+            # What was seen to run is not what the store has now.
+            self._set(verifications=None)
         self._set(
             digest=answer.digest,
             size_bytes=answer.size_bytes,

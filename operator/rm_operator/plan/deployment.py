@@ -29,6 +29,7 @@ from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
 from rm_operator.plan.placement import PlacementRequest, place
+from rm_operator.plan.serving_report import observed_device
 from rm_operator.plan.state import DeploymentSnapshot, State
 
 __all__ = ["DeploymentSnapshot", "plan"]
@@ -193,6 +194,8 @@ def _placement_status(state: State) -> dict[str, Any]:
 
 def _variant_statuses(state: State) -> list[dict[str, Any]]:
     statuses = []
+    said = (state.snapshot.deployment.get("status") or {}).get("variants") or ()
+    observed = {each["name"]: each.get("observedDevice") for each in said}
     for deployment in sorted(state.snapshot.variants, key=name_of):
         label = labels_of(deployment)
         its_pods = state.snapshot.pods_of(serving.variant_label(deployment))
@@ -206,6 +209,7 @@ def _variant_statuses(state: State) -> list[dict[str, Any]]:
                 active=any(
                     serving.is_ready(pod) and labels_of(pod).get(names.LABEL_ACTIVE) == "true" for pod in its_pods
                 ),
+                observed_device=observed_device(its_pods, state.snapshot.reports, observed.get(name_of(deployment))),
             ).to_wire()
         )
     return statuses[:16]

@@ -133,7 +133,7 @@ def parse(body: bytes) -> Report:
     try:
         said = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ReportError(f"the report cannot be read: {_line(str(error), MAX_MESSAGE)}") from None
+        raise ReportError(f"the report cannot be read: {one_line(str(error), MAX_MESSAGE)}") from None
     devices = said.devices or []
     if len(devices) > MAX_DEVICES:
         raise ReportError(f"the report names {len(devices)} devices; at most {MAX_DEVICES} are understood")
@@ -145,13 +145,13 @@ def parse(body: bytes) -> Report:
             raise ReportError(f"the report has two devices with the ID {device.id}")
         seen.add(device.id)
     return Report(
-        resource=_line(said.resource, MAX_MESSAGE),
-        driver=_line(said.driver, MAX_VERSION),
-        sdk=_line(said.sdk, MAX_VERSION),
-        firmware=_line(said.firmware, MAX_VERSION),
-        product=_line(said.product, MAX_VERSION),
-        message=_line(said.message, MAX_MESSAGE),
-        conflict=_line(said.conflict, MAX_MESSAGE),
+        resource=one_line(said.resource, MAX_MESSAGE),
+        driver=one_line(said.driver, MAX_VERSION),
+        sdk=one_line(said.sdk, MAX_VERSION),
+        firmware=one_line(said.firmware, MAX_VERSION),
+        product=one_line(said.product, MAX_VERSION),
+        message=one_line(said.message, MAX_MESSAGE),
+        conflict=one_line(said.conflict, MAX_MESSAGE),
         devices=len(devices),
         noted=tuple(
             sorted(
@@ -202,13 +202,13 @@ def _device(said: _Device) -> Device:
         id=said.id,
         healthy=healthy,
         failure=DeviceFailure.UNKNOWN if healthy else failure,
-        cause="" if healthy else _line(said.cause, MAX_CAUSE),
-        out_of_band=_line(said.out_of_band, MAX_CAUSE),
+        cause="" if healthy else one_line(said.cause, MAX_CAUSE),
+        out_of_band=one_line(said.out_of_band, MAX_CAUSE),
         pods=tuple(sorted({(pod.namespace, pod.name) for pod in said.pods or ()})[:MAX_PODS]),
     )
 
 
-def _line(text: str, most: int) -> str:
+def one_line(text: str, most: int) -> str:
     """``text`` as one line of printable characters, at most ``most`` of them."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return line if len(line) <= most else line[: most - 1] + "…"

@@ -16,6 +16,7 @@ from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_report import UnhealthyUse
 from rm_operator.plan.model import Deletion, Object, Protection, Settings, labels_of, uid_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
+from rm_operator.plan.serving_report import ServingReport
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class DeploymentSnapshot:
     """BuildArtifacts of the namespace for a model, by the digest of its config, whose compiler does not take it."""
     removals: int = 0
     """Pods that kubelets refused that may be deleted now."""
+    reports: Mapping[str, ServingReport] = field(default_factory=dict)
+    """What ready pods said of themselves, by their uid; of those that have not been asked yet there is none."""
 
     def pods_of(self, variant: str) -> list[Object]:
         """Pods of one variant, by its label."""

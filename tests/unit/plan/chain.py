@@ -15,6 +15,7 @@ from rm_operator.plan.build_queue import Line
 from rm_operator.plan.in_use import is_protected
 from rm_operator.plan.model import Images, Plan, Protection, Settings, StoreConfig, is_deleting, to_timestamp
 from rm_operator.plan.placement import AcceleratorView, ProfileView
+from rm_operator.plan.serving_report import ServingReport
 
 Object = dict[str, Any]
 
@@ -76,6 +77,8 @@ class World:
         self.lines: list[Line] = []
         """Limits of parallel builds."""
         self.expected: int | None = None
+        self.said: ServingReport | None = None
+        """What each ready pod says when it is asked; None if none has been asked yet."""
         self.accelerators = [AcceleratorView("npu", NPU, free=4, healthy=4, nodes=1)]
         self.profiles = [ProfileView("acme", PROFILE)]
         self.made: list[tuple[str, str]] = []
@@ -435,10 +438,21 @@ class World:
             nodes=self.nodes,
             lines=self.lines,
             expected_seconds=self.expected,
+            reports=list(self._reports(names.LABEL_ARTIFACT, name).values()),
             users=self._users(name),
             ready=[each for each in self.of("BuildArtifact") if artifact.is_ready(each)],
             users_now=bool(self._users(name)) if artifact.asks_for_users(obj, self.now) else None,
         )
+
+    def _reports(self, label: str, value: str) -> dict[str, ServingReport]:
+        """What ready serving pods with this label said, by uid."""
+        said = self.said
+        pods = [] if said is None else [each for each in self.of("Pod") if serving.is_ready(each)]
+        return {
+            pod["metadata"]["uid"]: said
+            for pod in pods
+            if said is not None and pod["metadata"]["labels"].get(label) == value
+        }
 
     def _users(self, name: str) -> list[str]:
         """Who uses an artifact: deployments that name it or have pods of it, artifacts that are built from it."""
@@ -504,6 +518,7 @@ class World:
                 if artifact.is_refused(each) and each["spec"]["model"]["configDigest"] == config
             ],
             removals=100,
+            reports=self._reports(names.LABEL_DEPLOYMENT, name),
             autoscaler=self.objects.get(("HorizontalPodAutoscaler", name)),
             unprotected={
                 (each["kind"], each["metadata"]["name"]): each

@@ -49,8 +49,15 @@ class BuildArtifactController(PlanningController):
         self._settings = settings
         self._store = store
         self._serving_reports = serving_reports
-        serving_reports.on_report(self._reported)
-        self._pods, self._client, self._wake = context.stores[PODS], context.client, context.queue.add
+        self._client = context.client
+        pods = context.stores[PODS]
+
+        def reported(key: PodKey) -> None:
+            pod = pods.get(*key)
+            if pod is not None and (name := labels_of(pod).get(names.LABEL_ARTIFACT)):
+                context.queue.add(Key(self.kind, key[0], name))
+
+        serving_reports.on_report(reported)
         self._build_seconds = context.metrics.build_seconds
         self._queue = BuildQueue(
             context.stores,
@@ -128,11 +135,6 @@ class BuildArtifactController(PlanningController):
         uids = [uid for _, uid in known[PODS].uids_by_index("serves", place)]
         known.note(*map(self._serving_reports.place_of, uids))
         return [report for uid in uids if (report := self._serving_reports.of(uid)) is not None]
-
-    def _reported(self, key: PodKey) -> None:
-        pod = self._pods.get(*key)
-        if pod is not None and (name := labels_of(pod).get(names.LABEL_ARTIFACT)):
-            self._wake(Key(self.kind, key[0], name))
 
     def _users(self, obj: Object, known: Reading) -> list[str]:
         """Names of those that the artifact is kept for."""

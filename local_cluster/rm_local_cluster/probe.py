@@ -2,6 +2,8 @@
 
 import socket
 import ssl
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -15,6 +17,13 @@ def complaint(probe: Probe) -> str | None:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(2)
                 connection.connect(probe.unix)
+        if probe.cri is not None:
+            argv = [sys.executable, "-m", f"{__package__}.cri_probe", probe.cri]
+            asked = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+            )
+            if asked.returncode:
+                return asked.stderr.strip()[-500:] or f"the question ended with {asked.returncode}"
         if probe.url is not None:
             context = ssl.create_default_context(cafile=probe.authority) if probe.url.startswith("https:") else None
             if context is not None and probe.certificate is not None:
@@ -25,6 +34,6 @@ def complaint(probe: Probe) -> str | None:
             )
             with opener.open(probe.url, timeout=5):
                 pass
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, subprocess.TimeoutExpired, urllib.error.URLError) as error:
         return str(error)
     return None

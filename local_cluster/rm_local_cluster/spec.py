@@ -8,12 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Probe:
-    """How to see that a component is up: an https or http URL that answers 200 (with a client certificate), or a
-    socket that accepts.
+    """How to see that a component is up: an https or http URL that answers 200 (with a client certificate), a socket
+    that accepts, or one on which a container runtime answers (`cri`).
     """
 
     url: str | None = None
     unix: str | None = None
+    cri: str | None = None
     authority: str | None = None
     certificate: str | None = None
     key: str | None = None

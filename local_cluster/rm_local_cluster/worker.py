@@ -48,7 +48,7 @@ def containerd(plan: NodePlan) -> Component:
     return Component(
         "containerd",
         (str(plan.binaries["containerd"]), "--config", str(config)),
-        Probe(unix=CONTAINERD_SOCKET),
+        Probe(cri=CONTAINERD_SOCKET),
         # Its shim must be the one built with it, whatever the machine has installed.
         {"PATH": f"{plan.binaries['containerd'].parent}:{SYSTEM_PATH}"},
         outlived=True,

@@ -1,5 +1,6 @@
 """Seeing that a component is up, and that a volume was made: by real sockets, servers and directories."""
 
+import concurrent.futures
 import http.server
 import select
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from rm_local_cluster import LocalClusterError, pki
 from rm_local_cluster.probe import complaint
@@ -101,3 +103,35 @@ def test_new_entries_are_noticed_once_and_old_ones_never(tmp_path: Path) -> None
 def test_a_directory_that_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(LocalClusterError, match="cannot be watched: No such file"):
         NewEntries(tmp_path / "missing")
+
+
+class Runtime(grpc.GenericRpcHandler):
+    """Answers the kubelet's first question, once it is ready."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if details.method != "/runtime.v1.RuntimeService/Version":
+            return None
+        return grpc.unary_unary_rpc_method_handler(self._version)
+
+    def _version(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        if not self.ready:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
+        return b""
+
+
+def test_a_container_runtime_is_up_when_it_answers_and_not_when_it_accepts(tmp_path: Path) -> None:
+    path, runtime = tmp_path / "cri.sock", Runtime()
+    assert complaint(Probe(cri=str(path)))
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1), handlers=[runtime])
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    try:
+        assert complaint(Probe(unix=str(path))) is None
+        assert "server is not initialized yet" in (complaint(Probe(cri=str(path))) or "")
+        runtime.ready = True
+        assert complaint(Probe(cri=str(path))) is None
+    finally:
+        server.stop(None).wait()

@@ -92,7 +92,7 @@ def test_the_kubelet_gave_its_pod_a_device(hello: Kubectl) -> None:
 
 def test_it_is_written_down_what_the_artifact_was_seen_to_run_on(hello: Kubectl) -> None:
     def told() -> bool:
-        deployment = hello.get("md", "hello")
+        deployment = hello.get("mdep", "hello")
         variants = deployment["status"]["variants"] if deployment is not None else []
         return bool(hello.list("bart")[0]["status"].get("verifications")) and all(
             each.get("observedDevice") for each in variants
@@ -102,7 +102,7 @@ def test_it_is_written_down_what_the_artifact_was_seen_to_run_on(hello: Kubectl)
     (verified,) = hello.list("bart")[0]["status"]["verifications"]
     assert (verified["product"], verified["driver"]) == ("Simulated NPU X1", "1.4.0")
     assert verified["at"]
-    deployment = hello.get("md", "hello")
+    deployment = hello.get("mdep", "hello")
     assert deployment is not None
     (variant,) = deployment["status"]["variants"]
     assert variant["observedDevice"] == "Simulated NPU X1, driver 1.4.0"

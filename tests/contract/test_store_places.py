@@ -15,6 +15,8 @@ from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachabl
 from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.store import ArtifactStore, PushedArtifact, Reference, StageStore
 from rm_abstract.store import objects as objects_module
+from rm_abstract.store.objects import Directory
+from rm_abstract.store.registry import sha256
 from rm_api.conditions import Reason
 from s3_server import running_s3
 from store_support import tree_of
@@ -128,6 +130,28 @@ def test_many_who_push_the_same_at_once_get_one_result(
         assert digest == results[0].digest
         store.pull(f"{repository}@{digest}", tmp_path / "dest", key="key-1")
     assert tree_of(tmp_path / "dest") == tree_of(artifact.path)
+
+
+def test_writers_of_one_file_are_never_in_each_others_way(tmp_path: Path) -> None:
+    content, wrong = b"the same", list[Exception]()
+
+    def write() -> None:
+        for number in range(200):
+            try:
+                Directory().write(
+                    str(tmp_path / f"{number}"), lambda: [content], len(content), sha256(content), large=True
+                )
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {content}
+    assert len(list(tmp_path.iterdir())) == 200
 
 
 def test_two_builds_of_one_key_that_differ_are_both_whole(repository: str, tmp_path: Path) -> None:

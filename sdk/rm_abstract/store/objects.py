@@ -101,8 +101,11 @@ def _locked(partial: Path) -> Iterator[int]:
         file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # While it was waited for, it may have been moved to its place.
-            if not partial.exists() or not os.path.samestat(os.fstat(file), partial.stat()):
+            # While it was waited for, it may have been moved to its place, and others may come and go at any moment.
+            try:
+                if not os.path.samestat(os.fstat(file), partial.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             os.ftruncate(file, 0)
             yield file

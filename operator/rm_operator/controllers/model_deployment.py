@@ -211,6 +211,12 @@ def _said_of(artifact: Object) -> tuple[object, ...]:
     )
 
 
+def _versions(accelerator: Object) -> object:
+    return (
+        (accelerator.get("status") or {}).get("versions") if accelerator["kind"] == ACCELERATOR_RESOURCES.kind else None
+    )
+
+
 class _Concerned:
     """Which deployments a change concerns."""
 
@@ -267,7 +273,8 @@ class _Concerned:
         """An accelerator or profile came, went or has other figures: that concerns everybody. ``index`` tells users."""
         if old is None or new is None or old["spec"] != new["spec"] or is_deleting(old) != is_deleting(new):
             yield from self._everybody()
-        elif is_protected(old) and not is_protected(new):
+        elif (is_protected(old) and not is_protected(new)) or _versions(old) != _versions(new):
+            # Nodes with another driver may need another artifact.
             yield from self._keys(index, name_of(new))
 
     def _everybody(self) -> Iterable[Key]:

@@ -87,3 +87,22 @@ def test_what_somebody_changed_of_it_is_mended(sharers: Installation, part: str)
     assert after["data"] == before["data"]
     assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
     assert before["metadata"]["labels"].items() <= after["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("said", "all_of_them"),
+    [({"versions": [{"driver": "9.9.9", "nodes": 1}]}, True), ({"nodes": 7}, False)],
+    ids=["versions", "nodes"],
+)
+def test_other_versions_on_nodes_concern_who_is_placed_there(
+    sharers: Installation, said: dict[str, Any], all_of_them: bool
+) -> None:
+    """They may need another artifact."""
+    (placed,) = {
+        live["status"]["placement"]["chosen"]
+        for (kind, _, _), live in sharers.api.objects.items()
+        if kind == "ModelDeployment"
+    }
+    (key,) = [key for key in sharers.api.objects if key[0] == "AcceleratorResource" and key[2] == placed]
+    found = looked_at(sharers, lambda: sharers.api.update(key, lambda live: live["status"].update(said)))
+    assert len(found) == (5 if all_of_them else 0)

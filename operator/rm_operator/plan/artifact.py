@@ -21,7 +21,6 @@ from rm_operator.plan import build_devices, build_ended, build_job, collection, 
 from rm_operator.plan.attempt import Attempt, State
 from rm_operator.plan.build_ended import SUCCEEDED
 from rm_operator.plan.build_queue import Line, Part, part_of
-from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import Conditions, reason_or
 from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import (
@@ -33,6 +32,7 @@ from rm_operator.plan.model import (
     from_timestamp,
     is_deleting,
     labels_of,
+    moment_of,
     name_of,
     namespace_of,
     to_timestamp,
@@ -209,7 +209,7 @@ class _Planner:
             ended = self.status.ended
         if ended is not None and ended.final:
             return self._remember(ended)
-        due = _moment(self.status.retry_at)
+        due = moment_of(self.status.retry_at)
         if ended is not None and due is not None and now < due:
             return self._pause(ended, due)
         return self._begin(ended)
@@ -233,7 +233,7 @@ class _Planner:
         self._set(verifications=known or None)
 
     def _say_whether_stale(self) -> None:
-        for_ = NodeClass(tuple(self.spec.drivers), tuple(self.spec.sdks))
+        for_ = compatibility.class_of(self.spec)
         there = build_devices.versions(self.spec, self.snapshot.accelerators)
         if there and not any(map(for_.admits, there)):
             wanted = " or ".join((*for_.drivers, *for_.sdks))
@@ -400,10 +400,3 @@ def _order(attempt: Attempt) -> tuple[int, int]:
 
 def _has_devices(accelerator: Object) -> bool:
     return bool(accelerator["spec"].get("resourceName") or accelerator["spec"].get("deviceClassName"))
-
-
-def _moment(text: str | None) -> datetime | None:
-    try:
-        return None if text is None else from_timestamp(text)
-    except ValueError:
-        return None

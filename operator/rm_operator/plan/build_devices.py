@@ -7,7 +7,7 @@ from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec
 from rm_api.kinds.accelerator_resource import NodeVersions, ProvisioningMode
 
 from rm_operator.plan.build_job import Devices
-from rm_operator.plan.compatibility import NodeClass, said, ways_to_say
+from rm_operator.plan.compatibility import class_of, said, ways_to_say
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.memo import Specs
 from rm_operator.plan.model import Object, is_deleting, labels_of, name_of
@@ -43,10 +43,10 @@ def find(
     spec: BuildArtifactSpec, namespace: str, accelerators: Iterable[Object], nodes: Sequence[Object] | None = None
 ) -> Found:
     """A device for a stage of ``spec`` that needs one. ``nodes`` are those that are left, where some are not."""
-    target, for_ = spec.target, NodeClass(tuple(spec.drivers), tuple(spec.sdks))
+    target, for_ = spec.target, class_of(spec)
     what = f"{target.vendor} {target.type}" + (f" {' or '.join(target.products)}" if target.products else "")
     kinds = [_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj)]
-    kinds = [kind for kind in kinds if _is_target(kind.spec, spec, namespace)]
+    kinds = [kind for kind in kinds if _is_target(kind.spec, spec) and _is_open(kind.spec, namespace)]
     if not kinds:
         return Found(lacking=f"no AcceleratorResource that namespace {namespace} may use is a {what}")
     fitting = [kind for kind in kinds if not kind.versions or any(map(for_.admits, kind.versions))]
@@ -77,14 +77,7 @@ def find(
 def versions(spec: BuildArtifactSpec, accelerators: Iterable[Object]) -> list[NodeVersions]:
     """Versions that nodes have of accelerators that ``spec`` is for."""
     kinds = (_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj))
-    target = spec.target
-    return [
-        each
-        for kind in kinds
-        if (kind.spec.type, kind.spec.vendor) == (target.type, target.vendor)
-        and (not target.products or kind.spec.product in target.products)
-        for each in kind.versions
-    ]
+    return [each for kind in kinds if _is_target(kind.spec, spec) for each in kind.versions]
 
 
 def _kind(obj: Object) -> _Kind:
@@ -99,13 +92,14 @@ def _kind(obj: Object) -> _Kind:
     return _Kind(name_of(obj), spec, versions, free)
 
 
-def _is_target(kind: AcceleratorResourceSpec, spec: BuildArtifactSpec, namespace: str) -> bool:
+def _is_target(kind: AcceleratorResourceSpec, spec: BuildArtifactSpec) -> bool:
     target = spec.target
-    return (
-        (kind.type, kind.vendor) == (target.type, target.vendor)
-        and (not target.products or kind.product in target.products)
-        and (not kind.allowed_namespaces or namespace in kind.allowed_namespaces)
-    )
+    same = (kind.type, kind.vendor) == (target.type, target.vendor)
+    return same and (not target.products or kind.product in target.products)
+
+
+def _is_open(kind: AcceleratorResourceSpec, namespace: str) -> bool:
+    return not kind.allowed_namespaces or namespace in kind.allowed_namespaces
 
 
 _spec_of = Specs(AcceleratorResourceSpec, most=256)

@@ -104,7 +104,7 @@ def _class(view: ProfileView, state: State) -> NodeClass:
     chosen = next(each for each in state.snapshot.accelerators if each.name == state.placement.chosen)
     now = state.snapshot.artifacts.get((state.snapshot.deployment.get("status") or {}).get("artifact") or "")
     spec = None if now is None else spec_of(now)
-    current = None if spec is None or spec.profile != view.name else NodeClass(tuple(spec.drivers), tuple(spec.sdks))
+    current = None if spec is None or spec.profile != view.name else compatibility.class_of(spec)
     found = compatibility.choose(view.spec.compatibility, chosen.versions, current)
     if found is None:
         # Of the profile that serves placement has made sure; this is one that it starts from.

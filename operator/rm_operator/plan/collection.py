@@ -20,6 +20,7 @@ from rm_operator.plan.model import (
     Retention,
     from_timestamp,
     is_deleting,
+    moment_of,
     name_of,
     namespace_of,
     to_timestamp,
@@ -87,7 +88,7 @@ def last_used(artifact: Object, used: bool, now: datetime) -> str:
     """The time of the last use for the status: now where it has just ended, or is going on and a day has passed."""
     status = artifact.get("status") or {}
     said = status.get("lastUsed")
-    if said is None or _moment(said) is None or (not used and int(status.get("referrerCount") or 0) > 0):
+    if said is None or moment_of(said) is None or (not used and int(status.get("referrerCount") or 0) > 0):
         return to_timestamp(now)
     if used and (now - from_timestamp(said)).total_seconds() >= LAST_USED_SECONDS:
         return to_timestamp(now)
@@ -116,7 +117,7 @@ def mark(artifact: Object, *, present: bool) -> Protection:
 def kept(artifact: Object) -> Kept:
     """What collection looks at of an artifact that is Ready."""
     status = artifact.get("status") or {}
-    since = _moment(status.get("lastUsed")) or from_timestamp(artifact["metadata"]["creationTimestamp"])
+    since = moment_of(status.get("lastUsed")) or from_timestamp(artifact["metadata"]["creationTimestamp"])
     return Kept(
         name_of(artifact),
         int(status.get("sizeBytes") or 0),
@@ -130,14 +131,6 @@ def seconds_to_barrier(artifact: Object, now: datetime) -> float:
     assert is_deleting(artifact)
     deleted = from_timestamp(artifact["metadata"]["deletionTimestamp"])
     return max(0.0, BARRIER_SECONDS - (now - deleted).total_seconds())
-
-
-def _moment(text: str | None) -> datetime | None:
-    """The time that a status says; None where it says none."""
-    try:
-        return None if text is None else from_timestamp(text)
-    except ValueError:
-        return None
 
 
 def _gib(amount: int) -> str:

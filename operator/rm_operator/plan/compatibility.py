@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_api import names
-from rm_api.kinds import AcceleratorResourceSpec
+from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec
 from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import BuildProfileSpec, Compatibility, VersionAspect
 
@@ -29,6 +29,11 @@ class NodeClass:
 
 
 _MAX_LABEL = 63
+
+
+def class_of(artifact: BuildArtifactSpec) -> NodeClass:
+    """What an artifact was built for."""
+    return NodeClass(tuple(artifact.drivers), tuple(artifact.sdks))
 
 
 def label_value(version: str) -> str:

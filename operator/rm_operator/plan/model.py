@@ -199,3 +199,11 @@ def to_timestamp(moment: datetime) -> str:
 def from_timestamp(text: str) -> datetime:
     """The moment of an RFC 3339 timestamp."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """The time that a status says; None where it says none, or what is no time."""
+    try:
+        return None if text is None else from_timestamp(text)
+    except ValueError:
+        return None

@@ -18,7 +18,6 @@ from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import compatibility, pods
-from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
@@ -247,7 +246,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     )  # fmt: skip
     further: dict[str, Any] = {"terminationGracePeriodSeconds": _GRACE_SECONDS}
     artifact = variant.artifact_spec
-    built_for = NodeClass(tuple(artifact.drivers), tuple(artifact.sdks))
+    built_for = compatibility.class_of(artifact)
     further |= compatibility.affinity(variant.accelerator, variant.accelerator_spec, variant.versions, built_for)
     if variant.accelerator_spec.node_selector:
         further["nodeSelector"] = dict(variant.accelerator_spec.node_selector)

@@ -117,6 +117,7 @@ class Operator:
         self.config = config
         self.metrics = Metrics(host=urlsplit(connection.server).netloc).with_process_metrics()
         self.stores = make_stores()
+        self.stores.unread_until_synced()
         self.queue = Queue(self.metrics)
         self.identity = f"{config.pod_name}_{uuid4().hex[:8]}"
         self.port = 0

@@ -340,6 +340,11 @@ class Stores:
         if resource in self._stores:
             self._stores[resource].upsert(obj)
 
+    def unread_until_synced(self) -> None:
+        """Nothing is decided before ``wait_synced`` has returned, so until then no change need be told to ``ticks``."""
+        for store in self:
+            store.ticks = None
+
     @property
     def unsynced(self) -> tuple[str, ...]:
         """Names of the kinds that have not been listed completely yet."""
@@ -349,3 +354,5 @@ class Stores:
         """Return once every kind has been listed completely."""
         for store in self:
             await store.synced.wait()
+        for store in self:
+            store.ticks = self.ticks

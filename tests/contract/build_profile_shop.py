@@ -3,9 +3,12 @@
 Making the environments with the compilers takes a while on a fresh machine; they are kept in the cache.
 """
 
+import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,14 @@ from build_profile_driver import RUNTIME_IMAGE, Build, Image, Node, Profile, Run
 from registry_server import RunningRegistry, running_registry
 from rm_abstract.sources import resolve_model
 from rm_abstract.store.models import push_model
+from rm_api import names
 from rm_local_cluster import environments
-from rma_launch_driver import Binaries
+from rm_operator.plan.artifact import Presence, StoreAnswer
+from rma_launch_driver import Binaries, free_port, until
 from scripted_model import write_model
+from unit.plan import chain
+
+Object = dict[str, Any]
 
 
 def say(line: str) -> None:
@@ -67,7 +75,12 @@ class Shop:
         profile = Profile.load(*files)
         made = {
             RUNTIME_IMAGE: self.ours,
-            **{image: found for image in profile.images for kind, found in images.items() if kind in image},
+            **{
+                image: found
+                for image in (*profile.images, profile.accelerator.runtime.image)
+                for kind, found in images.items()
+                if kind in image
+            },
         }
         node = Node(self.binaries.launcher, directory, made, self.registry.host)
         return node.build(profile.artifact(resolve_model(self.source), source=self.source, **deployment))
@@ -80,6 +93,58 @@ class Shop:
         program = str(self.ours.programs[0] / command[0])
         subprocess.run([program, *command[1:], f"--dest={directory}"], check=True, capture_output=True)
         return directory
+
+    def serving_pod(self, files: tuple[str, str], build: Build, run: Run, **deployment: Any) -> Object:
+        """The pod that the operator makes once the store has what ``run`` pushed, on ports that nobody has."""
+        pushed = run.containers["push"].report
+        with mock.patch.object(chain, "SETTINGS", build.node.settings):
+            world = Profile.load(*files).deployed(resolve_model(self.source), source=self.source, **deployment)
+            name = build.artifact["metadata"]["name"]
+            world.store[name] = StoreAnswer(Presence.FOUND, pushed.digest, pushed.sizeBytes, build.spec.key)
+            for job in world.jobs("build"):
+                world.finish(job, report={"reason": "Built", "digest": pushed.digest})
+            world.settle()
+            (made,) = world.of("Deployment")
+        text = json.dumps(made["spec"]["template"]["spec"])
+        for port in (names.SERVE_PORT, names.REPORT_PORT):
+            text = text.replace(f'port={port}"', f'port={free_port()}"')
+        return dict(json.loads(text))
+
+
+@contextmanager
+def serving(build: Build, pod: Object, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The pod as processes, Ready; gives the base URL of its API."""
+    engine = pod["containers"][0]
+    build.pod(pod, lambda container: container is not engine).succeeded()
+    ports = [word.rpartition("=")[2] for word in engine["command"] if "port=" in word]
+    with build.start(engine, environment or {}) as process:
+        try:
+            until("Ready", lambda: _answered(f"http://127.0.0.1:{ports[1]}{names.READY_PATH}") or process.poll())
+            assert process.poll() is None, process.communicate()
+            yield f"http://127.0.0.1:{ports[0]}"
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+
+def completion(url: str, prompt: str, tokens: int) -> str:
+    """What the server makes of a prompt, the most likely token each time."""
+    asked = {"model": "hello", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+    answer = _answered(f"{url}/v1/completions", json.dumps(asked).encode())
+    assert answer is not None
+    return str(json.loads(answer)["choices"][0]["text"])
+
+
+def _answered(url: str, body: bytes | None = None) -> bytes | None:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return bytes(response.read())
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_profile_driver import Build, Image, Profile, Run, files_in
-from build_profile_shop import Shop, original, programs_of, registry, shop, stranger
+from build_profile_driver import ROOT, Build, Image, Profile, Run, files_in, program
+from build_profile_shop import Shop, completion, original, programs_of, registry, serving, shop, stranger
 from rm_api.conditions import Reason
-from scripted_model.oracle import greedy
+from scripted_model.oracle import expected_text, greedy
 from scripted_model.texts import SAMPLES
 from scripted_model.tokenizer import Tokenizer
 
 FIXTURES = (original, registry, shop, stranger)
 
 IREE = ("iree/build-profile.yaml", "iree/accelerator.yaml")
+LENGTH = 128
+SHORT = {"requirements": {"maxSequenceLength": LENGTH - 8}, "workload": {"inputTokens": 64, "outputTokens": 24}}
+"""The program is of one length, and computes all of it for each token."""
 
 
 @dataclass
@@ -32,7 +35,12 @@ class Built:
 @pytest.fixture(scope="module")
 def iree(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Built:
     programs, directory = programs_of("compiler-iree"), tmp_path_factory.mktemp("iree")
-    build = shop.build(directory, IREE, {"iree-compiler": Image((programs,))})
+    engine = programs_of("iree") / "python"
+    start = "from rm_cli.main import main; main()"
+    path = {"PYTHONPATH": os.pathsep.join(f"{ROOT}/{part}" for part in ("sdk", "crds", "cli"))}
+    program(directory / "image/rm-abstract", str(engine), "-c", start, environment=path)
+    images = {"iree-compiler": Image((programs,)), "iree:": Image((directory / "image",))}
+    build = shop.build(directory, IREE, images, **SHORT)
     run = build.run().succeeded()
     return Built(build, run, shop.fetched(build, run, directory / "artifact"), programs)
 
@@ -58,7 +66,8 @@ def test_what_iree_compiled_says_what_the_model_does(iree: Built, original: Path
 
 def next_token(iree: Built, ids: list[int], output: Path) -> int:
     def tensor(values: list[int]) -> str:
-        return f"--input=1x{len(ids)}xi64={','.join(map(str, values))}"
+        filled = values + [0] * (LENGTH - len(values))
+        return f"--input=1x{LENGTH}xi64={','.join(map(str, filled))}"
 
     command = [
         str(iree.programs / "iree-run-module"), f"--module={iree.artifact}/model.vmfb", "--device=local-task",
@@ -66,7 +75,14 @@ def next_token(iree: Built, ids: list[int], output: Path) -> int:
         f"--output=@{output}",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    return int(np.argmax(np.load(output)[0, -1]))
+    return int(np.argmax(np.load(output)[0, len(ids) - 1]))
+
+
+def test_a_pod_serves_it(iree: Built, shop: Shop, original: Path, tmp_path: Path) -> None:
+    """The text of the oracle, from the image's own engine, in a pod that the operator made."""
+    pod, prompt = shop.serving_pod(IREE, iree.build, iree.run, **SHORT), SAMPLES[0].prompt
+    with serving(replace(iree.build, directory=tmp_path / "pod"), pod) as url:
+        assert completion(url, prompt, 24) == expected_text(original, prompt, 24)
 
 
 def test_irees_version_is_read(iree: Built) -> None:

@@ -4,25 +4,20 @@ import json
 import os
 import shutil
 import sys
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from build_profile_driver import ROOT, Build, Image, Profile, Run, edited, files_in, program
-from build_profile_shop import Shop, original, programs_of, registry, shop
+from build_profile_shop import Shop, completion, original, programs_of, registry, serving, shop
 from rm_abstract.sources import resolve_model
-from rm_api import names
 from rm_api.conditions import Reason
 from rm_device_plugins.simulator_tool import change, initialise
-from rm_operator.plan.artifact import Presence, StoreAnswer
-from rma_launch_driver import Ended, free_port, until
+from rma_launch_driver import Ended
 from scripted_model.oracle import expected_text
 from scripted_model.texts import SAMPLES
-from unit.plan import chain
 
 FIXTURES = (original, registry, shop)
 
@@ -57,24 +52,7 @@ def npu(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Npu:
     }
     build = shop.build(directory, OPENVINO, images)
     run = build.run().succeeded()
-    return Npu(build, run, serving_pod(shop, build, run))
-
-
-def serving_pod(shop: Shop, build: Build, run: Run) -> Object:
-    """The pod that the operator makes once the store has the artifact, on ports that nobody has."""
-    pushed = run.containers["push"].report
-    with mock.patch.object(chain, "SETTINGS", build.node.settings):
-        world = Profile.load(*OPENVINO).deployed(resolve_model(shop.source), source=shop.source)
-        name = build.artifact["metadata"]["name"]
-        world.store[name] = StoreAnswer(Presence.FOUND, pushed.digest, pushed.sizeBytes, build.spec.key)
-        for job in world.jobs("build"):
-            world.finish(job, report={"reason": "Built", "digest": pushed.digest})
-        world.settle()
-        (deployment,) = world.of("Deployment")
-    text = json.dumps(deployment["spec"]["template"]["spec"])
-    for port in (names.SERVE_PORT, names.REPORT_PORT):
-        text = text.replace(f'port={port}"', f'port={free_port()}"')
-    return dict(json.loads(text))
+    return Npu(build, run, shop.serving_pod(OPENVINO, build, run))
 
 
 @pytest.fixture
@@ -101,33 +79,9 @@ def test_openvino_makes_a_blob(npu: Npu) -> None:
 def test_on_the_device_and_the_driver_that_it_is_for_it_serves(
     npu: Npu, device: tuple[Path, dict[str, str]], original: Path, tmp_path: Path
 ) -> None:
-    build, prompt = replace(npu.build, directory=tmp_path / "pod"), SAMPLES[0].prompt
-    engine = npu.server["containers"][0]
-    build.pod(npu.server, lambda container: container is not engine).succeeded()
-    ports = [word.rpartition("=")[2] for word in engine["command"] if "port=" in word]
-    with build.start(engine, device[1]) as process:
-        try:
-            until("Ready", lambda: answered(f"http://127.0.0.1:{ports[1]}{names.READY_PATH}") or process.poll())
-            assert process.poll() is None
-            asked = {"model": "hello", "prompt": prompt, "max_tokens": 64, "temperature": 0}
-            answer = answered(f"http://127.0.0.1:{ports[0]}/v1/completions", json.dumps(asked).encode())
-            assert answer is not None
-            assert json.loads(answer)["choices"][0]["text"] == expected_text(original, prompt, 64)
-        finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=60)
-            finally:
-                process.kill()
-
-
-def answered(url: str, body: bytes | None = None) -> bytes | None:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return bytes(response.read())
-    except OSError:
-        return None
+    prompt = SAMPLES[0].prompt
+    with serving(replace(npu.build, directory=tmp_path / "pod"), npu.server, device[1]) as url:
+        assert completion(url, prompt, 64) == expected_text(original, prompt, 64)
 
 
 @pytest.mark.parametrize(

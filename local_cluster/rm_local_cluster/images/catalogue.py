@@ -56,6 +56,7 @@ IMAGES = {
         _python("runtime"),
         _python("device-plugin"),
         _python("openvino"),
+        _python("iree"),
         _python("openvino-compiler"),
     )
 }

@@ -25,6 +25,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime": (("runtime",), ()),
     "device-plugin": (("device-plugin",), ()),
     "openvino": (("runtime",), ("openvino.in",)),
+    "iree": (("runtime",), ("iree.in",)),
     "openvino-compiler": ((), ("openvino-compiler.in",)),
 }
 

@@ -91,6 +91,7 @@ def normal_name(plugin_type: str, name: str) -> str:
 
 
 BUILT_IN: Final = (
+    PluginEntry("runtime", "iree", Origin.BUILT_IN, "rm_abstract.backends.iree:IreePlugin"),
     PluginEntry("runtime", "openvino", Origin.BUILT_IN, "rm_abstract.backends.openvino:OpenVinoPlugin"),
     PluginEntry("runtime", "pytorch", Origin.BUILT_IN, "rm_abstract.backends.pytorch:PyTorchPlugin"),
     PluginEntry("runtime", "remote", Origin.BUILT_IN, "rm_abstract.backends.remote:RemotePlugin"),

@@ -12,6 +12,7 @@ import yaml
 from rm_api import names
 from rm_operator.config import Config
 from rm_operator.registry_auth.__main__ import _parser
+from rm_operator.registry_auth.access import Rules
 from rm_operator.registry_auth.signing import ISSUER, Signer
 from test_chart import Refused, Render, render  # noqa: F401 - a fixture
 
@@ -164,6 +165,36 @@ def test_the_service_is_started_with_what_it_takes(protected: list[Object]) -> N
     selector = one(protected, "Service", "rma-registry-auth")["spec"]["selector"]
     assert selector.items() <= template["metadata"]["labels"].items()
     assert not selector.items() <= pod(protected, "rma-registry")["metadata"]["labels"].items()
+
+
+def test_what_all_read_and_who_writes_it(render: Render) -> None:  # noqa: F811
+    own = {"sharedRepositories": ["models/", "data/sets/"], "publishers": ["ci:publish"]}
+    objects = render(store={"registry": {**ON, "auth": {"enabled": True, **own}}})
+    (container,) = pod(objects, "rma-registry-auth")["spec"]["containers"]
+    arguments = _parser().parse_args(container["command"][3:])
+    rules = Rules(arguments.operator, arguments.administrator, frozenset(arguments.publisher), tuple(arguments.shared))
+    assert (rules.shared, rules.publishers) == (("models/", "data/sets/"), {"system:serviceaccount:ci:publish"})
+    admin = one(objects, "ServiceAccount", "rma-registry-admin")
+    assert rules.administrator == f"system:serviceaccount:system:{admin['metadata']['name']}"
+    assert admin["automountServiceAccountToken"] is False
+    assert "rma-registry-admin" not in str([obj for obj in objects if obj["kind"].endswith("Binding")])
+    assert all(
+        obj["spec"]["template"]["spec"].get("serviceAccountName") != "rma-registry-admin"
+        for obj in objects
+        if obj["kind"] == "Deployment"
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"sharedRepositories": [prefix]} for prefix in ("", "/", "models", "/models/", "artifacts/", "artifacts/a/")),
+        *({"publishers": [account]} for account in ("", "ci", "ci:", "system:serviceaccount:ci:publish", "CI:publish")),
+    ],
+)
+def test_shares_and_publishers_that_cannot_be(render: Render, values: Object) -> None:  # noqa: F811
+    with pytest.raises(Refused, match=r"sharedRepositories|publishers"):
+        render(store={"registry": {**ON, "auth": {"enabled": True, **values}}})
 
 
 def test_the_service_may_ask_whose_a_token_is_and_nothing_else(protected: list[Object]) -> None:

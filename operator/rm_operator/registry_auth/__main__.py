@@ -13,7 +13,7 @@ from rm_api import names
 
 from rm_operator.kube.auth import ConfigError, Connection, load
 from rm_operator.kube.http import HttpClient
-from rm_operator.registry_auth.access import namespace_of
+from rm_operator.registry_auth.access import Rules, UnusableRules
 from rm_operator.registry_auth.service import Service, TokenReviews
 from rm_operator.registry_auth.signing import Signer, UnusableKey
 
@@ -31,15 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        if namespace_of(arguments.operator) is None:
-            raise ConfigError(f"--operator {arguments.operator!r} is not system:serviceaccount:NAMESPACE:NAME")
+        rules = Rules(
+            arguments.operator, arguments.administrator, frozenset(arguments.publisher), tuple(arguments.shared)
+        )
         signer = Signer.load(arguments.signing_key, arguments.signing_certificate, audience=arguments.service)
         tls = _tls(arguments.tls_certificate, arguments.tls_key)
         connection = load(arguments.kubeconfig)
-    except (ConfigError, UnusableKey) as error:
+    except (ConfigError, UnusableKey, UnusableRules) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    asyncio.run(_serve(arguments, connection, signer, tls))
+    asyncio.run(_serve(arguments, connection, signer, rules, tls))
     return 0
 
 
@@ -49,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--service", required=True, help="the registry, as its configuration calls it")
     parser.add_argument("--operator", required=True, help="user name of the operator's ServiceAccount")
+    parser.add_argument(
+        "--administrator", metavar="USER", default="", help="who pushes artifacts for every namespace; no pod has it"
+    )
+    parser.add_argument(
+        "--publisher", metavar="USER", action="append", default=[], help="who pushes shared repositories; repeatable"
+    )
+    parser.add_argument(
+        "--shared", metavar="PREFIX/", action="append", default=[],
+        help="repositories that every ServiceAccount pulls from, such as models/; repeatable",
+    )  # fmt: skip
     parser.add_argument("--audience", default=names.REGISTRY_AUDIENCE, help="of ServiceAccount tokens that it takes")
     parser.add_argument("--signing-key", type=Path, required=True, help="PEM file of a key on the curve P-256")
     parser.add_argument("--signing-certificate", type=Path, required=True, help="PEM file that the registry has too")
@@ -74,7 +85,11 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
 
 
 async def _serve(
-    arguments: argparse.Namespace, connection: Connection, signer: Signer, tls: ssl.SSLContext | None
+    arguments: argparse.Namespace,
+    connection: Connection,
+    signer: Signer,
+    rules: Rules,
+    tls: ssl.SSLContext | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -85,7 +100,7 @@ async def _serve(
         connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=32
     ) as client:
         reviews = TokenReviews(client, audience=arguments.audience)
-        service = Service(reviews, signer, registry=arguments.service, operator=arguments.operator)
+        service = Service(reviews, signer, registry=arguments.service, rules=rules)
         # No access log: a client's requests are in that of the registry, refusals are told by themselves.
         runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()

@@ -14,7 +14,11 @@ _NAMESPACE: Final = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _ACCOUNT: Final = re.compile(rf"system:serviceaccount:({_NAMESPACE}):[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # The grammar of the registry itself, which allows neither an empty component nor one of dots.
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_ARTIFACT: Final = re.compile(rf"{names.ARTIFACT_REPOSITORIES}/({_NAMESPACE})/{_COMPONENT}(?:/{_COMPONENT})*")
+_PATH: Final = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+_REPOSITORY: Final = re.compile(_PATH)
+_ARTIFACT: Final = re.compile(rf"{names.ARTIFACT_REPOSITORIES}/({_NAMESPACE})/{_PATH}")
+_ARTIFACTS: Final = f"{names.ARTIFACT_REPOSITORIES}/"
+_PREFIX: Final = re.compile(rf"{_PATH}/")
 _SCOPE: Final = re.compile(r"([a-z]+)(?:\([a-z]*\))?:([^\s:]+(?::[0-9]+/[^\s:]+)?):([a-z*]+(?:,[a-z*]+)*)")
 
 
@@ -55,26 +59,65 @@ def namespace_of(account: str) -> str | None:
     return match[1] if match else None
 
 
-def grant(account: str, asked: Iterable[Access], *, operator: str) -> tuple[Access, ...]:
+class UnusableRules(Exception):
+    """Rules that cannot be; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may do what beside what every namespace may with its own. Accounts are user names of ServiceAccounts."""
+
+    operator: str
+    """Pulls and deletes artifacts everywhere, and lists repositories: it writes nothing."""
+    administrator: str = ""
+    """Pulls and pushes artifacts of every namespace and shared repositories. No pod runs under it; empty for nobody."""
+    publishers: frozenset[str] = frozenset()
+    """Push shared repositories, but none of artifacts."""
+    shared: tuple[str, ...] = ()
+    """Prefixes of repositories, each with a ``/`` at its end, that every ServiceAccount pulls from. Those under
+    ``artifacts/NAMESPACE/`` are pushed by the accounts of that namespace only, as ever.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises UnusableRules."""
+        for account in filter(None, (self.operator, self.administrator, *sorted(self.publishers))):
+            if namespace_of(account) is None:
+                raise UnusableRules(f"{account!r} is not system:serviceaccount:NAMESPACE:NAME")
+        for prefix in self.shared:
+            if _PREFIX.fullmatch(prefix) is None or prefix == _ARTIFACTS:
+                raise UnusableRules(
+                    f"{prefix!r} is no prefix of repositories to share: name a path that ends in /, such as models/"
+                )
+
+
+def grant(account: str, asked: Iterable[Access], rules: Rules) -> tuple[Access, ...]:
     """What of ``asked`` an account gets.
 
-    A ServiceAccount reads and writes what is of its own namespace. The operator's account (``operator``) reads and
-    deletes everywhere and lists repositories: it writes nothing, so whoever has its token can put nothing in.
+    A ServiceAccount reads and writes what is of its own namespace, and reads what is shared. See Rules for the rest.
     """
     granted = []
     for each in asked:
-        actions = each.actions & _allowed(account, each, operator)
+        actions = each.actions & _allowed(account, each, rules)
         if actions:
             granted.append(Access(each.type, each.name, actions))
     return tuple(granted)
 
 
-def _allowed(account: str, asked: Access, operator: str) -> frozenset[str]:
+def _allowed(account: str, asked: Access, rules: Rules) -> frozenset[str]:
     if asked.type == "registry" and asked.name == "catalog":
-        return frozenset("*") if account == operator else frozenset()
-    match = _ARTIFACT.fullmatch(asked.name) if asked.type == "repository" else None
-    if match is None:
+        return frozenset("*") if account == rules.operator else frozenset()
+    namespace = namespace_of(account)
+    if namespace is None or asked.type != "repository" or _REPOSITORY.fullmatch(asked.name) is None:
         return frozenset()
-    if account == operator:
-        return frozenset({"pull", "delete"})
-    return frozenset({"pull", "push"}) if match[1] == namespace_of(account) else frozenset()
+    allowed: set[str] = set()
+    if asked.name.startswith(rules.shared):
+        allowed.add("pull")
+    artifact = _ARTIFACT.fullmatch(asked.name)
+    if artifact is not None:
+        if account == rules.operator:
+            allowed |= {"pull", "delete"}
+        elif account == rules.administrator or artifact[1] == namespace:
+            allowed |= {"pull", "push"}
+    elif allowed and account in (*rules.publishers, rules.administrator) and not asked.name.startswith(_ARTIFACTS):
+        allowed.add("push")
+    return frozenset(allowed)

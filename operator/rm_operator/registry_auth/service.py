@@ -14,7 +14,7 @@ from rm_api.names import FIELD_MANAGER
 from rm_operator.kube.errors import ApiError
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import TOKEN_REVIEWS
-from rm_operator.registry_auth.access import Malformed, grant, namespace_of, parse
+from rm_operator.registry_auth.access import Malformed, Rules, grant, namespace_of, parse
 from rm_operator.registry_auth.signing import LIFETIME_SECONDS, Signer
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,11 @@ class TokenReviews:
 class Service:
     """Answers requests for tokens of the registry ``registry`` (the name by which its challenges call it)."""
 
-    def __init__(self, reviewer: Reviewer, signer: Signer, *, registry: str, operator: str) -> None:
+    def __init__(self, reviewer: Reviewer, signer: Signer, *, registry: str, rules: Rules) -> None:
         self._reviewer = reviewer
         self._signer = signer
         self._registry = registry
-        self._operator = operator
+        self._rules = rules
 
     def app(self) -> web.Application:
         """The service as a web application."""
@@ -100,7 +100,7 @@ class Service:
         if namespace_of(account) is None:
             logger.info("refused %s, which is no ServiceAccount", account)
             return _refused(403, "DENIED", "only ServiceAccounts are given tokens")
-        granted = grant(account, asked, operator=self._operator)
+        granted = grant(account, asked, self._rules)
         if short := sorted(f"{each.type}:{each.name}" for each in asked if each not in granted):
             logger.info("%s asked for more than it may have of %s", account, ", ".join(short))
         now = int(time.time())

@@ -5,10 +5,22 @@ from pathlib import Path
 import pytest
 from rm_local_cluster.pki import Authority
 from rm_operator.registry_auth.__main__ import main
-from rm_operator.registry_auth.access import MAX_SCOPES, Access, Malformed, grant, namespace_of, parse
+from rm_operator.registry_auth.access import (
+    MAX_SCOPES,
+    Access,
+    Malformed,
+    Rules,
+    UnusableRules,
+    grant,
+    namespace_of,
+    parse,
+)
 
 OPERATOR = "system:serviceaccount:system:rma-operator"
 TENANT = "system:serviceaccount:tenant:default"
+ADMINISTRATOR = "system:serviceaccount:system:rma-registry-admin"
+PUBLISHER = "system:serviceaccount:ci:publish"
+RULES = Rules(OPERATOR, ADMINISTRATOR, frozenset({PUBLISHER}), ("models/", "inputs/eval/", "artifacts/builds/"))
 ALL = "pull,push,delete,*"
 
 
@@ -63,7 +75,7 @@ def test_scopes_are_bounded() -> None:
 
 
 def granted(account: str, scope: str) -> list[set[str]]:
-    return [set(each.actions) for each in grant(account, parse([scope]), operator=OPERATOR)]
+    return [set(each.actions) for each in grant(account, parse([scope]), RULES)]
 
 
 @pytest.mark.parametrize(
@@ -81,26 +93,65 @@ def granted(account: str, scope: str) -> list[set[str]]:
         (TENANT, f"repository:artifacts/tenant/A:{ALL}", []),
         (TENANT, f"repository:artifacts/tenant//a:{ALL}", []),
         (TENANT, f"repository:/artifacts/tenant/a:{ALL}", []),
-        (TENANT, f"repository:models/tenant/a:{ALL}", []),
+        (TENANT, f"repository:models/tenant/a:{ALL}", [{"pull"}]),
+        (TENANT, f"repository:inputs/eval/a:{ALL}", [{"pull"}]),
+        (TENANT, f"repository:inputs/a:{ALL}", []),
+        (TENANT, f"repository:models:{ALL}", []),
+        (TENANT, f"repository:models/:{ALL}", []),
+        (TENANT, f"repository:models/../artifacts/other/a:{ALL}", []),
+        (TENANT, f"repository:models-of-others/a:{ALL}", []),
+        (TENANT, f"repository:x/models/a:{ALL}", []),
+        (TENANT, f"repository:artifacts/builds/a-1:{ALL}", [{"pull"}]),
+        ("system:serviceaccount:builds:default", f"repository:artifacts/builds/a-1:{ALL}", [{"pull", "push"}]),
+        (PUBLISHER, f"repository:models/a:{ALL}", [{"pull", "push"}]),
+        (PUBLISHER, f"repository:artifacts/builds/a-1:{ALL}", [{"pull"}]),
+        (PUBLISHER, f"repository:artifacts/tenant/a-1:{ALL}", []),
+        (PUBLISHER, f"repository:artifacts/ci/a-1:{ALL}", [{"pull", "push"}]),
+        (PUBLISHER, f"repository:elsewhere/a:{ALL}", []),
+        (PUBLISHER, "registry:catalog:*", []),
+        ("system:serviceaccount:other:publish", f"repository:models/a:{ALL}", [{"pull"}]),
+        (ADMINISTRATOR, f"repository:models/a:{ALL}", [{"pull", "push"}]),
+        (ADMINISTRATOR, f"repository:artifacts/tenant/a-1:{ALL}", [{"pull", "push"}]),
+        (ADMINISTRATOR, f"repository:artifacts/a:{ALL}", []),
+        (ADMINISTRATOR, f"repository:elsewhere/a:{ALL}", []),
+        (ADMINISTRATOR, "registry:catalog:*", []),
         (TENANT, f"registry:artifacts/tenant/a:{ALL}", []),
         (TENANT, "registry:catalog:*", []),
         (OPERATOR, "registry:catalog:*", [{"*"}]),
         (OPERATOR, f"repository:artifacts/tenant/a-1:{ALL}", [{"pull", "delete"}]),
         (OPERATOR, f"repository:artifacts/system/a-1:{ALL}", [{"pull", "delete"}]),
-        (OPERATOR, f"repository:models/a:{ALL}", []),
+        (OPERATOR, f"repository:models/a:{ALL}", [{"pull"}]),
+        (OPERATOR, f"repository:elsewhere/a:{ALL}", []),
         ("system:serviceaccount:system:default", f"repository:artifacts/tenant/a:{ALL}", []),
         ("system:serviceaccount:tenant:rma-operator", "registry:catalog:*", []),
         ("admin", f"repository:artifacts/tenant/a:{ALL}", []),
+        ("admin", f"repository:models/a:{ALL}", []),
+        ("", f"repository:models/a:{ALL}", []),
     ],
 )
 def test_who_gets_what(account: str, scope: str, expected: list[set[str]]) -> None:
     assert granted(account, scope) == expected
 
 
+def test_nobody_has_no_administrators_rights() -> None:
+    rules = Rules(OPERATOR, shared=("models/",))
+    for account in ("", TENANT):
+        assert all("push" not in each.actions for each in grant(account, parse([f"repository:models/a:{ALL}"]), rules))
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "models", "/models/", "models//", "Models/", "models/../", "artifacts/"])
+def test_prefixes_that_cannot_be_shared(prefix: str) -> None:
+    with pytest.raises(UnusableRules, match="is no prefix of repositories to share"):
+        Rules(OPERATOR, shared=("models/", prefix))
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"--operator": "admin"}, "is not system:serviceaccount"),
+        ({"--administrator": "admin"}, "is not system:serviceaccount"),
+        ({"--publisher": "system:serviceaccounts:ci"}, "is not system:serviceaccount"),
+        ({"--shared": "artifacts/"}, "is no prefix"),
         ({"--signing-key": "other.key"}, "is not that of the key"),
         ({"--signing-key": "none"}, "cannot be read"),
         ({"--signing-certificate": "other.key"}, "cannot be read"),

@@ -51,6 +51,7 @@ from rm_operator.kube.store import Store, Stores
 from rm_operator.kube.throttle import TokenBucket
 from rm_operator.kube.trim import trim_node, trim_pod
 from rm_operator.kube.trim_devices import trim_claim, trim_slice
+from rm_operator.plan.image_volume import SINCE
 from rm_operator.runtime import census
 from rm_operator.runtime.controller import MAX_ASIDE, Controller, Workers, connect
 from rm_operator.runtime.health import HealthServer, LoopWatch, Vital
@@ -197,6 +198,7 @@ class Operator:
         recorder = EventRecorder(client, instance=self.identity, metrics=metrics)
         context = Context(client, self.stores, self.queue, recorder, config, metrics, tracing)
         stack.push_async_callback(_close_all, context)
+        context.image_volumes = config.image_volumes == "Auto" and await _has_image_volumes(client)
         built = self._build(context)
         connect(built, self.stores, self.queue)
         stack.push_async_callback(recorder.drain, STOP_SECONDS / 2)
@@ -322,6 +324,23 @@ async def _lacks_classes(client: HttpClient) -> str:
     return (
         "" if await client.serves(RESOURCE_SLICES) else f"the API server does not serve {RESOURCE_SLICES.api_version}"
     )
+
+
+async def _has_image_volumes(client: HttpClient) -> bool:
+    """Whether pods have image volumes here, as soon as the API server says how old it is."""
+    while True:
+        try:
+            version = await client.version()
+        except ApiError as error:
+            logger.warning("the API server does not say whether it has image volumes: %s", error)
+            await asyncio.sleep(KINDS_POLL_SECONDS)
+            continue
+        if version < SINCE:
+            logger.warning(
+                "serving pods fetch their artifacts: the API server is %d.%d, and image volumes need %d.%d",
+                *version, *SINCE,
+            )  # fmt: skip
+        return version >= SINCE
 
 
 class _ReflectorMetrics:

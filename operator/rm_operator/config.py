@@ -11,6 +11,8 @@ from typing import Final
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
+_IMAGE_VOLUMES: Final = ("Never", "Auto")
+_SECRET = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -38,6 +40,12 @@ class Config:
     """Audience of the ServiceAccount tokens that the registry's token service takes; empty where it has none."""
     store_token_file: Path | None = None
     """The operator's own token of that audience."""
+    image_volumes: str = "Never"
+    """Auto: nodes mount artifacts into serving pods, if the API server has image volumes. Never: pods fetch them."""
+    image_volumes_host: str = ""
+    """host:port of the registry as nodes reach it; empty where that is ``store``."""
+    image_volumes_pull_secret: str = ""
+    """Secret of each namespace with which nodes take artifacts from the registry; empty where it asks for none."""
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount of the device drivers that publish ResourceSlices."""
     pod_name: str = "rm-abstract-operator"
@@ -72,6 +80,13 @@ class Config:
             store_ca=reader.certificates("RMA_STORE_CA_FILE"),
             store_token_audience=reader.text("RMA_STORE_TOKEN_AUDIENCE", "an audience", default=""),
             store_token_file=reader.path("RMA_STORE_TOKEN_FILE"),
+            image_volumes=reader.choice("RMA_IMAGE_VOLUMES", _IMAGE_VOLUMES, "Never"),
+            image_volumes_host=reader.matching(
+                "RMA_IMAGE_VOLUMES_HOST", _HOST_PORT, "host:port of the artifact registry", default=""
+            ),
+            image_volumes_pull_secret=reader.matching(
+                "RMA_IMAGE_VOLUMES_PULL_SECRET", _SECRET, "the name of a Secret", default=""
+            ),
             driver_service_account=reader.text(
                 "RMA_DRIVER_SERVICE_ACCOUNT", "a ServiceAccount", default="rm-abstract-device-driver"
             ),
@@ -108,8 +123,8 @@ class _Reader:
             return ""
         return value
 
-    def matching(self, name: str, pattern: re.Pattern[str], what: str) -> str:
-        value = self.text(name, what)
+    def matching(self, name: str, pattern: re.Pattern[str], what: str, *, default: str | None = None) -> str:
+        value = self.text(name, what, default=default)
         if value and not pattern.match(value):
             self.problems.append(f"{name}={value!r} is not {what}")
         return value

@@ -23,6 +23,8 @@ class Context:
     config: Config
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing | None = None
+    image_volumes: bool = False
+    """Whether artifacts are mounted by nodes: asked for, and known to the API server."""
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     openers: list[Callable[[], None]] = field(default_factory=list)
 

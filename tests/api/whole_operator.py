@@ -32,14 +32,14 @@ FACTS: Object = {
 class WholeOperator(logging.Handler):
     """A running operator, and what it complained of."""
 
-    def __init__(self, server: ApiServer, namespace: str) -> None:
+    def __init__(self, server: ApiServer, namespace: str, **further: Any) -> None:
         super().__init__(logging.ERROR)
         self.errors: list[str] = []
         self.died: list[int] = []
         # Nothing listens at the store's address: builds wait, and say why.
         config = Config(
             system_namespace=namespace, store="127.0.0.1:1", runtime_image="r", launcher_image="l", metrics_port=0,
-            leader_elect=False,
+            leader_elect=False, **further,
         )  # fmt: skip
         self.operator = Operator(config, server.connection(), die=self.died.append)
 
@@ -60,12 +60,13 @@ class WholeOperator(logging.Handler):
 
 
 @asynccontextmanager
-async def whole_operator(server: ApiServer, namespace: str) -> AsyncIterator[WholeOperator]:
+async def whole_operator(server: ApiServer, namespace: str, **further: Any) -> AsyncIterator[WholeOperator]:
     """Runs until the end of the block; fails if a reconcile failed unexpectedly meanwhile, or anything else died.
 
+    ``further`` is configuration that it would not have otherwise.
     Not for a fixture: when it stops, kopf cancels every task of the loop that was not there when it began.
     """
-    found, stop = WholeOperator(server, namespace), asyncio.Event()
+    found, stop = WholeOperator(server, namespace, **further), asyncio.Event()
     logger = logging.getLogger()
     logger.addHandler(found)
     task = asyncio.create_task(found.operator.run(stop))

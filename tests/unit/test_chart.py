@@ -231,7 +231,14 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     environ = _Recorder(
         _environment(
             render(
-                images=images, operator=values, store={"host": "s:1", "plainHTTP": False}, builds={"perNamespace": 7}
+                images=images,
+                operator=values,
+                builds={"perNamespace": 7},
+                store={
+                    "host": "s:1",
+                    "plainHTTP": False,
+                    "imageVolumes": {"mode": "Auto", "host": "n:1", "pullSecretName": "login"},
+                },
             )
         )
     )
@@ -244,7 +251,10 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
     assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
     assert (config.workers, config.tracing, config.builds_per_namespace) == (3, True, 7)
-    assert not Config.from_environment(_environment(render())).tracing
+    mounted = (config.image_volumes, config.image_volumes_host, config.image_volumes_pull_secret)
+    assert mounted == ("Auto", "n:1", "login")
+    default = Config.from_environment(_environment(render()))
+    assert (default.tracing, default.image_volumes, default.image_volumes_host) == (False, "Never", "")
 
 
 def test_the_operators_ports_and_probes_are_those_that_it_serves(rendered: list[Object]) -> None:

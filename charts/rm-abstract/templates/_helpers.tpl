@@ -59,7 +59,7 @@ capabilities: {drop: [ALL]}
 
 {{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
 {{- define "rma.complete" -}}
-{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.auth" }}
+{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.auth" "store.imageVolumes" }}
 {{- $found := $.Values }}
 {{- range splitList "." $path }}
 {{- $found = get ($found | default dict) . }}

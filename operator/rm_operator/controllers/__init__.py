@@ -13,7 +13,7 @@ from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.auth import FileToken
 from rm_operator.kube.reports import Reports
 from rm_operator.kube.serving_reports import ServingReports
-from rm_operator.plan.model import Images, Retention, Settings, StoreConfig
+from rm_operator.plan.model import Images, ImageVolumes, Retention, Settings, StoreConfig
 from rm_operator.runtime.controller import Controller
 
 __all__ = ["INDEXES", "build"]
@@ -29,6 +29,9 @@ def build(context: Context) -> list[Controller]:
             config.store_plain_http,
             ca=config.store_ca,
             token_audience=config.store_token_audience,
+            image_volumes=ImageVolumes(config.image_volumes_host or config.store, config.image_volumes_pull_secret)
+            if context.image_volumes
+            else None,
         ),
         system_namespace=config.system_namespace,
         driver_service_account=config.driver_service_account,

@@ -15,8 +15,18 @@ from rm_api.report import Report, ReportInvalid
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.model import Object, from_timestamp, name_of
 
-PULL_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-"""Why a container waits, where its image is the reason."""
+PULL_PROBLEMS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+"""Why a container waits, where an image is the reason."""
 _NAME = re.compile(r"[a-z]-[a-z0-9]+-([0-9]{1,9})(?:-([0-9]{1,3}))?")
 
 

@@ -105,6 +105,16 @@ class Images:
 
 
 @dataclass(frozen=True)
+class ImageVolumes:
+    """How nodes take artifacts from the store, to mount them into serving pods."""
+
+    host: str
+    """host:port of the store as nodes reach it."""
+    pull_secret: str = ""
+    """Secret with registry credentials, which each namespace that serves has; empty where the store asks for none."""
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     """The artifact store as pods reach it."""
 
@@ -115,6 +125,8 @@ class StoreConfig:
     """Its certificate authorities as PEM; empty for those that every system knows."""
     token_audience: str = ""
     """Audience of the ServiceAccount tokens that its token service takes; empty where it has none."""
+    image_volumes: ImageVolumes | None = None
+    """None where an init container fetches an artifact."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
 
-from rm_operator.plan import compatibility, pods
+from rm_operator.plan import compatibility, image_volume, pods
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
@@ -77,6 +77,8 @@ class Variant:
             inputs["model"] = [self.facts.config_digest, self.facts.weights_digest]
         if self.store.ca or self.store.token_audience:
             inputs["store"] = [self.store.ca, self.store.token_audience]
+        if (how := self.store.image_volumes) is not None:
+            inputs["imageVolumes"] = [how.host, how.pull_secret]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -181,24 +183,12 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     runtime = variant.accelerator_spec.runtime
     resource = requested_resource(variant.accelerator_spec)
     devices = 1 if resource else 0
-    store_environment, store_mounts, store_volumes = pods.store_access(settings)
-    fetch = pods.container(
-        "fetch",
-        settings.images.runtime,
-        [
-            "rm-abstract", "fetch", "artifact",
-            f"--reference={variant.location}",
-            f"--key={variant.artifact_spec.key}",
-            f"--dest={names.ARTIFACT_DIR}",
-        ],
-        settings,
-        mounted=[*pods.mounts(["tmp", "artifact"]), *store_mounts],
-        environment=pods.env(store_environment),
-        compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
-    )  # fmt: skip
+    fetch, artifact_volumes = _artifact(variant, settings)
     model, model_volumes = _model(variant, settings)
     sealed = ["bin", "artifact", *(["model"] if model else [])]
     mounted = [*_SERVE_VOLUMES, *(["model"] if model else [])]
+    how = settings.store.image_volumes
+    emptied = [name for name in mounted if how is None or name != image_volume.VOLUME]
     compute: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
     if resource:
         compute["limits"] = {resource: str(devices)}
@@ -245,6 +235,8 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         },
     )  # fmt: skip
     further: dict[str, Any] = {"terminationGracePeriodSeconds": _GRACE_SECONDS}
+    if how is not None:
+        further |= image_volume.further(how)
     artifact = variant.artifact_spec
     built_for = compatibility.class_of(artifact)
     further |= compatibility.affinity(variant.accelerator, variant.accelerator_spec, variant.versions, built_for)
@@ -257,12 +249,34 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     return {
         "metadata": {"labels": {**_labels(variant), names.LABEL_ACTIVE: "true"}},
         "spec": pods.pod_spec(
-            init_containers=[pods.install_launcher(settings), fetch, *model],
+            init_containers=[pods.install_launcher(settings), *fetch, *model],
             containers=[engine],
-            pod_volumes=[*pods.volumes(mounted), *model_volumes, *store_volumes],
+            pod_volumes=[*pods.volumes(emptied), *artifact_volumes, *model_volumes],
             **further,
         ),
     }
+
+
+def _artifact(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The init container that fetches the artifact, and its volumes; or the volume that the node mounts."""
+    if (how := settings.store.image_volumes) is not None:
+        return [], [image_volume.volume(image_volume.reference(variant.location, settings.store, how))]
+    store_environment, store_mounts, store_volumes = pods.store_access(settings)
+    container = pods.container(
+        "fetch",
+        settings.images.runtime,
+        [
+            "rm-abstract", "fetch", "artifact",
+            f"--reference={variant.location}",
+            f"--key={variant.artifact_spec.key}",
+            f"--dest={names.ARTIFACT_DIR}",
+        ],
+        settings,
+        mounted=[*pods.mounts(["tmp", "artifact"]), *store_mounts],
+        environment=pods.env(store_environment),
+        compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
+    )  # fmt: skip
+    return [container], store_volumes
 
 
 def _limits(artifact: BuildArtifactSpec) -> list[str]:

@@ -9,6 +9,7 @@ from rm_api.conditions import Reason
 from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, ExitCode
 from rm_api.report import Report, ReportInvalid
 
+from rm_operator.plan import image_volume
 from rm_operator.plan.attempt import PULL_PROBLEMS
 from rm_operator.plan.model import Object, name_of
 from rm_operator.plan.rejected import Rejection, rejection_of, told
@@ -54,7 +55,7 @@ def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
                 return Trouble(Reason.NO_DEVICE, f"{name}: no free {resource_name}: {message}")
             return Trouble(Reason.UNSCHEDULABLE, f"{name}: no node takes the pod: {message}")
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        if (bad := _container_trouble(name, container)) is not None:
+        if (bad := _container_trouble(pod, container)) is not None:
             return bad
     stage = next(
         (
@@ -78,14 +79,18 @@ def _lacks_devices(message: str, resource_name: str) -> bool:
     return f"Insufficient {resource_name}" in message or (by_class and _NO_CLAIM in message)
 
 
-def _container_trouble(pod: str, status: Mapping[str, Any]) -> Trouble | None:
+def _container_trouble(obj: Object, status: Mapping[str, Any]) -> Trouble | None:
+    pod = name_of(obj)
     state = status.get("state") or {}
     waiting = state.get("waiting") or {}
+    if problem := image_volume.problem(obj, waiting):
+        return Trouble(Reason.IMAGE_PULL_FAILED, f"{pod}: {problem}")
     if waiting.get("reason") in PULL_PROBLEMS:
         message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
         return Trouble(Reason.IMAGE_PULL_FAILED, message)
     if waiting.get("reason") == "CreateContainerError":
-        return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {waiting.get('message', '')}")
+        said = f"{waiting.get('message', '')}{image_volume.hint(obj, waiting)}"
+        return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {said}")
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
     if ended is None or ended["exitCode"] == 0 or status.get("ready"):
         return None

@@ -66,6 +66,9 @@ def test_all_that_is_missing_is_named_at_once() -> None:
         ("RMA_WORKERS", "0", "from 1 to 256"),
         ("RMA_WORKERS", "²", "from 1 to 256"),
         ("RMA_IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent, Never"),
+        ("RMA_IMAGE_VOLUMES", "Always", "Never, Auto"),
+        ("RMA_IMAGE_VOLUMES_HOST", "https://host", "host:port"),
+        ("RMA_IMAGE_VOLUMES_PULL_SECRET", "Log In", "the name of a Secret"),
     ],
 )
 def test_values_that_cannot_be(name: str, value: str, message: str) -> None:

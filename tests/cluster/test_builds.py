@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 from installation import Installed
+from rm_abstract.core.resource import BuildArtifact
+from rm_abstract.native import include_directory
+from rm_abstract.store.artifact import ArtifactStore
 from rm_cli import release
-from rm_cli.kubectl import Kubectl, condition, wait_until
+from rm_cli.kubectl import Kubectl, condition, run, wait_until
+from scripted_model import write_model
 from support import deploy, wait_for
 
 Object = dict[str, Any]
@@ -56,7 +60,7 @@ def compile(build):
 def profiles(installed: Installed, module_namespace: Kubectl) -> Iterator[Kubectl]:
     """kubectl in a namespace; the profiles go with the module."""
     yield module_namespace
-    for name in ("staged", "called", "picky"):
+    for name in ("staged", "called", "counted", "picky"):
         module_namespace.delete("bprof", f"{name}-{module_namespace.namespace}", wait=False)
 
 
@@ -174,6 +178,38 @@ def test_an_artifact_can_start_from_another_and_be_made_by_a_python_function(
     artifact = _built(profiles, "called")
     assert artifact["spec"]["base"]["key"] == staged["artifact"]["spec"]["key"], "what is there is not built again"
     assert artifact["status"]["versions"]["acmec"] == "2.1.0"
+
+
+def test_a_library_in_an_image_without_a_shell_compiles(
+    profiles: Kubectl, installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vendor's image has the library and nothing else; it is called from ours."""
+    model, image = tmp_path / "model", tmp_path / "image"
+    write_model(model)
+    (model / "corpus.txt").write_text("the boat left its harbour\n")
+    source = release.ModelRegistry(installed.cluster).push(model, "models/counted", "1")
+    image.mkdir()
+    native = release.ROOT / "examples" / "native_plugin_c"
+    include, library = f"-I{include_directory()}", str(image / "libngram.so")
+    run(["cc", "-std=c11", "-O2", "-shared", "-fPIC", include, "-o", library, str(native / "ngram.c"), "-lm"])
+    push, pull = installed.cluster.image_registry_push, installed.cluster.image_registry_pull
+    assert push is not None
+    monkeypatch.setenv("RMA_PLAIN_HTTP_HOSTS", push.partition("/")[0])
+    with ArtifactStore() as store:
+        pushed = store.push(BuildArtifact(image, "a" * 64, "image"), f"{push}/vendor/ngram:1")
+    name = _profile(
+        profiles,
+        "counted",
+        interface="SharedLibrary",
+        shapes={"sequence": [256], "batch": [1]},
+        steps=[{"name": "count", "image": f"{pull}/vendor/ngram@{pushed.digest}", "command": ["/libngram.so"]}],
+    )
+    deploy(
+        profiles, "counted", source, buildProfile=name, replicas=0,
+        workload={"inputTokens": 128, "outputTokens": 64, "concurrency": 1},
+    )  # fmt: skip
+    artifact = _built(profiles, "counted")
+    assert artifact["status"]["versions"], "the library says its version"
 
 
 def test_a_dry_run_refuses_a_model_before_its_weights_are_fetched(

@@ -50,7 +50,8 @@ def test_iree_makes_a_program_of_the_model(iree: Built) -> None:
         "launcher", "fetch-config", "check", "fetch", "export", "import", "compile", "tokenizer", "probe", "push",
     ]  # fmt: skip
     assert files_in(iree.artifact) == {
-        "model.vmfb", "config.json", "tokenizer.json", "tokenizer_config.json", "rma-artifact.json",
+        "model.vmfb", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", "chat_template.jinja", "rma-artifact.json",
     }  # fmt: skip
 
 

@@ -58,6 +58,7 @@ IMAGES = {
         _python("openvino"),
         _python("iree"),
         _python("openvino-compiler"),
+        _python("iree-compiler"),
     )
 }
 

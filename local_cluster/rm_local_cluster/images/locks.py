@@ -27,6 +27,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("runtime",), ("openvino.in",)),
     "iree": (("runtime",), ("iree.in",)),
     "openvino-compiler": ((), ("openvino-compiler.in",)),
+    "iree-compiler": ((), ("iree-compiler.in",)),
 }
 
 

@@ -18,6 +18,7 @@ from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
 NAMESPACE = "rm-abstract-demo"
 QUESTION = [{"role": "user", "content": "Tell me a story about the sea."}]
 SCRIPTED = "the scripted model (a small Llama with chosen weights)"
+IMAGES = (*release.CHART_IMAGES, "device-plugin", "openvino", "openvino-compiler")
 _WIDTH = 160
 """Columns of the table of candidates."""
 
@@ -41,7 +42,7 @@ def _demo(model: str | None, kubeconfig: Path | None, timeout: int) -> None:
     # A model from a hub is read by a pod, which has to get there.
     cluster = rm_local_cluster.up(kubeconfig=kubeconfig, outside=True if model else None, progress=say)
     watch.lap("cluster")
-    references = release.build_images(cluster, say)
+    references = release.build_images(cluster, say, IMAGES)
     watch.lap("images")
     release.install(cluster, references)
     watch.lap("chart")

@@ -22,6 +22,9 @@ PUBLIC_PREFIX = "ghcr.io/rm-abstract/"
 REGISTRY_SERVICE = f"{RELEASE}-registry"
 STORE_HOST = f"{REGISTRY_SERVICE}.{SYSTEM_NAMESPACE}.svc:5000"
 
+CHART_IMAGES = ("operator", "runtime", "launcher", "registry")
+"""What the chart itself runs or puts into pods."""
+
 References = Mapping[str, str]
 """Image name → reference in the cluster's registry."""
 
@@ -51,8 +54,7 @@ def example(name: str, references: References) -> list[dict[str, Any]]:
 
 def install(cluster: Cluster, references: References, *further: str) -> None:
     """``helm upgrade --install`` of the chart; returns when everything in it is ready."""
-    wanted = {name: references[name] for name in ("operator", "runtime", "launcher", "registry")}
-    values = [f"--set=images.{name}={reference}" for name, reference in wanted.items()]
+    values = [f"--set=images.{name}={references[name]}" for name in CHART_IMAGES]
     helm(
         cluster, "upgrade", "--install", RELEASE, str(ROOT / "charts" / "rm-abstract"),
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "5m", *values, *further,

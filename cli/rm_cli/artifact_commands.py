@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rm_abstract.core.errors import WorkloadError
 
 from rm_cli import artifact_list
 from rm_cli.kubectl import CommandFailed, Kubectl, named_cluster
+from rm_cli.store_access import Store, applied
 
 STALLED = 3
 """Exit status of ``watch`` where an artifact will not be ready by itself."""
@@ -143,7 +146,11 @@ def _watched(kubectl: Kubectl, names: tuple[str, ...], deployment: str | None) -
     "-o", "--output", type=click.Path(path_type=Path), required=True,
     help="An empty directory, one that an export began, or a file that ends with .tar.",
 )  # fmt: skip
-@click.option("--registry", help="HOST of the artifact store as this machine reaches it, where pods use another name.")
+@click.option(
+    "--registry",
+    help="HOST of the artifact store as this machine reaches it. [default: through the cluster's API server, where the "
+    "chart runs the store; else by the name that pods use]",
+)
 @click.option("--no-weights", is_flag=True, help="Leave the models out; the artifacts must have the weights in them.")
 @_KUBECONFIG
 def export_command(
@@ -177,7 +184,8 @@ def export_command(
             ]
         )
         needed = offline_export.images(selection, Kubectl(cluster), _say)
-        offline_export.write(selection, needed, output, weights=not no_weights, registry=registry, say=_say)
+        with _way(Kubectl(cluster), registry):
+            offline_export.write(selection, needed, output, weights=not no_weights, registry=registry, say=_say)
     except (WorkloadError, CommandFailed) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -192,7 +200,11 @@ def export_command(
 
 @artifacts.command("import")
 @click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, path_type=Path))
-@click.option("--registry", required=True, help="HOST of the artifact store, as this machine reaches it.")
+@click.option(
+    "--registry",
+    help="HOST of the artifact store, as this machine reaches it. [default: through the cluster's API "
+    "server, where the chart runs the store]",
+)
 @click.option(
     "--registry-for-pods", help="HOST of it as pods reach it; what the operator there was told, or --registry."
 )
@@ -204,7 +216,7 @@ def export_command(
 @_KUBECONFIG
 def import_command(
     path: Path,
-    registry: str,
+    registry: str | None,
     registry_for_pods: str | None,
     models: str | None,
     image_registry: str | None,
@@ -221,12 +233,17 @@ def import_command(
 
     from rm_cli import offline_import
 
-    if "/" in registry or "/" in (registry_for_pods or ""):
+    if "/" in (registry or "") or "/" in (registry_for_pods or ""):
         raise click.UsageError("the artifact store is a HOST or HOST:PORT; a path is for --models and --image-registry")
     try:
         bundle = Bundle(path)
         kubectl = Kubectl(named_cluster(kubeconfig))
         told = offline_import.operator_store(kubectl, _say)
+        there = None if registry else Store.find(kubectl)
+        if there is not None:
+            registry = there.host
+        if registry is None:
+            raise CommandFailed("no store that the chart runs is found there: say where it is with --registry")
         store = registry_for_pods or told or registry
         if told is not None and told != store:
             raise CommandFailed(f"the operator there keeps artifacts at {told}, not at {store}: --registry-for-pods")
@@ -238,7 +255,8 @@ def import_command(
         _say(f"{path}: {artifact_list.size(size)}, every digest is right")
         offline_import.check(todo, kubectl, force=force_conflicts, dry_run=dry_run)
         if not dry_run:
-            pushed = offline_import.push(todo, _say)
+            with _way(kubectl, None if there else registry):
+                pushed = offline_import.push(todo, _say)
             _say(f"{pushed} pushed, {len(bundle.contents.models) + len(bundle.contents.artifacts) - pushed} were there")
             offline_import.apply(todo, kubectl, force=force_conflicts)
     except (WorkloadError, CommandFailed) as error:
@@ -249,6 +267,17 @@ def import_command(
             click.echo(f"  {source}{'' if name == source.partition('@')[0] else f' -> {name}'}")
     for each in bundle.contents.deployments:
         click.echo(f"{'would apply' if dry_run else 'applied'} {each.namespace}/{each.name}")
+
+
+@contextmanager
+def _way(kubectl: Kubectl, registry: str | None) -> Iterator[None]:
+    """The way to the store of the cluster, unless one is named or the chart runs none."""
+    store = None if registry else Store.find(kubectl)
+    if store is None:
+        yield
+        return
+    with store.reached(kubectl) as variables, applied(variables):
+        yield
 
 
 def _say(line: str) -> None:

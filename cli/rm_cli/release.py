@@ -1,6 +1,5 @@
 """Installs this checkout into a cluster: images, chart, and the examples with the images that were built."""
 
-import base64
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rm_api.names import ENV_REGISTRY_CA
 from rm_local_cluster import Cluster, images
 
-from rm_cli.kubectl import Kubectl, helm, run
+from rm_cli.kubectl import CommandFailed, Kubectl, helm, run
+from rm_cli.store_access import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout; these commands are for people who have one."""
@@ -63,31 +62,18 @@ def install(cluster: Cluster, references: References, *further: str) -> None:
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """The chart's registry as a place for models."""
+    """The chart's registry as a place for models that every namespace reads."""
 
     cluster: Cluster
 
     def push(self, directory: Path, repository: str, tag: str) -> str:
         """Puts a model there; returns the source that a ModelDeployment names."""
-        system = Kubectl(self.cluster, SYSTEM_NAMESPACE)
-        with system.port_forward(f"svc/{REGISTRY_SERVICE}", 5000) as port:
-            host = f"127.0.0.1:{port}"
-            command = [
-                sys.executable,
-                "-m",
-                "rm_cli",
-                "models",
-                "push",
-                str(directory),
-                f"oci://{host}/{repository}:{tag}",
-            ]
-            run(command, environment={**os.environ, **self._way_in(system, host)})
-        return f"oci://{STORE_HOST}/{repository}:{tag}"
-
-    @staticmethod
-    def _way_in(system: Kubectl, host: str) -> dict[str, str]:
-        """Variables for the client: the registry's authority where it speaks TLS."""
-        certificates = system.get("secret", f"{REGISTRY_SERVICE}-tls")
-        if certificates is None:
-            return {"RMA_PLAIN_HTTP_HOSTS": host}
-        return {ENV_REGISTRY_CA: base64.b64decode(certificates["data"]["ca.crt"]).decode()}
+        kubectl = Kubectl(self.cluster)
+        store = Store.find(kubectl)
+        if store is None:
+            raise CommandFailed("the chart's registry is not there: install the chart first")
+        source = f"oci://{store.host}/{repository}:{tag}"
+        with store.reached(kubectl) as variables:
+            command = [sys.executable, "-m", "rm_cli", "models", "push", str(directory), source]
+            run(command, environment={**os.environ, **variables})
+        return source

@@ -135,6 +135,10 @@ ENV_REGISTRY_TOKEN_FILE: Final = "RMA_REGISTRY_TOKEN_FILE"  # noqa: S105 - a nam
 """File with the ServiceAccount token that the token service of the artifact store takes for a password."""
 ENV_REGISTRY_CA: Final = "RMA_REGISTRY_CA"
 """Certificate authorities, as PEM, of the artifact store and its token service."""
+ENV_PLAIN_HTTP_HOSTS: Final = "RMA_PLAIN_HTTP_HOSTS"
+"""Hosts (``host:port``, comma-separated) that are spoken to without TLS."""
+ENV_CONNECT_TO: Final = "RMA_CONNECT_TO"
+"""``HOST:PORT=ADDRESS:PORT``, comma-separated: hosts that are reached elsewhere, as through a forwarded port."""
 STORE_TOKEN_FILE: Final = "token"  # noqa: S105 - a name
 ENV_NETRC: Final = "NETRC"
 CREDENTIALS_KEY_NETRC: Final = "netrc"

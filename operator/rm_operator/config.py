@@ -10,6 +10,7 @@ from typing import Final
 
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_OBJECT = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _IMAGE_VOLUMES: Final = ("Never", "Auto")
 _SECRET = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
@@ -64,6 +65,8 @@ class Config:
     """Mebibytes that a namespace's artifacts may take before those that nobody uses go; 0 for any number."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of containers that we make."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets of the system namespace by which nodes pull images of the pods that we make there."""
     tracing: bool = False
     """Send OpenTelemetry spans to where the OTEL_* variables say."""
 
@@ -98,6 +101,7 @@ class Config:
             unused_days=reader.integer("RMA_ARTIFACT_UNUSED_DAYS", 30, 0, 36500),
             quota_mib=reader.integer("RMA_ARTIFACT_QUOTA_MIB", 0, 0, 1 << 40),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
+            image_pull_secrets=reader.names("RMA_IMAGE_PULL_SECRETS"),
             tracing=reader.tracing(),
         )
         if bool(config.store_token_audience) != bool(config.store_token_file):
@@ -128,6 +132,14 @@ class _Reader:
         if value and not pattern.match(value):
             self.problems.append(f"{name}={value!r} is not {what}")
         return value
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Names of objects, separated by commas."""
+        found = tuple(filter(None, (each.strip() for each in self._environ.get(name, "").split(","))))
+        for each in found:
+            if not _OBJECT.match(each):
+                self.problems.append(f"{name} has {each!r}, which is not the name of an object")
+        return found
 
     def path(self, name: str) -> Path | None:
         value = self._environ.get(name, "").strip()

@@ -3,6 +3,7 @@
 import base64
 import netrc
 import os
+import re
 import ssl
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +13,11 @@ from typing import Any, Final, Self
 
 import httpx2
 from rm_api.conditions import Reason
-from rm_api.names import ENV_NETRC
+from rm_api.names import ENV_CONNECT_TO, ENV_NETRC, ENV_PLAIN_HTTP_HOSTS
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
 
-ENV_PLAIN_HTTP_HOSTS: Final = "RMA_PLAIN_HTTP_HOSTS"
-"""Hosts (``host:port``, comma-separated) that are spoken to without TLS."""
-
+_CONNECT_TO: Final = re.compile(r"([-A-Za-z0-9.]+:[0-9]{1,5})=((?:[-A-Za-z0-9.]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5})")
 _RESUMES: Final = 5
 _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
 
@@ -125,6 +124,39 @@ def _trusting(authority: str) -> ssl.SSLContext:
     return context
 
 
+def _moved() -> Iterator[tuple[str, httpx2.URL]]:
+    """Hosts that are reached elsewhere, and where. Raises BadInput."""
+    for entry in filter(None, (each.strip() for each in os.environ.get(ENV_CONNECT_TO, "").split(","))):
+        match = _CONNECT_TO.fullmatch(entry)
+        if match is None:
+            raise BadInput(f"{ENV_CONNECT_TO} has {entry!r}, which is not HOST:PORT=ADDRESS:PORT")
+        yield match[1], httpx2.URL(f"https://{match[2]}/")
+
+
+class _Elsewhere(httpx2.BaseTransport):
+    """Reaches a host at another address. It has to prove that it is the host all the same, where it speaks TLS."""
+
+    def __init__(self, address: httpx2.URL, verify: ssl.SSLContext | bool) -> None:
+        self._address = address
+        self._transport = httpx2.HTTPTransport(verify=verify)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """As the transport that goes where a URL says; the Host header is that of the URL already."""
+        return self._transport.handle_request(
+            httpx2.Request(
+                request.method,
+                request.url.copy_with(host=self._address.host, port=self._address.port),
+                headers=request.headers,
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": request.url.host},
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+
 def _asked(error: httpx2.HTTPError, url: str) -> str:
     """The host that a request failed at: that of a redirect or of a token service, or the one of ``url``."""
     try:
@@ -156,11 +188,13 @@ class Http:
         self._plain_hosts = frozenset(host.strip() for host in plain_hosts if host.strip())
         self._unreachable = unreachable
         self._success = 400 if follow_redirects else 300
+        verify: ssl.SSLContext | bool = _trusting(authority) if authority else True
         self._client = httpx2.Client(
             auth=auth(credentials or Credentials.from_environment()),
             follow_redirects=follow_redirects,
             timeout=_TIMEOUT,
-            verify=_trusting(authority) if authority else True,
+            verify=verify,
+            mounts={f"all://{host}": _Elsewhere(address, verify) for host, address in _moved()},
             headers={"User-Agent": "rm-abstract"},
             event_hooks={"request": [self._refuse_plain_text]},
         )

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -34,12 +34,14 @@ from rm_api import names
 from rm_api.conditions import Reason
 from rm_cli import release
 from rm_cli.kubectl import Kubectl
+from rm_cli.store_access import Store, applied
 from rm_local_cluster import Cluster, existing
 from rm_local_cluster.pki import Authority, KeyPair
 from rm_operator.kube import artifact_store
 from rm_operator.kube.auth import FileToken, StaticToken
 from rm_operator.plan.artifact import Presence
 from rm_operator.registry_auth.access import Access
+from rm_operator.registry_auth.renewal import again
 from rm_operator.registry_auth.signing import ISSUER, Signer
 
 sys.path.append(str(Path(__file__).parents[1] / "contract"))
@@ -48,6 +50,7 @@ from registry_server import RunningRegistry, running_registry
 
 SYSTEM, MINE, OTHER = "registry-system", "tenant-a", "tenant-b"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:rma-operator"
+ADMINISTRATOR, PUBLISHER = "rma-registry-admin", "publisher"
 SERVICE = "store.test:5000"
 CHART = Path(__file__).parents[2] / "charts/rm-abstract"
 START_SECONDS = 60
@@ -95,30 +98,38 @@ class World:
         self.kubeconfig = server.kubeconfig(directory / "admin.kubeconfig")
         authority = Authority(directory, "store-ca")
         self.ca = authority.pair.certificate
-        self.tls = authority.issue("store", "store", hosts=["127.0.0.1"])
+        in_cluster = [f"rma-registry{part}.{SYSTEM}.svc" for part in ("", "-auth")]
+        self.tls = authority.issue("store", "store", hosts=["127.0.0.1", *in_cluster])
         self.signing = signing_pair(directory)
         self.port = free_port()
         self.trust = ssl.create_default_context(cafile=str(self.ca))
         for namespace in (SYSTEM, MINE, OTHER):
             self.run("create", "namespace", namespace)
             self.run("create", "serviceaccount", "default", "-n", namespace)
-        self.run("create", "serviceaccount", "rma-operator", "-n", SYSTEM)
-        self.run("apply", "-f", "-", stdin=yaml.safe_dump_all(self._rights()))
+        for account in ("rma-operator", PUBLISHER):
+            self.run("create", "serviceaccount", account, "-n", SYSTEM)
+        self.install()
+        self.run("create", "secret", "generic", "own-tls", f"--from-file=ca.crt={self.ca}", "-n", SYSTEM)
 
-    def _rights(self) -> list[dict[str, Any]]:
-        """What the chart gives the service's account."""
-        flags = [f"--set=store.registry.{part}.enabled=true" for part in ("tls", "auth")]
+    def install(self) -> None:
+        """What the chart gives the accounts, and how it describes the store."""
+        self.run("delete", "configmap", "rma-store", "-n", SYSTEM, "--ignore-not-found")
+        self.run("apply", "-n", SYSTEM, "-f", "-", stdin=yaml.safe_dump_all(self._installed()))
+
+    def _installed(self) -> list[dict[str, Any]]:
         chart = subprocess.run(
-            [str(self.helm), "template", "rma", str(CHART), "--namespace", SYSTEM, *flags],
+            [
+                str(self.helm), "template", "rma", str(CHART), "--namespace", SYSTEM,
+                "--set=store.registry.tls.secretName=own-tls",
+            ],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        kinds = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")
-        found = [obj for obj in yaml.safe_load_all(chart) if obj and obj["kind"] in kinds]
-        return [
-            {**obj, "metadata": {**obj["metadata"], **({"namespace": SYSTEM} if obj["kind"] == kinds[0] else {})}}
-            for obj in found
-            if obj["metadata"]["name"] == "rma-registry-auth"
-        ]
+        wanted = {
+            "ServiceAccount": {"rma-registry-auth", ADMINISTRATOR}, "ConfigMap": {"rma-store"},
+            "ClusterRole": {"rma-registry-auth"}, "ClusterRoleBinding": {"rma-registry-auth"},
+        }  # fmt: skip
+        found = [obj for obj in yaml.safe_load_all(chart) if obj]
+        return [obj for obj in found if obj["metadata"]["name"] in wanted.get(obj["kind"], ())]
 
     def run(self, *arguments: str, stdin: str | None = None) -> str:
         command = [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), *arguments]
@@ -144,7 +155,8 @@ class World:
             sys.executable, "-m", "rm_operator.registry_auth", f"--service={SERVICE}", f"--operator={OPERATOR}",
             f"--signing-key={self.signing.key}", f"--signing-certificate={self.signing.certificate}",
             f"--tls-certificate={self.tls.certificate}", f"--tls-key={self.tls.key}", f"--port={self.port}",
-            f"--kubeconfig={kubeconfig}",
+            f"--kubeconfig={kubeconfig}", f"--administrator=system:serviceaccount:{SYSTEM}:{ADMINISTRATOR}",
+            f"--publisher=system:serviceaccount:{SYSTEM}:{PUBLISHER}", "--shared=models/",
         ]  # fmt: skip
         log = self.directory / "service.log"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -166,10 +178,10 @@ class World:
             assert process.wait(30) == 0, log.read_text()[-4000:]
 
     @contextmanager
-    def registry(self) -> Iterator[RunningRegistry]:
-        """The registry, configured as by the chart."""
+    def registry(self, service: str | None = None) -> Iterator[RunningRegistry]:
+        """The registry, configured as by the chart; ``service`` is host:port of the token service, as it names it."""
         token = {
-            "realm": f"https://127.0.0.1:{self.port}/token", "service": SERVICE, "issuer": ISSUER,
+            "realm": f"https://{service or f'127.0.0.1:{self.port}'}/token", "service": SERVICE, "issuer": ISSUER,
             "rootcertbundle": str(self.signing.certificate), "signingalgorithms": ["ES256"],
         }  # fmt: skip
         with running_registry(self.directory, {"token": token}, self.tls) as running:
@@ -329,7 +341,8 @@ def test_a_layer_of_another_namespace_is_not_mounted_by_its_digest(
 @pytest.mark.parametrize(
     "name",
     [
-        "models/llama", "artifacts", f"artifacts/{MINE}", f"artifacts/{MINE}/../{OTHER}/x", f"artifacts/{OTHER}/x",
+        "other/llama", "models", "models/", "models/../x", "artifacts", f"artifacts/{MINE}",
+        f"artifacts/{MINE}/../{OTHER}/x", f"artifacts/{OTHER}/x",
         f"artifacts/{MINE}-b/x", f"artifacts//{MINE}/x", f"x/artifacts/{MINE}/y", f"artifacts/{MINE}//x",
     ],
 )  # fmt: skip
@@ -526,19 +539,26 @@ def test_without_the_service_it_is_worth_another_try(
                 store.push(artifact, reference)
 
 
-def rendered_secrets(world: World) -> dict[str, dict[str, str]]:
-    """Keys and certificates as an upgrade would write them: helm looks at what the cluster has."""
-    flags = [f"--set=store.registry.{part}.enabled=true" for part in ("tls", "auth")]
-    chart = subprocess.run(
+def rendered(world: World) -> str:
+    """What an upgrade would apply: helm looks at what the cluster has."""
+    return subprocess.run(
         [
             str(world.helm), "template", "rma", str(CHART), "--namespace", SYSTEM, "--dry-run=server",
-            "--kubeconfig", str(world.kubeconfig), *flags,
+            "--kubeconfig", str(world.kubeconfig),
         ],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    found = [obj for obj in yaml.safe_load_all(chart) if obj and obj["kind"] == "Secret"]
+
+
+def rendered_secrets(world: World) -> dict[str, dict[str, str]]:
+    """Keys and certificates after an upgrade."""
+    found = [obj for obj in yaml.safe_load_all(rendered(world)) if obj and obj["kind"] == "Secret"]
     world.run("apply", "-n", SYSTEM, "-f", "-", stdin=yaml.safe_dump_all(found))
     return {obj["metadata"]["name"].removeprefix("rma-registry-"): obj["data"] for obj in found}
+
+
+def certificate(secrets: dict[str, dict[str, str]], name: str, key: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(base64.b64decode(secrets[name][key]))
 
 
 def test_an_upgrade_keeps_keys_and_certificates_and_makes_what_is_missing(world: World) -> None:
@@ -552,11 +572,7 @@ def test_an_upgrade_keeps_keys_and_certificates_and_makes_what_is_missing(world:
     assert second["tls"]["ca.crt"] == first["tls"]["ca.crt"]
     assert second["tls"]["tls.key"] != first["tls"]["tls.key"]
     assert second["signing"]["tls.key"] != first["signing"]["tls.key"]
-    authority, leaf = (
-        x509.load_pem_x509_certificate(base64.b64decode(second[name][key]))
-        for name, key in (("ca", "ca.crt"), ("tls", "tls.crt"))
-    )
-    leaf.verify_directly_issued_by(authority)
+    certificate(second, "tls", "tls.crt").verify_directly_issued_by(certificate(second, "ca", "ca.crt"))
     # Without the authority's key nothing more can be signed by it, so the certificates are of another one.
     world.run("delete", "secret", "rma-registry-ca", "-n", SYSTEM)
     third = rendered_secrets(world)
@@ -564,31 +580,119 @@ def test_an_upgrade_keeps_keys_and_certificates_and_makes_what_is_missing(world:
     assert third["signing"] == second["signing"]
 
 
-def test_models_are_pushed_to_the_charts_registry_with_tls_and_without(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def grown_old(world: World) -> None:
+    """The chart's certificates in the cluster as they are after three quarters of their lives."""
+    secrets = rendered_secrets(world)
+    ca, leaf = certificate(secrets, "ca", "ca.crt"), certificate(secrets, "tls", "tls.crt")
+    ca_key, key = (
+        cast("ec.EllipticCurvePrivateKey", load_pem_private_key(base64.b64decode(secrets[name][entry]), None))
+        for name, entry in (("ca", "ca.key"), ("tls", "tls.key"))
+    )
+    now = datetime.now(UTC)
+    old = again(ca, ca_key, ca, ca_key, now - timedelta(days=3650 * 3 / 4))
+    served = again(leaf, key, old, ca_key, now - timedelta(days=730 * 3 / 4))
+    pem = {
+        name: base64.b64encode(each.public_bytes(serialization.Encoding.PEM)).decode()
+        for name, each in (("ca.crt", old), ("tls.crt", served))
+    }
+    for name, data in (("ca", {"ca.crt": pem["ca.crt"]}), ("tls", pem)):
+        patch = json.dumps({"data": data})
+        world.run("patch", "secret", f"rma-registry-{name}", "-n", SYSTEM, "--type=merge", "-p", patch)
+
+
+def test_certificates_of_the_chart_are_renewed_by_who_may_do_nothing_else(world: World, tmp_path: Path) -> None:
+    account = "rma-registry-certificates"
+    objects = list(yaml.safe_load_all(rendered(world)))
+    found = [obj for obj in objects if obj and obj["metadata"]["name"] == account and obj["kind"] != "CronJob"]
+    world.run("apply", "-n", SYSTEM, "-f", "-", stdin=yaml.safe_dump_all(found))
+    grown_old(world)
+    before = rendered_secrets(world)
+    config = yaml.safe_load(world.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": world.token(SYSTEM, account, None)}
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    flags = [f"--namespace={SYSTEM}", "--description=rma-store", f"--kubeconfig={file}"]
+
+    def run(authority: str = "rma-registry-ca") -> "subprocess.CompletedProcess[str]":
+        module = [sys.executable, "-m", "rm_operator.registry_auth.certificates"]
+        return subprocess.run(
+            [*module, *flags, f"--authority={authority}", "--served=rma-registry-tls"],
+            capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    after = rendered_secrets(world)
+    assert after["ca"]["ca.crt"] == after["tls"]["ca.crt"] != before["ca"]["ca.crt"]
+    assert after["tls"]["tls.crt"] != before["tls"]["tls.crt"]
+    for name, key in (("ca", "ca.key"), ("tls", "tls.key")):
+        assert after[name][key] == before[name][key]
+    certificate(after, "tls", "tls.crt").verify_directly_issued_by(certificate(after, "ca", "ca.crt"))
+    described = yaml.safe_load(world.run("get", "configmap", "rma-store", "-n", SYSTEM, "-o", "yaml"))["data"]
+    assert described["ca.crt"].encode() == base64.b64decode(after["ca"]["ca.crt"])
+    assert described["tokenAudience"] == names.REGISTRY_AUDIENCE, "what else is said there stays"
+    world.install()
+    # The week after.
+    again_ = run()
+    assert (again_.returncode, "nothing is due" in again_.stderr) == (0, True)
+    assert rendered_secrets(world) == after
+    other = run("rma-registry-signing")
+    assert (other.returncode, "forbidden" in other.stderr.lower()) == (1, True), "it sees no other Secret"
+    assert "PRIVATE" not in "".join(each.stderr + each.stdout for each in (done, again_, other))
+
+
+@pytest.fixture
+def as_installed(world: World, running: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The store by the names that it has in a cluster, which nothing on this machine resolves."""
+    with world.registry(f"rma-registry-auth.{SYSTEM}.svc:5001") as registry:
+        ports = {5000: int(registry.host.rpartition(":")[2]), 5001: world.port}
+
+        # There is no kubelet here that could forward one.
+        @contextmanager
+        def forwarded(_self: Kubectl, _target: str, port: int) -> Iterator[int]:
+            yield ports[port]
+
+        monkeypatch.setattr(Kubectl, "port_forward", forwarded)
+        yield Cluster("tests", "existing", world.kubeconfig, Path(world.kubectl), Path(world.helm))
+
+
+def test_what_an_administrator_pushes_from_outside_all_read_and_none_replace(
+    as_installed: Cluster, running: Running, tmp_path: Path
 ) -> None:
+    world = running.world
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
-    cluster = Cluster("tests", "existing", world.kubeconfig, Path(world.kubectl), Path(world.helm))
-    world.run("create", "namespace", release.SYSTEM_NAMESPACE)
-    for tls in (None, world.tls):
-        (tmp_path / f"registry-{tls is None}").mkdir()
-        with running_registry(tmp_path / f"registry-{tls is None}", tls=tls) as registry:
-            port = int(registry.host.rpartition(":")[2])
+    source = release.ModelRegistry(as_installed).push(tmp_path / "model", "models/a", "1")
+    assert source == f"oci://rma-registry.{SYSTEM}.svc:5000/models/a:1"
+    everything = "repository:models/a:pull,push,delete"
+    for who, method, path, status in (
+        (world.token(MINE), "GET", "tags/list", 200),
+        (world.token(OTHER), "GET", "tags/list", 200),
+        (world.token(MINE), "POST", "blobs/uploads/", 401),
+        (world.token(MINE), "PUT", "manifests/1", 401),
+        (world.token(SYSTEM, "rma-operator"), "POST", "blobs/uploads/", 401),
+        (world.token(SYSTEM, PUBLISHER), "POST", "blobs/uploads/", 202),
+        (world.token(SYSTEM, ADMINISTRATOR), "DELETE", "manifests/1", 401),
+    ):
+        body = b"" if method in ("POST", "PUT") else None
+        answer = running.as_(who, method, f"/v2/models/a/{path}", everything, body=body)
+        assert (method, path, answer.status) == (method, path, status)
 
-            # There is no kubelet here that could forward one.
-            @contextmanager
-            def forwarded(_self: Kubectl, _target: str, _port: int, port: int = port) -> Iterator[int]:
-                yield port
 
-            monkeypatch.setattr(Kubectl, "port_forward", forwarded)
-            assert release.ModelRegistry(cluster).push(tmp_path / "model", "models/a", "1") == (
-                f"oci://{release.STORE_HOST}/models/a:1"
-            )
-            scheme = "https" if tls else "http"
-            tags = world.send("GET", f"{scheme}://{registry.host}/v2/models/a/tags/list").json["tags"]
-            assert tags == ["1"]
-        authority = f"--from-file=ca.crt={world.ca}"
-        if tls is None:
-            name = f"{release.REGISTRY_SERVICE}-tls"
-            world.run("create", "secret", "generic", name, authority, "-n", release.SYSTEM_NAMESPACE)
+def test_an_administrator_moves_artifacts_of_any_namespace_from_outside(
+    as_installed: Cluster, running: Running, artifact: BuildArtifact, repository: str, tmp_path: Path
+) -> None:
+    kubectl = Kubectl(as_installed)
+    store = Store.find(kubectl)
+    assert store is not None
+    assert store.authority == running.world.ca.read_text(), "from the Secret, where the chart has not made it"
+    reference = f"{store.host}/artifacts/{OTHER}/{repository}"
+    with store.reached(kubectl) as variables, applied(variables), ArtifactStore() as client:
+        file = Path(variables[names.ENV_REGISTRY_TOKEN_FILE])
+        pushed = client.push(artifact, f"{reference}:v1")
+        client.pull(f"{reference}@{pushed.digest}", tmp_path / "dest", key="key-1")
+        with pytest.raises(BadInput, match="what belongs to its own namespace"):
+            client.push(artifact, f"{store.host}/elsewhere/{repository}:v1")
+        assert file.parent.stat().st_mode & 0o077 == 0, "nobody else on this machine reads the token"
+    assert not file.exists()
+    assert (tmp_path / "dest/model.bin").read_bytes() == (artifact.path / "model.bin").read_bytes()

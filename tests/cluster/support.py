@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rm_abstract.store.registry import Registry
 from rm_cli.kubectl import CommandFailed, Kubectl, condition, wait_until
+from rm_cli.store_access import Store, applied
+from rm_local_cluster import Cluster
 
 OURS = "app.kubernetes.io/managed-by=rm-abstract"
 NPU = {"accelerators": {"names": ["simulated-npu"]}}
@@ -76,6 +79,20 @@ def asking(kubectl: Kubectl, name: str, messages: list[dict[str, str]], text: st
         stop.set()
         thread.join()
     assert asked > 0
+
+
+@contextmanager
+def in_the_store(cluster: Cluster) -> Iterator[tuple[str, Registry]]:
+    """The chart's store as its administrator reaches it from outside: its host by pods' name, and a client."""
+    kubectl = Kubectl(cluster)
+    store = Store.find(kubectl)
+    assert store is not None
+    with store.reached(kubectl) as variables, applied(variables):
+        registry = Registry()
+        try:
+            yield store.host, registry
+        finally:
+            registry.close()
 
 
 def serving_pods(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:

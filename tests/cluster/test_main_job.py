@@ -12,10 +12,10 @@ from typing import Any
 import openai
 import pytest
 from installation import Installed
-from rm_cli import release
+from rm_abstract.store.reference import Reference
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text, write_model
-from support import NPU, ask, deploy, left_over, serving_pods, wait_for
+from support import NPU, ask, deploy, in_the_store, left_over, serving_pods, wait_for
 
 # The first compile on a cold node pulls an image of two gigabytes.
 COMPILE_SECONDS = 300
@@ -114,14 +114,11 @@ def test_the_artifact_is_the_one_in_the_store(hello: Kubectl, installed: Install
     assert status["attempts"] == 1
     assert {"fetch", "export", "bind", "push"} <= set(status["stageSeconds"])
     repository = f"artifacts/{hello.namespace}/{artifact['metadata']['name']}"
-    with installed.system.port_forward(f"svc/{release.REGISTRY_SERVICE}", 5000) as port:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/{repository}/manifests/v1")
-        request.add_header("Accept", "application/vnd.oci.image.manifest.v1+json")
-        with urllib.request.urlopen(request, timeout=60) as response:
-            manifest = json.load(response)
-            assert response.headers["Docker-Content-Digest"] == status["digest"]
-    assert manifest["annotations"]["io.rm-abstract.artifact.key"] == artifact["spec"]["key"]
-    assert status["location"] == f"{release.STORE_HOST}/{repository}@{status['digest']}"
+    with in_the_store(installed.cluster) as (host, registry):
+        manifest = registry.manifest(Reference.parse(f"{host}/{repository}:v1"))
+    assert manifest.digest == status["digest"]
+    assert manifest.annotations["io.rm-abstract.artifact.key"] == artifact["spec"]["key"]
+    assert status["location"] == f"{host}/{repository}@{status['digest']}"
 
 
 def test_applied_again_under_another_name_it_reuses_the_artifact(

@@ -4,11 +4,13 @@ import base64
 import socket
 import ssl
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
 from rm_api import names
 from rm_operator.config import Config
 from rm_operator.registry_auth.__main__ import _parser
@@ -17,14 +19,14 @@ from rm_operator.registry_auth.signing import ISSUER, Signer
 from test_chart import Refused, Render, render  # noqa: F401 - a fixture
 
 Object = dict[str, Any]
-ON = {"tls": {"enabled": True}, "auth": {"enabled": True}}
+OFF = {"tls": {"enabled": False}, "auth": {"enabled": False}}
 MOUNTED = "/var/run/rm-abstract/store"
 
 
 @pytest.fixture(scope="module")
 def protected(render: Render) -> list[Object]:  # noqa: F811
-    """The chart with TLS and the token service."""
-    return render(store={"registry": ON})
+    """The chart as it comes: with TLS and the token service."""
+    return render()
 
 
 def one(objects: list[Object], kind: str, name: str) -> Object:
@@ -55,27 +57,32 @@ def items(volume: Object) -> set[str]:
     return {item["key"] for item in volume["secret"]["items"]}
 
 
-def test_by_default_nothing_of_it_is_there(render: Render) -> None:  # noqa: F811
-    objects = render()
+def test_switched_off_nothing_of_it_is_there(render: Render) -> None:  # noqa: F811
+    objects = render(store={"registry": OFF})
     assert [obj for obj in objects if obj["kind"] == "Secret"] == []
-    assert [obj for obj in objects if obj["metadata"]["name"] == "rma-registry-auth"] == []
+    assert [obj for obj in objects if obj["metadata"]["name"].startswith("rma-registry-")] == []
     assert {"auth", "tls"} & {*configuration(objects), *configuration(objects)["http"]} == set()
     assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "true"
+    assert one(objects, "ConfigMap", "rma-store")["data"] == {
+        "host": "rma-registry.system.svc:5000", "service": "rma-registry", "plainHTTP": "true",
+    }  # fmt: skip
 
 
 def test_a_token_service_without_tls_is_refused(render: Render) -> None:  # noqa: F811
     with pytest.raises(Refused, match=r"store\.registry\.auth\.enabled needs store\.registry\.tls\.enabled"):
-        render(store={"registry": {"auth": {"enabled": True}}})
+        render(store={"registry": {"tls": {"enabled": False}}})
 
 
 def test_values_of_an_earlier_chart_are_refused_with_what_helps(render: Render) -> None:  # noqa: F811
-    for part in ("tls", "auth"):
+    for part, values in (
+        ("tls", {"tls": None}), ("auth", {"auth": None}), ("tls.certManager", {"tls": {"certManager": None}}),
+    ):  # fmt: skip
         with pytest.raises(Refused, match=rf"store.registry.{part} is missing.*--reset-then-reuse-values"):
-            render(store={"registry": {part: None}})
+            render(store={"registry": values})
 
 
 def test_an_external_store_has_neither(render: Render) -> None:  # noqa: F811
-    objects = render(store={"host": "registry.example:5000", "plainHTTP": False, "registry": ON})
+    objects = render(store={"host": "registry.example:5000", "plainHTTP": False})
     assert [obj for obj in objects if "registry" in obj["metadata"]["name"]] == []
     assert [obj for obj in objects if obj["kind"] == "Secret"] == []
     assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "false"
@@ -132,7 +139,7 @@ def test_the_registry_speaks_tls_and_believes_the_token_service(protected: list[
 
 
 def test_tls_alone(render: Render) -> None:  # noqa: F811
-    objects = render(store={"registry": {"tls": {"enabled": True}}})
+    objects = render(store={"registry": {"auth": {"enabled": False}}})
     assert "auth" not in configuration(objects)
     assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {
         "rma-registry-ca", "rma-registry-tls",
@@ -169,7 +176,7 @@ def test_the_service_is_started_with_what_it_takes(protected: list[Object]) -> N
 
 def test_what_all_read_and_who_writes_it(render: Render) -> None:  # noqa: F811
     own = {"sharedRepositories": ["models/", "data/sets/"], "publishers": ["ci:publish"]}
-    objects = render(store={"registry": {**ON, "auth": {"enabled": True, **own}}})
+    objects = render(store={"registry": {"auth": own}})
     (container,) = pod(objects, "rma-registry-auth")["spec"]["containers"]
     arguments = _parser().parse_args(container["command"][3:])
     rules = Rules(arguments.operator, arguments.administrator, frozenset(arguments.publisher), tuple(arguments.shared))
@@ -194,7 +201,7 @@ def test_what_all_read_and_who_writes_it(render: Render) -> None:  # noqa: F811
 )
 def test_shares_and_publishers_that_cannot_be(render: Render, values: Object) -> None:  # noqa: F811
     with pytest.raises(Refused, match=r"sharedRepositories|publishers"):
-        render(store={"registry": {**ON, "auth": {"enabled": True, **values}}})
+        render(store={"registry": {"auth": values}})
 
 
 def test_the_service_may_ask_whose_a_token_is_and_nothing_else(protected: list[Object]) -> None:
@@ -237,7 +244,7 @@ def test_the_operator_has_the_authority_and_a_token_of_its_own(protected: list[O
 
 
 def test_pods_start_anew_with_other_certificates(render: Render, protected: list[Object]) -> None:  # noqa: F811
-    again = render(store={"registry": ON})
+    again = render()
     sums = []
     for objects in (protected, again):
         found = {
@@ -249,14 +256,95 @@ def test_pods_start_anew_with_other_certificates(render: Render, protected: list
     assert sums[0] != sums[1], "nothing keeps what is rendered without a cluster"
 
 
+def lifetime(certificate: bytes) -> timedelta:
+    found = x509.load_pem_x509_certificate(certificate)
+    return found.not_valid_after_utc - found.not_valid_before_utc
+
+
+def test_nothing_ends_before_somebody_has_long_renewed_it(protected: list[Object]) -> None:
+    # The job comes each week, and renews what has lived half of its life: a year is left to mend it in.
+    assert lifetime(secret(protected, "rma-registry-tls")["tls.crt"]) == timedelta(days=730)
+    assert lifetime(secret(protected, "rma-registry-ca")["ca.crt"]) == timedelta(days=3650)
+    assert lifetime(secret(protected, "rma-registry-signing")["tls.crt"]) > timedelta(days=36000), "it is only a key"
+    job = one(protected, "CronJob", "rma-registry-certificates")["spec"]
+    assert job["schedule"].split()[2:4] == ["*", "*"]
+    assert job["schedule"].split()[4].isdigit(), "each week"
+
+
+def test_the_renewal_has_what_it_renews_and_nothing_else(protected: list[Object]) -> None:
+    name = "rma-registry-certificates"
+    spec = one(protected, "CronJob", name)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == name
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert container["command"][:3] == ["python3", "-m", "rm_operator.registry_auth.certificates"]
+    given = dict(each.removeprefix("--").split("=") for each in container["command"][3:])
+    assert given["namespace"] == "system"
+    assert one(protected, "Role", name)["rules"] == [
+        {
+            "apiGroups": [""], "resources": ["secrets"], "resourceNames": [given["authority"], given["served"]],
+            "verbs": ["get", "patch"],
+        },
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [given["description"]], "verbs": ["patch"]},
+    ]  # fmt: skip
+    assert "ca.crt" in one(protected, "ConfigMap", given["description"])["data"]
+    for key in ("authority", "served"):
+        assert secret(protected, given[key])
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": "system"}
+    bound = [obj for obj in protected if obj["kind"].endswith("RoleBinding") and subject in obj["subjects"]]
+    assert [(obj["kind"], obj["roleRef"]["name"]) for obj in bound] == [("RoleBinding", name)]
+
+
+def test_cert_manager_makes_the_certificates_where_it_is_told_to(render: Render) -> None:  # noqa: F811
+    issuer = {"name": "own-ca", "kind": "ClusterIssuer"}
+    objects = render(store={"registry": {"tls": {"certManager": {"issuerRef": issuer}}}})
+    asked = one(objects, "Certificate", "rma-registry-tls")["spec"]
+    assert asked["issuerRef"] == issuer
+    assert {"rma-registry.system.svc", "rma-registry-auth.system.svc"} <= set(asked["dnsNames"])
+    assert asked["ipAddresses"] == ["127.0.0.1"]
+    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {"rma-registry-signing"}
+    assert [obj for obj in objects if obj["kind"] == "CronJob"] == []
+    for name in ("rma-registry", "rma-registry-auth"):
+        (volume,) = [each for each in pod(objects, name)["spec"]["volumes"] if each["name"] == "tls"]
+        assert volume["secret"]["secretName"] == asked["secretName"]
+    described = one(objects, "ConfigMap", "rma-store")["data"]
+    assert "ca.crt" not in described
+    assert described["tlsSecret"] == asked["secretName"]
+
+
+def test_people_and_nodes_are_told_how_the_store_is_reached(protected: list[Object]) -> None:
+    described = one(protected, "ConfigMap", "rma-store")
+    data = described["data"]
+    assert data["ca.crt"].encode() == secret(protected, "rma-registry-tls")["ca.crt"]
+    assert data["host"] == environment(protected)["RMA_STORE"]
+    assert data["tokenAudience"] == names.REGISTRY_AUDIENCE
+    for key in ("service", "tokenService"):
+        assert one(protected, "Service", data[key])
+    assert one(protected, "ServiceAccount", data["administrator"])
+    assert "PRIVATE" not in str(described)
+
+
+def test_images_of_the_system_namespace_are_pulled_with_the_secrets_that_are_named(render: Render) -> None:  # noqa: F811
+    objects = render(imagePullSecrets=["one", "two"])
+    specs = [obj["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "Deployment"]
+    specs += [obj["spec"]["jobTemplate"]["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "CronJob"]
+    assert len(specs) == 4
+    assert all(spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}] for spec in specs)
+    assert environment(objects)["RMA_IMAGE_PULL_SECRETS"] == "one,two"
+    with pytest.raises(Refused, match="imagePullSecrets"):
+        render(imagePullSecrets=[{"name": "one"}])
+
+
 def test_a_secret_of_ones_own_takes_the_place_of_the_certificates(render: Render) -> None:  # noqa: F811
-    objects = render(store={"registry": {**ON, "tls": {"enabled": True, "secretName": "mine"}}})
+    objects = render(store={"registry": {"tls": {"secretName": "mine"}}})
     assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {"rma-registry-signing"}
     mounted = str([pod(objects, name)["spec"]["volumes"] for name in ("rma-registry", "rma-registry-auth")])
     assert mounted.count("'secretName': 'mine'") == 2
     (volume,) = [each for each in pod(objects, "rma-operator")["spec"]["volumes"] if each["name"] == "store"]
     assert volume["projected"]["sources"][0]["secret"]["name"] == "mine"
-    own = {"tls": {"enabled": True, "secretName": "mine"}, "auth": {"enabled": True, "signingSecretName": "signs"}}
+    own = {"tls": {"secretName": "mine"}, "auth": {"signingSecretName": "signs"}}
     first, second = render(store={"registry": own}), render(store={"registry": own})
     assert first == second, "with both, it is the same whoever renders it and wherever"
     assert [obj for obj in first if obj["kind"] == "Secret"] == []

@@ -43,6 +43,14 @@ true
 rm-abstract-registry
 {{- end }}
 
+{{- define "rma.imagePullSecrets" -}}
+{{- with .Values.imagePullSecrets -}}
+imagePullSecrets: {{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "rma.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -59,7 +67,7 @@ capabilities: {drop: [ALL]}
 
 {{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
 {{- define "rma.complete" -}}
-{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.auth" "store.imageVolumes" }}
+{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.tls.certManager" "store.registry.auth" "store.imageVolumes" }}
 {{- $found := $.Values }}
 {{- range splitList "." $path }}
 {{- $found = get ($found | default dict) . }}

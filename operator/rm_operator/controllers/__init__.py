@@ -23,7 +23,7 @@ def build(context: Context) -> list[Controller]:
     """The controllers of our four kinds, and of Nodes."""
     config = context.config
     settings = Settings(
-        images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy),
+        images=Images(config.runtime_image, config.launcher_image, config.image_pull_policy, config.image_pull_secrets),
         store=StoreConfig(
             config.store,
             config.store_plain_http,

@@ -79,6 +79,8 @@ SERVER_VERSION: Final = Resource("", "", "version", "Version", False)
 """Not a kind: what the server says of itself."""
 TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", False)
 """Not kept by the server: a question, and its answer."""
+SECRETS: Final = Resource("", "v1", "secrets", "Secret", True)
+"""Read by what renews certificates, and never by the operator."""
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 
 ALL: Final = (

@@ -72,7 +72,7 @@ def _plugin(
         container["command"] = plugin.command
     if arguments is not None:
         container["args"] = arguments
-    pod = _pod(spec, container, volumes)
+    pod = _pod(spec, container, volumes, settings)
     if by_class:
         # What a driver has is told to the API server, and not to the kubelet.
         pod |= {"automountServiceAccountToken": True, "serviceAccountName": settings.driver_service_account}
@@ -99,7 +99,7 @@ def _observer(
     }
     name = f"device-observer-{name_of(accelerator)}"
     return _daemonset(
-        _metadata(accelerator, name, names.ROLE_DEVICE_OBSERVER, settings), _pod(spec, container, volumes)
+        _metadata(accelerator, name, names.ROLE_DEVICE_OBSERVER, settings), _pod(spec, container, volumes, settings)
     )
 
 
@@ -146,8 +146,11 @@ def _container(name: str, image: str, settings: Settings, capabilities: Collecti
     }
 
 
-def _pod(spec: AcceleratorResourceSpec, container: dict[str, Any], volumes: list[dict[str, Any]]) -> dict[str, Any]:
+def _pod(
+    spec: AcceleratorResourceSpec, container: dict[str, Any], volumes: list[dict[str, Any]], settings: Settings
+) -> dict[str, Any]:
     return {
+        **pods.pull_secrets(settings),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "priorityClassName": "system-node-critical",

@@ -102,6 +102,8 @@ class Images:
     runtime: str
     launcher: str
     pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets of the system namespace by which nodes pull images of pods there."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def container(
         "imagePullPolicy": settings.images.pull_policy,
         "command": list(command),
         "env": [{"name": "HOME", "value": "/tmp"}, *environment],  # noqa: S108
-        "volumeMounts": list(mounted),
+        "volumeMounts": _once(mounted, "mountPath"),
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -157,9 +157,19 @@ def pod_spec(
         "securityContext": POD_SECURITY,
         **({"initContainers": list(init_containers)} if init_containers else {}),
         "containers": list(containers),
-        "volumes": list(pod_volumes),
+        "volumes": _once(pod_volumes, "name"),
         **further,
     }
+
+
+def pull_secrets(settings: Settings) -> dict[str, Any]:
+    """The field of a pod in the system namespace by which its images are pulled. Tenants' pods have their account's."""
+    return {"imagePullSecrets": [{"name": name} for name in found]} if (found := settings.images.pull_secrets) else {}
+
+
+def _once(entries: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Each of a name once: what reads a source and what reads the store may need the same."""
+    return list({entry[name]: entry for entry in entries}.values())
 
 
 def job(
@@ -206,10 +216,10 @@ def store_access(settings: Settings) -> tuple[dict[str, str], list[dict[str, Any
 
 
 def _store_connection(settings: Settings) -> dict[str, str]:
-    """How the store is reached; models may be there too."""
+    """How the store is reached."""
     environment: dict[str, str] = {}
     if settings.store.plain_http:
-        environment["RMA_PLAIN_HTTP_HOSTS"] = settings.store.host
+        environment[names.ENV_PLAIN_HTTP_HOSTS] = settings.store.host
     if settings.store.ca:
         # By value: a pod can mount what its own namespace has only, and no namespace has it.
         environment[names.ENV_REGISTRY_CA] = settings.store.ca
@@ -221,8 +231,9 @@ def source_access(
 ) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
     """Environment, mounts and volumes of a container that reads ``source`` with the tenant's credentials.
 
-    With ``optional``, a Secret without the key that is needed does not keep the pod from starting: the container says
-    that it is missing.
+    A source in the artifact store is read with the pod's account instead: as what all may read, or as its own. With
+    ``optional``, a Secret without the key that is needed does not keep the pod from starting: the container says that
+    it is missing.
     """
     scheme, _, place = source.partition("://")
     environment = _store_connection(settings)
@@ -233,6 +244,8 @@ def source_access(
         volume = {"name": "source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         mount = {"name": "source", "mountPath": f"{names.VOLUMES_DIR}/{claim}", "readOnly": True}
         return environment, [mount], [volume]
+    if scheme == "oci" and place.partition("/")[0] == settings.store.host and settings.store.token_audience:
+        return store_access(settings)
     if credentials_secret is None:
         return environment, [], []
     key, variable, name = names.CREDENTIALS_KEY_NETRC, names.ENV_NETRC, "credentials"

@@ -298,6 +298,7 @@ class _Probe:
                     )
                 ],
                 pod_volumes=pods.volumes(["bin", "tmp"]),
+                **pods.pull_secrets(settings),
             ),
         )  # fmt: skip
 

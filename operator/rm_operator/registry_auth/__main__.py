@@ -24,6 +24,10 @@ REVIEW_SECONDS = 5.0
 ANSWER_SECONDS = 8.0
 """All tries; a client has more patience than that, and is told to come again."""
 STOP_SECONDS = 5.0
+RELOAD_SECONDS = 60.0
+"""How often it is looked whether the certificate is another one."""
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +88,25 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     return context
 
 
+async def keep_certificate(context: ssl.SSLContext, certificate: Path, key: Path, *, every: float) -> None:
+    """Have connections to come use what is in the files by then, as certificates are renewed; ends never.
+
+    ``every`` is in seconds. Files that are no pair are told of, and what was good is used on.
+    """
+    used = await asyncio.to_thread(certificate.read_bytes)
+    while True:
+        await asyncio.sleep(every)
+        try:
+            found = await asyncio.to_thread(certificate.read_bytes)
+            if found != used:
+                context.load_cert_chain(certificate, key)
+                logger.info("the certificate of %s is another one now", certificate)
+        except (OSError, ssl.SSLError) as error:
+            logger.warning("%s and %s are no certificate and its key: %s", certificate, key, error)
+            continue
+        used = found
+
+
 async def _serve(
     arguments: argparse.Namespace,
     connection: Connection,
@@ -107,8 +130,14 @@ async def _serve(
         try:
             # Passwords in plain text go no further than this machine.
             await web.TCPSite(runner, None if tls else LOOPBACK, arguments.port, ssl_context=tls).start()
-            logging.getLogger(__name__).info("listening on port %d", arguments.port)
-            await stop.wait()
+            logger.info("listening on port %d", arguments.port)
+            async with asyncio.TaskGroup() as tasks:
+                kept = tls and tasks.create_task(
+                    keep_certificate(tls, arguments.tls_certificate, arguments.tls_key, every=RELOAD_SECONDS)
+                )
+                await stop.wait()
+                if kept:
+                    kept.cancel()
         finally:
             await runner.cleanup()
 

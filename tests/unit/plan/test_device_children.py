@@ -1,5 +1,6 @@
 """What runs on the nodes of a kind: its device plugin, or an observer beside the vendor's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from chain import SETTINGS
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_operator.plan.device_children import device_children
+from rm_operator.plan.model import Settings
 
 Object = dict[str, Any]
 RESOURCE = "acme.com/npu"
@@ -21,7 +23,7 @@ OBSERVER: Object = {"image": "acme/plugin:1", "args": ["--vendor=acme"]}
 NODE_NAME: Object = {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
 
 
-def _children(*, keep_off: tuple[str, ...] = (), **spec: Any) -> dict[str, Object]:
+def _children(*, keep_off: tuple[str, ...] = (), settings: Settings = SETTINGS, **spec: Any) -> dict[str, Object]:
     """By kind."""
     accelerator: Object = {
         "apiVersion": names.API_VERSION,
@@ -37,7 +39,7 @@ def _children(*, keep_off: tuple[str, ...] = (), **spec: Any) -> dict[str, Objec
         },
     }
     parsed = AcceleratorResourceSpec.model_validate(accelerator["spec"])
-    made = device_children(accelerator, parsed, SETTINGS, keep_off=keep_off)
+    made = device_children(accelerator, parsed, settings, keep_off=keep_off)
     assert len({child["kind"] for child in made}) == len(made)
     return {child["kind"]: child for child in made}
 
@@ -97,6 +99,13 @@ def test_it_is_a_daemonset_of_the_system_namespace_that_the_operator_finds_and_a
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "report"}
     assert not container["securityContext"].get("privileged")
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+@pytest.mark.parametrize("spec", [{"devicePlugin": PLUGIN}, {"observer": OBSERVER}])
+def test_its_image_is_pulled_with_what_the_installation_has_for_it(spec: Object) -> None:
+    assert "imagePullSecrets" not in _pod(_children(**spec)), "nodes are not rolled for what they do not need"
+    settings = replace(SETTINGS, images=replace(SETTINGS.images, pull_secrets=("acme",)))
+    assert _pod(_children(settings=settings, **spec))["imagePullSecrets"] == [{"name": "acme"}]
 
 
 def test_a_device_plugin_is_started_as_its_spec_says() -> None:

@@ -17,11 +17,11 @@ AUDIENCE = "rm-abstract-registry"
 PROTECTED = replace(SETTINGS, store=StoreConfig("store:5000", False, ca=CA, token_audience=AUDIENCE))
 
 
-def _pods(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> dict[str, Object]:
+def _pods(monkeypatch: pytest.MonkeyPatch, settings: Settings, **spec: Any) -> dict[str, Object]:
     """The pods of a build and of a variant."""
     monkeypatch.setattr(chain, "SETTINGS", settings)
     world = World()
-    world.deploy()
+    world.deploy(**spec)
     world.settle()
     found = {"resolve": world.jobs("resolve")[0]["spec"]["template"]["spec"]}
     world.resolve_model()
@@ -75,8 +75,39 @@ def test_only_our_containers_that_speak_to_the_store_see_the_token(
         assert "RMA_PLAIN_HTTP_HOSTS" not in variables
 
 
-def test_who_reads_models_believes_the_authority_and_gets_no_token() -> None:
-    assert pods.source_access(PROTECTED, "oci://store:5000/models/m:1", None) == ({"RMA_REGISTRY_CA": CA}, [], [])
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("oci://store:5000/models/m:1", True),
+        ("oci://store:5001/models/m:1", False),
+        ("oci://store/models/m:1", False),
+        ("oci://elsewhere/store:5000/m:1", False),
+        ("https://store:5000/models/m", False),
+        ("s3://store:5000/m", False),
+        ("hf://store:5000/m", False),
+    ],
+)
+def test_who_reads_models_shows_the_pods_token_to_the_store_and_to_nobody_else(source: str, shown: bool) -> None:
+    environment, mounts, volumes = pods.source_access(PROTECTED, source, None)
+    assert environment.pop(names.ENV_REGISTRY_CA) == CA
+    assert bool(environment) == bool(mounts) == bool(volumes) == shown
+    if shown:
+        assert pods.source_access(PROTECTED, source, "creds") == pods.store_access(PROTECTED)
+
+
+@pytest.mark.parametrize(("role", "readers"), [("resolve", {"resolve"}), ("build", {"fetch", "push"})])
+def test_a_model_in_the_store_is_read_with_the_token_that_is_there_once(
+    monkeypatch: pytest.MonkeyPatch, role: str, readers: set[str]
+) -> None:
+    pod = _pods(monkeypatch, PROTECTED, model={"source": "oci://store:5000/models/m:1"})[role]
+    assert [volume["name"] for volume in pod["volumes"]].count("store") == 1
+    seen = [
+        container["name"]
+        for container in (*pod.get("initContainers", []), *pod["containers"])
+        for mount in container["volumeMounts"]
+        if mount["name"] == "store"
+    ]
+    assert sorted(seen) == sorted(readers)
 
 
 def test_vendors_containers_are_told_nothing_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -166,8 +167,15 @@ def test_the_job_runs_the_probe_and_every_image_whose_name_does_not_say_what_it_
         "cc", "--version", "$$$$HOME$$(X)",
     ]  # fmt: skip
     assert pod["automountServiceAccountToken"] is False
+    assert "imagePullSecrets" not in pod
     assert probes.condition("Ready") == ("False", "Probing")
     assert probes.condition("Reconciling") == ("True", "Probing")
+
+
+def test_images_are_pulled_with_what_the_installation_has_for_them() -> None:
+    probes = Probes(settings=replace(SETTINGS, images=replace(SETTINGS.images, pull_secrets=("acme", "other"))))
+    probes.step()
+    assert probes.job["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "acme"}, {"name": "other"}]
 
 
 def test_all_images_are_named_once() -> None:

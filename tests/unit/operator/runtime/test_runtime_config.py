@@ -40,10 +40,12 @@ def test_everything_can_be_set() -> None:
             "RMA_LEADER_ELECT": "False",
             "RMA_WORKERS": "4",
             "RMA_IMAGE_PULL_POLICY": "Never",
+            "RMA_IMAGE_PULL_SECRETS": "vendor-a, vendor-b",
         }
     )
     assert (config.store_plain_http, config.pod_name, config.metrics_port) == (True, "operator-0", 9090)
     assert (config.leader_elect, config.workers, config.image_pull_policy) == (False, 4, "Never")
+    assert config.image_pull_secrets == ("vendor-a", "vendor-b")
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:
@@ -69,6 +71,7 @@ def test_all_that_is_missing_is_named_at_once() -> None:
         ("RMA_IMAGE_VOLUMES", "Always", "Never, Auto"),
         ("RMA_IMAGE_VOLUMES_HOST", "https://host", "host:port"),
         ("RMA_IMAGE_VOLUMES_PULL_SECRET", "Log In", "the name of a Secret"),
+        ("RMA_IMAGE_PULL_SECRETS", "No_Name", "the name of an object"),
     ],
 )
 def test_values_that_cannot_be(name: str, value: str, message: str) -> None:

@@ -14,6 +14,7 @@ const (
 	// stopGrace is what an engine gets to put its devices in order when it is given up.
 	stopGrace       = 5 * time.Second
 	maxReadyTimeout = 7 * 24 * 3600.0
+	maxDrainTimeout = 24 * 3600.0
 )
 
 // engine is an engine to run, as the command line describes it.
@@ -27,6 +28,9 @@ type engine struct {
 	cacheDir     string
 	devices      int
 	readyTimeout time.Duration
+	hangTimeout  time.Duration
+	drainDelay   time.Duration
+	drainTimeout time.Duration
 	argv         []string
 	environ      []string
 }
@@ -47,10 +51,14 @@ func parseEngine(args, environ []string) (engine, error) {
 	flags.StringVar(&e.cacheFrom, "cache-from", "", "")
 	flags.IntVar(&e.devices, "require-devices", 0, "")
 	timeout := flags.Float64("ready-timeout", 1800, "")
+	hang := flags.Float64("hang-timeout", 600, "")
+	delay := flags.Float64("drain-delay", 0, "")
+	drain := flags.Float64("drain-timeout", 45, "")
 	if err := flags.Parse(own); err != nil {
 		return e, err
 	}
-	e.readyTimeout = time.Duration(*timeout * float64(time.Second))
+	e.readyTimeout, e.hangTimeout = inSeconds(*timeout), inSeconds(*hang)
+	e.drainDelay, e.drainTimeout = inSeconds(*delay), inSeconds(*drain)
 	switch {
 	case flags.NArg() > 0:
 		return e, fmt.Errorf("%q is no flag of engine; the program follows after --", flags.Arg(0))
@@ -64,6 +72,10 @@ func parseEngine(args, environ []string) (engine, error) {
 		return e, fmt.Errorf("--require-devices %d is negative", e.devices)
 	case e.readyTimeout <= 0 || *timeout > maxReadyTimeout:
 		return e, fmt.Errorf("--ready-timeout %v has to be more than 0 and at most %.0f seconds", *timeout, maxReadyTimeout)
+	case *hang < 0 || *hang > maxReadyTimeout:
+		return e, fmt.Errorf("--hang-timeout %v has to be at most %.0f seconds; 0 is never", *hang, maxReadyTimeout)
+	case *delay < 0 || *drain < 0 || *delay > maxDrainTimeout || *drain > maxDrainTimeout:
+		return e, fmt.Errorf("--drain-delay %v and --drain-timeout %v have to be from 0 to %.0f seconds", *delay, *drain, maxDrainTimeout)
 	}
 	variables := newExpander(serveCatalogue, environ)
 	if e.cacheDir = variables.values["CACHE_DIR"]; e.cacheFrom != "" && e.cacheDir == "" {
@@ -75,6 +87,8 @@ func parseEngine(args, environ []string) (engine, error) {
 	e.environ, err = variables.environment(environ)
 	return e, err
 }
+
+func inSeconds(number float64) time.Duration { return time.Duration(number * float64(time.Second)) }
 
 func isPort(number int) bool { return number > 0 && number < 1<<16 }
 
@@ -89,6 +103,7 @@ func runEngine(args, environ []string, log terminationLog) outcome {
 	prober := newProber(e.port, e.servedName)
 	notes := newEngineNotes(os.Getenv("RMA_ENGINE_REPORT"))
 	status := newStatus(prober, notes)
+	status.starts = countStart(notes.path)
 	// Before anything else, so that a probe gets a reason and not a refused connection.
 	if err := status.serve(e.reportPort); err != nil {
 		return refuse("cannot open the report port: %v", err)
@@ -191,6 +206,8 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 	}()
 	deadline := time.NewTimer(e.readyTimeout)
 	defer deadline.Stop()
+	hung := make(chan error, 1)
+	var drained chan struct{}
 
 	end := ending{}
 	for running := true; running; {
@@ -200,11 +217,26 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 		case which := <-signals:
 			if endsProgram(which) && !end.interrupted {
 				end.interrupted = true
+				wasReady := status.isReady()
 				status.enter(draining, fmt.Sprintf("asked to stop by signal %d (%s)", int(which.(syscall.Signal)), which))
 				stopProbing()
 				deadline.Stop()
+				if which == syscall.SIGTERM && wasReady {
+					drained = make(chan struct{})
+					go func() {
+						e.letDrain(status)
+						close(drained)
+					}()
+					continue
+				}
+			}
+			if endsProgram(which) {
+				drained = nil // who asks twice does not want to wait
 			}
 			program.send(which.(syscall.Signal))
+		case <-drained:
+			drained = nil
+			program.send(syscall.SIGTERM)
 		case <-tokens:
 			tokens = nil
 			if end.interrupted {
@@ -212,17 +244,25 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 			}
 			deadline.Stop()
 			status.enter(ready, "the engine generates tokens")
-			warn("ready: the engine generated a token after %v", time.Since(status.begun).Round(time.Millisecond))
+			info("ready: the engine generated a token after %v", time.Since(status.begun).Round(time.Millisecond))
+			if e.hangTimeout > 0 {
+				go func() {
+					if err := status.untilHung(probing, e.hangTimeout); err != nil {
+						hung <- err
+					}
+				}()
+			}
+		case err := <-hung:
+			if end.interrupted {
+				continue
+			}
+			return e.giveUp(program, status, err.Error())
 		case <-deadline.C:
 			if end.interrupted || tokens == nil {
 				continue
 			}
 			message := fmt.Sprintf("the engine generated no token in %v; last: %s", e.readyTimeout, status.last())
-			status.enter(failed, message)
-			program.stop(stopGrace)
-			status.dead()
-			program.finish()
-			return verdict{codeToolchainFailure, "EngineFailed"}.because("%s", message)
+			return e.giveUp(program, status, message)
 		}
 	}
 	status.dead()
@@ -232,6 +272,27 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 	end.ownReport = log.childReport()
 	end.telling = output.telling()
 	return judgeEngine(end, status.notes.final())
+}
+
+// giveUp ends an engine that is of no use.
+func (e engine) giveUp(program *child, status *status, message string) outcome {
+	status.enter(failed, message)
+	program.stop(stopGrace)
+	status.dead()
+	program.finish()
+	return verdict{codeToolchainFailure, "EngineFailed"}.because("%s", message)
+}
+
+// letDrain waits before an engine that was ready is asked to stop: requests come until everybody has heard that it is
+// not ready any more, and most engines break off at a signal what they have begun.
+func (e engine) letDrain(status *status) {
+	time.Sleep(e.drainDelay)
+	if status.notes.read().Drains {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), e.drainTimeout)
+	defer cancel()
+	status.prober.untilIdle(ctx)
 }
 
 // judgeEngine decides what the end of an engine means: unless it was asked to, it should not have ended at all.

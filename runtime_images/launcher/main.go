@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // version is set by the image's build (-ldflags "-X main.version=…").
@@ -27,7 +28,8 @@ const usage = `rma-launch runs a build step or an engine as its child and report
                     [--stop-timeout SECONDS] -- ARGV...
   rma-launch version-probe --name TOOL --pattern RE [--exit-code N=MEANING]... -- ARGV...
   rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
-                    [--cache-from DIR] [--require-devices N] [--ready-timeout SECONDS] -- ARGV...
+                    [--cache-from DIR] [--require-devices N] [--ready-timeout SECONDS] [--hang-timeout SECONDS]
+                    [--drain-delay SECONDS] [--drain-timeout SECONDS] -- ARGV...
   rma-launch registry --config FILE --read-only-config FILE [--first 10m] [--every 24h] -- PROGRAM
   rma-launch version
 
@@ -93,8 +95,16 @@ func conclude(result outcome, log terminationLog) int {
 	return result.code
 }
 
-func warn(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "rma-launch: "+format+"\n", args...)
+func warn(format string, args ...any) { say("warn", format, args...) }
+
+func info(format string, args ...any) { say("info", format, args...) }
+
+// say writes a line of ours: key=value, so that it is told from the child's, which pass as they are.
+func say(level, format string, args ...any) {
+	message := oneLine(fmt.Sprintf(format, args...))
+	message = strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(message)
+	now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
+	fmt.Fprintf(os.Stderr, "time=%s level=%s from=rma-launch msg=\"%s\"\n", now, level, message)
 }
 
 // splitArgs separates our flags from the child's arguments at the first "--".

@@ -149,10 +149,12 @@ func (p *prober) do(request *http.Request) (status int, body []byte, err error) 
 func (p *prober) generate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
-	_, _, err := p.complete(ctx, map[string]any{
-		"model": p.servedName, "prompt": "Hello", "max_tokens": 1, "temperature": 0,
-	})
+	_, _, err := p.complete(ctx, oneToken(p.servedName))
 	return err
+}
+
+func oneToken(model string) map[string]any {
+	return map[string]any{"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
 }
 
 // tokenUsage is what a completion came to, in tokens; 0 where the engine does not say.

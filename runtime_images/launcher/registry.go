@@ -71,7 +71,7 @@ func (k *keeper) run() outcome {
 		if end == nil {
 			started := time.Now()
 			end = k.serve(k.readOnly, k.collect)
-			warn("collected garbage in %.1f s, read-only meanwhile", time.Since(started).Seconds())
+			info("collected garbage in %.1f s, read-only meanwhile", time.Since(started).Seconds())
 		}
 		if end != nil {
 			return *end

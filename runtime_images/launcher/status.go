@@ -33,6 +33,11 @@ type status struct {
 	device   map[string]any
 	seconds  map[string]float64
 	alive    bool
+	// starts counts the engine's starts in this pod, probes the tokens that were asked for by how that ended.
+	starts     int
+	probes     map[string]int
+	probeTook  time.Duration
+	progressed time.Time
 
 	begun  time.Time
 	notes  *engineNotes
@@ -42,7 +47,7 @@ type status struct {
 func newStatus(prober *prober, notes *engineNotes) *status {
 	return &status{
 		phase: checking, message: "checking the artifact and the devices", alive: true, begun: time.Now(), prober: prober,
-		notes: notes, seconds: map[string]float64{}, device: map[string]any{},
+		notes: notes, seconds: map[string]float64{}, device: map[string]any{}, probes: map[string]int{},
 	}
 }
 
@@ -69,6 +74,13 @@ func (s *status) explain(message string) {
 	if s.phase == checking || s.phase == starting || s.phase == generating {
 		s.message = message
 	}
+}
+
+// isReady tells whether the engine has generated a token and nothing has ended that.
+func (s *status) isReady() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.phase == ready
 }
 
 func (s *status) last() string {
@@ -161,6 +173,10 @@ func (s *status) serve(port int) error {
 	mux.HandleFunc("GET /rma/v1/report", func(w http.ResponseWriter, _ *http.Request) {
 		respond(w, true, s.full())
 	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", metricsType)
+		_, _ = w.Write(s.exposition(r.Context()))
+	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	go func() {
 		err := server.Serve(listener)
@@ -186,6 +202,8 @@ type engineReport struct {
 	Driver         string            `json:"driver"`
 	Versions       map[string]string `json:"versions"`
 	ObservedDevice map[string]any    `json:"observedDevice"`
+	// Drains: after SIGTERM it refuses what is new and ends when what was begun is done.
+	Drains bool `json:"drains"`
 }
 
 // engineNotes reads the engine's file. It keeps what it read last: an engine may be in the middle of writing.

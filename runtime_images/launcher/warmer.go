@@ -40,7 +40,7 @@ func (w *warmer) warm(ctx context.Context) error {
 		return w.because(ctx, err)
 	}
 	w.facts.ReadySeconds = seconds(time.Since(begun))
-	warn("warmup: the engine answered after %v", time.Since(begun).Round(time.Millisecond))
+	info("warmup: the engine answered after %v", time.Since(begun).Round(time.Millisecond))
 	w.facts.BucketSeconds = map[string]float64{}
 	for _, bucket := range []struct {
 		name string
@@ -62,7 +62,7 @@ func (w *warmer) warm(ctx context.Context) error {
 			return w.because(ctx, fmt.Errorf("cannot be warmed up for %s: %w", name, err))
 		}
 		w.facts.BucketSeconds[name] = seconds(time.Since(begun))
-		warn("warmup: %s took %v", name, time.Since(begun).Round(time.Millisecond))
+		info("warmup: %s took %v", name, time.Since(begun).Round(time.Millisecond))
 	}
 	return nil
 }
@@ -149,7 +149,7 @@ func (w *warmer) useSequence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	warn("warmup: %d tokens in the prompt and %d in the answer", told.PromptTokens, told.CompletionTokens)
+	info("warmup: %d tokens in the prompt and %d in the answer", told.PromptTokens, told.CompletionTokens)
 	return nil
 }
 

@@ -3,13 +3,17 @@
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rm_api import names
 from rm_api.conditions import Reason
 from rm_api.names import ExitCode
@@ -377,3 +381,160 @@ def test_an_engine_without_a_handler_ends_by_sigterm(engine: Engine) -> None:
     engine.process.terminate()
     ended = engine.end()
     assert (ended.code, ended.report.reason) == (0, Reason.DELETING)
+
+
+@pytest.mark.parametrize(("completion", "complaint"), [("hang", "POST /v1/completions"), ("error", "answered 500")])
+@pytest.mark.parametrize("metrics", ["", "vllm:generation_tokens_total 7\n", "no metrics"])
+def test_an_engine_that_hangs_is_ended_with_a_reason(
+    engine: Engine, completion: str, complaint: str, metrics: str
+) -> None:
+    engine.behave(Metrics=metrics)
+    engine.start("--hang-timeout", "1")
+    engine.wait_ready()
+    engine.behave(Metrics=metrics, Completion=completion)
+    engine.drain()
+    engine.end().failed(ExitCode.TOOLCHAIN_FAILURE, Reason.ENGINE_FAILED, "hangs: no token in 1s", complaint)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"Completion": "hang", "Metrics": 'vllm:generation_tokens_total{m="x"} N\n'},  # all places are taken
+        {"Completion": "error", "Metrics": "vllm:prompt_tokens_total N\n"},
+        {"Completion": "busy"},  # the queue is full, and nothing says how it moves
+        {"Completion": "token", "Metrics": "vllm:generation_tokens_total 7\n"},  # nobody asks
+        {"Completion": "token"},
+    ],
+)
+def test_an_engine_that_is_busy_or_idle_does_not_hang(engine: Engine, how: dict[str, object]) -> None:
+    engine.behave(**how | {"Completion": "token"})
+    engine.start("--hang-timeout", "5")
+    engine.wait_ready()
+    engine.behave(**how)
+    started = time.monotonic()
+    until("three times the limit", lambda: time.monotonic() - started > 15 or engine.process.poll() is not None)
+    assert engine.process.poll() is None, engine.end()
+    assert engine.get(names.LIVE_PATH)[0] == 200
+
+
+def test_a_probe_that_can_never_be_answered_is_not_made_while_tokens_flow(engine: Engine) -> None:
+    engine.behave(Metrics="vllm:generation_tokens_total N\n")
+    engine.start("--hang-timeout", "1")
+    engine.wait_ready()
+    until("some looks", lambda: int(series(engine)["vllm:generation_tokens_total"]) > 10)
+    assert not [name for name in series(engine) if name.startswith("rma_probes_total")]
+
+
+def series(engine: Engine) -> dict[str, float]:
+    """Samples of the report port's metrics, by name and labels."""
+    connection = http.client.HTTPConnection("127.0.0.1", engine.report_port, timeout=PATIENCE)
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    assert (response.status, response.headers["content-type"].split(";")[0]) == (200, "text/plain")
+    text = response.read().decode()
+    connection.close()
+    parsed = text_string_to_metric_families(text)  # refuses what is no exposition
+    found = [
+        (sample.name + "".join(f"{{{name}={value}}}" for name, value in sample.labels.items()), sample.value)
+        for family in parsed
+        for sample in family.samples
+    ]
+    assert len(found) == len(dict(found)), "a series comes twice"
+    return dict(found)
+
+
+def test_metrics_are_the_engines_and_ours(engine: Engine) -> None:
+    own = '# HELP vllm:x Words.\n# TYPE vllm:x gauge\nvllm:x{a="1"} 3.0\n'
+    engine.behave(Health=503, Metrics=own)
+    engine.start("--hang-timeout", "1")
+    engine.wait_state("Starting", "503")
+    before = series(engine)
+    assert (before["rma_ready"], before["rma_engine_metrics"], before["vllm:x{a=1}"]) == (0, 1, 3)
+    assert "rma_start_seconds{until=ready}" not in before
+    engine.behave(Metrics=own)
+    engine.wait_ready()
+    until("a probe", lambda: series(engine).get("rma_probes_total{result=token}"))
+    after = series(engine)
+    assert (after["rma_ready"], after["vllm:x{a=1}"], after["rma_engine_starts_total"]) == (1, 3, 1)
+    assert 0 < after["rma_start_seconds{until=start}"] <= after["rma_start_seconds{until=ready}"] < PATIENCE
+    assert 0 < after["rma_probe_seconds"] < PATIENCE
+    assert 0 <= after["rma_progress_age_seconds"] < PATIENCE
+    engine.behave(Metrics="<html>")
+    assert series(engine)["rma_engine_metrics"] == 0
+
+
+def test_starts_of_one_pod_are_counted(engine: Engine) -> None:
+    for count in (1, 2):
+        engine.start(actions=["sleep=600s"])
+        until("the report port", lambda: engine.get(names.LIVE_PATH)[0] == 200)
+        assert series(engine)["rma_engine_starts_total"] == count
+        engine.process.terminate()
+        engine.end()
+
+
+def test_requests_that_run_are_waited_for_before_an_engine_is_asked_to_stop(engine: Engine) -> None:
+    """Most engines break off at a signal what they have begun."""
+    engine.behave(Metrics="vllm:num_requests_running 2\n")
+    engine.start()
+    engine.wait_ready()
+    engine.process.terminate()
+    engine.wait_state("Draining", "asked to stop")
+    for _ in range(20):
+        assert series(engine)["vllm:num_requests_running"] == 2
+    assert engine.process.poll() is None
+    engine.drain()
+    engine.behave(Metrics="vllm:num_requests_running 0\n")
+    lines_until(engine.process, "draining")
+    assert engine.end().code == 0
+
+
+@pytest.mark.parametrize(
+    "flags", [["--drain-timeout", "0.5"], ["--drain-timeout", "600"]], ids=["in time", "of its own accord"]
+)
+def test_an_engine_is_not_waited_for_without_end(engine: Engine, flags: list[str]) -> None:
+    engine.behave(Metrics="vllm:num_requests_running 2\n")
+    engine.start(*flags)
+    engine.wait_ready()
+    if "600" in flags:
+        engine.note(drains=True)
+    engine.process.terminate()
+    lines_until(engine.process, "draining")
+    engine.drain()
+    assert engine.end().code == 0
+
+
+def test_an_engine_serves_on_while_others_hear_that_it_goes(engine: Engine) -> None:
+    engine.start("--drain-delay", "600")
+    engine.wait_ready()
+    engine.process.terminate()
+    assert engine.wait_state("Draining")["status"] == 503
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=PATIENCE)
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 1})
+    connection.request("POST", "/v1/completions", body)
+    assert connection.getresponse().status == 200
+    connection.close()
+    engine.process.terminate()  # once more: no more waiting
+    lines_until(engine.process, "draining")
+    engine.drain()
+    ended = engine.end()
+    assert (ended.code, ended.report.reason) == (0, Reason.DELETING)
+
+
+def test_our_lines_are_told_from_the_engines(engine: Engine) -> None:
+    engine.start(actions=["out=plain out", 'err={"level": "info", "x": 1}', "exit=1"])
+    ended = engine.end()
+    assert ended.stdout == "plain out\n"
+    theirs, ours = ended.stderr.splitlines()
+    assert theirs == '{"level": "info", "x": 1}'
+    fields = dict(pair.split("=", 1) for pair in shlex.split(ours))
+    assert (fields["level"], fields["from"]) == ("warn", "rma-launch")
+    assert datetime.fromisoformat(fields["time"]).tzinfo is not None
+    assert fields["msg"].startswith("EngineFailed: ")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--hang-timeout", "-1"], ["--drain-delay", "-1"], ["--drain-timeout", "1e9"], ["--hang-timeout", "x"]]
+)
+def test_times_that_are_none(engine: Engine, flags: list[str]) -> None:
+    engine.start(*flags)
+    engine.end().failed(ExitCode.BAD_INPUT, Reason.INVALID_SPEC)

@@ -17,7 +17,7 @@ from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
 
-from rm_operator.plan import compatibility, image_volume, pods
+from rm_operator.plan import compatibility, image_volume, pods, startup
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
@@ -25,6 +25,8 @@ from rm_operator.plan.model import Object, Settings, StoreConfig, labels_of, nam
 
 _SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
 _GRACE_SECONDS = 60
+_DRAIN_DELAY_SECONDS, _DRAIN_TIMEOUT_SECONDS = 5, 40
+"""Until everybody has heard that a pod goes, and how long its requests are waited for; the rest is for the engine."""
 _wire: Memo[[AcceleratorResourceSpec], dict[str, Any]] = Memo(AcceleratorResourceSpec.to_wire, most=64)
 
 
@@ -193,6 +195,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     if resource:
         compute["limits"] = {resource: str(devices)}
     served = pods.literal(variant.served_name)
+    budget = startup.budget_seconds(variant.artifact_spec, variant.facts)
     engine = pods.container(
         "engine",
         runtime.image,
@@ -204,6 +207,9 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             f"--artifact-dir={names.ARTIFACT_DIR}",
             f"--artifact-key={variant.artifact_spec.key}",
             f"--require-devices={devices}",
+            f"--ready-timeout={budget}",
+            f"--drain-delay={_DRAIN_DELAY_SECONDS}",
+            f"--drain-timeout={_DRAIN_TIMEOUT_SECONDS}",
             *([f"--cache-from={names.ARTIFACT_DIR}/cache"] if _has_cache(variant.artifact_spec) else []),
             "--",
             "rm-abstract", "serve",
@@ -227,6 +233,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
         ],
         # Ready never lies: the launcher answers 200 once the checks have passed and a token was generated.
+        startupProbe=startup.startup_probe(budget),
         readinessProbe={
             "httpGet": {"path": names.READY_PATH, "port": "report"}, "periodSeconds": 2, "timeoutSeconds": 3,
         },

@@ -181,7 +181,8 @@ func descriptorFlags(string) {
 type behaviour struct {
 	Health     int    // status of GET /health
 	Models     int    // status of GET /v1/models
-	Completion string // token, text, empty, nochoice, error, garbage, loading, hang or hang after one
+	Completion string // token, text, empty, nochoice, error, garbage, loading, busy, hang or hang after one
+	Metrics    string // answer of GET /metrics, in which N is the number of the request; 404 where it is empty
 	Slow       string // how long /health takes
 }
 
@@ -210,6 +211,15 @@ func serve(text string) {
 		w.WriteHeader(current().Models)
 		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q}]}`, os.Getenv("EXPECTED_MODEL"))
 	})
+	var scrapes atomic.Int64
+	http.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		text := current().Metrics
+		if text == "" {
+			http.NotFound(w, r)
+			return
+		}
+		fmt.Fprint(w, strings.ReplaceAll(text, "N", strconv.FormatInt(scrapes.Add(1), 10)))
+	})
 	var completions atomic.Int64
 	http.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, r *http.Request) {
 		var request map[string]any
@@ -237,6 +247,8 @@ func serve(text string) {
 			fmt.Fprint(w, "<html>")
 		case "hang":
 			<-r.Context().Done()
+		case "busy":
+			http.Error(w, "the queue is full", http.StatusTooManyRequests)
 		case "loading":
 			http.Error(w, "the model is being loaded", http.StatusServiceUnavailable)
 		default:

@@ -18,6 +18,7 @@ from rm_abstract.core.errors import ToolchainFailure, WorkloadError
 from rm_abstract.core.session import FinishReason, Generation, GenerationRequest, Session, Sink, Tokenizer
 
 _CLOSE_SECONDS: Final = 10
+_FACTS: Final = ("max_sequence_length", "vocabulary_size", "default_temperature", "default_top_p", "max_logprobs")
 # Not multiprocessing's own way: that runs the main module once more in the child, and a user's script is one.
 _BOOT: Final = """\
 import sys
@@ -70,7 +71,8 @@ class ChildSession(Session):
             self._connection.close()
             raise answer
         self.tokenizer = tokenizer
-        self.max_sequence_length, self.vocabulary_size, self.default_temperature, self.default_top_p = answer
+        for name, value in zip(_FACTS, answer, strict=True):
+            setattr(self, name, value)
         self._lock = threading.Lock()
         self._sinks: dict[int, Sink] = {}
         self._numbers = count()
@@ -158,9 +160,8 @@ def run(connection: Connection) -> None:
     except WorkloadError as error:
         connection.send(error)
         return
-    limits = (session.max_sequence_length, session.vocabulary_size, session.default_temperature, session.default_top_p)
     with suppress(OSError):  # the server has gone while the model was loaded; the loop below ends at once
-        connection.send(limits)
+        connection.send([getattr(session, name) for name in _FACTS])
     lock = threading.RLock()
     running: dict[int, Generation] = {}
 

@@ -20,7 +20,7 @@ from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
-from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.core.session import FinishReason, GenerationRequest, ScoredToken, Session
 
 FORMAT: Final = "openvino-ir"
 _MODEL_FILE: Final = "openvino_model.xml"
@@ -134,6 +134,7 @@ class GenAiSession(SteppingSession[Any]):
         self.vocabulary_size = model.info.vocabulary_size
         self.default_temperature = model.info.temperature
         self.default_top_p = model.info.top_p
+        self.max_logprobs = 0
         self._ids: Iterator[int] = count()
         self._end_tokens = model.info.end_tokens
         self.start()
@@ -149,6 +150,8 @@ class GenAiSession(SteppingSession[Any]):
         config.ignore_eos = request.ignore_eos
         config.presence_penalty = request.presence_penalty
         config.frequency_penalty = request.frequency_penalty
+        # It tells those of the chosen tokens only, whatever the number.
+        config.logprobs = 0 if request.logprobs is None else 1
         config.do_sample = request.temperature > 0
         if config.do_sample:
             config.temperature = request.temperature
@@ -169,7 +172,8 @@ class GenAiSession(SteppingSession[Any]):
             finish = None
             while slot.can_read():
                 for output in slot.read().values():
-                    tokens.extend(output.generated_ids)
+                    scores = output.generated_log_probs
+                    tokens.extend(map(ScoredToken, output.generated_ids, scores) if scores else output.generated_ids)
                     if output.finish_reason == reasons.STOP:
                         finish = FinishReason.STOP
                     elif output.finish_reason == reasons.LENGTH:

@@ -108,6 +108,7 @@ class PyTorchSession(SteppingSession[_Slot]):
         self.vocabulary_size = model.info.vocabulary_size
         self.default_temperature = model.info.temperature
         self.default_top_p = model.info.top_p
+        self.max_logprobs = 20
         self._end_tokens = model.info.end_tokens
         self.start()
 

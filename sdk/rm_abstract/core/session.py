@@ -36,12 +36,34 @@ class GenerationRequest:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     ignore_eos: bool = False
+    logprobs: int | None = None
+    """Most likely tokens to tell of each position, at most the session's ``max_logprobs``; None: no probabilities."""
+
+
+class ScoredToken(int):
+    """A token of a request with ``logprobs``: a token like any other, that knows how likely it was."""
+
+    logprob: float
+    """Natural logarithm of its probability, before temperature and penalties."""
+    alternatives: tuple[tuple[int, float], ...]
+    """The most likely tokens of its position with theirs, the likeliest first."""
+
+    def __new__(cls, token: int, logprob: float, alternatives: Sequence[tuple[int, float]] = ()) -> "ScoredToken":
+        """``token`` with what is known of it."""
+        made = super().__new__(cls, token)
+        made.logprob, made.alternatives = logprob, tuple(alternatives)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it goes from process to process whole."""
+        return ScoredToken, (int(self), self.logprob, self.alternatives)
 
 
 Sink = Callable[[Sequence[int], FinishReason | None], None]
 """Receives tokens in order, on a thread of the engine; the last call, and only it, has a finish reason.
 
-The token that ends a text is passed like any other, so that usage counts what was computed.
+The token that ends a text is passed like any other, so that usage counts what was computed. Where a request has
+``logprobs``, tokens are ScoredTokens.
 """
 
 
@@ -79,6 +101,8 @@ class Session(ABC):
     default_temperature: float = 1.0
     """What the model's authors recommend, where a request names none."""
     default_top_p: float = 1.0
+    max_logprobs: int | None = None
+    """Most likely tokens that it can tell of each position; 0 for the chosen one only, None for no probabilities."""
     on_failure: Callable[[], None] | None = None
     """Called once, on any thread, when the engine has failed; ``failure`` says why."""
 

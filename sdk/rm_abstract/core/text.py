@@ -23,6 +23,8 @@ class TextStream:
         self._held = ""
         self.stopped = False
         """True once a stop string was found; whatever comes after it is ignored."""
+        self.length = 0
+        """Characters that are known by now: those given out, and those held back for a stop string."""
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that is certain now and was not before."""
@@ -48,6 +50,7 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
+        self.length += len(text)
         text, self._held = self._held + text, ""
         found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
         if found:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,10 @@ from starlette.routing import Route
 
 from rm_abstract.core.session import Session
 from rm_abstract.serve.engine import Engine, Piece
-from rm_abstract.serve.schema import ApiError, ApiRequest, parse_chat, parse_completion
+from rm_abstract.serve.errors import ApiError
+from rm_abstract.serve.metrics import CONTENT_TYPE
+from rm_abstract.serve.schema import ApiRequest, parse_chat, parse_completion
+from rm_abstract.serve.scores import Score, of_chat, of_completion
 
 _MAX_BODY: Final = 32 << 20
 _CLIENT_GONE: Final = 499
@@ -39,15 +42,27 @@ class _Shape:
     parse: Parse
     chat: bool
 
-    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        body: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
-        return {**body, "message": {"role": "assistant", "content": text}} if self.chat else {**body, "text": text}
-
-    def delta(self, index: int, text: str, finish: str | None, *, first: bool = False) -> dict[str, Any]:
+    def choice(self, index: int, text: str, finish: str | None, scores: Sequence[Score] = ()) -> dict[str, Any]:
+        logprobs = of_chat(scores) if self.chat else of_completion(scores)
+        body: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         if not self.chat:
-            return self.choice(index, text, finish)
-        delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else ({"content": text} if text else {})
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+            return {**body, "text": text}
+        return {**body, "message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def delta(self, piece: Piece) -> dict[str, Any]:
+        if not self.chat:
+            return self.choice(piece.choice, piece.text, piece.finish, piece.scores)
+        content = {"content": piece.text} if piece.text else {}
+        return {
+            "index": piece.choice, "delta": content, "logprobs": of_chat(piece.scores), "finish_reason": piece.finish,
+        }  # fmt: skip
+
+    def opening(self, index: int, echo: str) -> dict[str, Any]:
+        """What comes before the first piece of a streamed answer."""
+        if not self.chat:
+            return self.choice(index, echo, None)
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 _COMPLETION: Final = _Shape("cmpl", "text_completion", "text_completion", parse_completion, chat=False)
@@ -94,28 +109,36 @@ class _Answer:
         }
 
     async def whole(self, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
-        texts: dict[int, str] = {}
-        finishes: dict[int, str] = {}
+        count = len(self.request.prompts) * self.request.choices
+        texts, finishes = [[self.echo(index)] for index in range(count)], [""] * count
+        scores: list[list[Score]] = [[] for _ in range(count)]
         async for piece in pieces:
-            texts[piece.choice] = texts.get(piece.choice, "") + piece.text
+            texts[piece.choice].append(piece.text)
+            scores[piece.choice].extend(piece.scores)
             self.usage.completion += piece.tokens
             if piece.finish is not None:
                 finishes[piece.choice] = piece.finish
-        choices = [self.shape.choice(index, texts[index], finishes[index]) for index in sorted(texts)]
+        choices = [
+            self.shape.choice(index, "".join(texts[index]), finishes[index], scores[index]) for index in range(count)
+        ]
         return self.body(self.shape.whole, choices, usage=self.usage.to_json())
+
+    def echo(self, index: int) -> str:
+        """What stands before the answer with this number."""
+        return self.request.echo[index // self.request.choices] if self.request.echo else ""
 
     async def events(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
         """Server-sent events. A failure after the first one can only be told in the stream, as its last event."""
         extra = {"usage": None} if self.request.include_usage else {}
         try:
-            if self.shape.chat:
-                for index in range(self.request.choices):
-                    yield _event(self.body(self.shape.chunk, [self.shape.delta(index, "", None, first=True)], **extra))
+            if self.shape.chat or self.request.echo:
+                for index in range(len(self.request.prompts) * self.request.choices):
+                    opening = self.shape.opening(index, self.echo(index))
+                    yield _event(self.body(self.shape.chunk, [opening], **extra))
             async for piece in pieces:
                 self.usage.completion += piece.tokens
-                if piece.text or piece.finish is not None:
-                    delta = self.shape.delta(piece.choice, piece.text, piece.finish)
-                    yield _event(self.body(self.shape.chunk, [delta], **extra))
+                if piece.text or piece.finish is not None or piece.scores:
+                    yield _event(self.body(self.shape.chunk, [self.shape.delta(piece)], **extra))
             if self.request.include_usage:
                 yield _event(self.body(self.shape.chunk, [], usage=self.usage.to_json()))
             yield _DONE
@@ -153,10 +176,12 @@ class Api:
         """The ASGI application."""
         routes = [
             Route("/health", self._health),
+            Route("/metrics", self._metrics),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
             Route("/v1/completions", partial(self._answer, _COMPLETION), methods=["POST"]),
             Route("/v1/chat/completions", partial(self._answer, _CHAT), methods=["POST"]),
+            Route("/v1/embeddings", self._embed, methods=["POST"]),
         ]
         handlers: dict[Any, Any] = {ApiError: _refuse, HTTPException: _http_error, Exception: _internal_error}
         return Starlette(routes=routes, exception_handlers=handlers)
@@ -165,6 +190,11 @@ class Api:
         if self._engine.draining or self._engine.session.failure:
             return Response(status_code=503)
         return Response()
+
+    async def _metrics(self, _request: Request) -> Response:
+        engine = self._engine
+        text = engine.metrics.exposition(self._name, running=engine.running, waiting=engine.waiting)
+        return Response(text, media_type=CONTENT_TYPE)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -190,6 +220,12 @@ class Api:
                 404, f"there is no model {name!r} here, only {self._name!r}", param="model", code="model_not_found"
             )
 
+    async def _embed(self, request: Request) -> Response:
+        self._check_model((await _body(request)).get("model"))
+        raise ApiError(
+            400, f"{self._name} generates text; it has no embeddings", param="model", code="unsupported_model"
+        )
+
     async def _answer(self, shape: _Shape, request: Request) -> Response:
         body = await _body(request)
         self._check_model(body.get("model"))
@@ -205,11 +241,16 @@ class Api:
 
 
 async def _body(request: Request) -> Mapping[str, Any]:
-    raw = bytearray()
+    raw, size = bytearray(), 0
     async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > _MAX_BODY:
-            raise ApiError(413, f"the request is larger than {_MAX_BODY} bytes")
+        # A client that sends what was refused hears nothing but a broken connection; a little more is read for that.
+        size += len(chunk)
+        if size > 2 * _MAX_BODY:
+            break
+        if size <= _MAX_BODY:
+            raw += chunk
+    if size > _MAX_BODY:
+        raise ApiError(413, f"the request is larger than {_MAX_BODY} bytes", code="request_too_large")
     try:
         body = json.loads(raw)
     except ValueError as error:
@@ -244,7 +285,8 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    return await _refuse(request, ApiError(error.status_code, detail, headers=error.headers))
+    code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
+    return await _refuse(request, ApiError(error.status_code, detail, code=code, headers=error.headers))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -4,10 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 from rm_abstract.core.session import FinishReason, GenerationRequest, Session
 from rm_abstract.core.text import TextStream
-from rm_abstract.serve.schema import ApiError, ApiRequest
+from rm_abstract.serve.errors import ApiError
+from rm_abstract.serve.metrics import ServerMetrics
+from rm_abstract.serve.schema import ApiRequest
+from rm_abstract.serve.scores import Score, Scores
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Piece:
     """Tokens computed for it."""
     finish: FinishReason | None
     """STOP or LENGTH in the last piece of a choice."""
+    scores: tuple[Score, ...] = ()
+    """Of the tokens whose text is given out, where the request has ``logprobs``."""
 
 
 class Engine:
@@ -31,7 +37,12 @@ class Engine:
         self._slots = asyncio.Semaphore(max_batch)
         self._capacity = max_batch + max_queue
         self.admitted = 0
-        """Answers that are being generated or wait."""
+        """Answers that are being generated or wait, and those of requests that are not whole yet."""
+        self.running = 0
+        """Answers that are being generated."""
+        self.waiting = 0
+        """Answers that wait for a place in the batch."""
+        self.metrics = ServerMetrics()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -63,7 +74,7 @@ class Engine:
         if self.admitted + count > self._capacity:
             raise ApiError(
                 429, f"{self.admitted} answers are being generated or wait; no more than {self._capacity} may",
-                code="queue_full", headers={"Retry-After": "1"},
+                code="rate_limit_exceeded", headers={"Retry-After": "1"},
             )  # fmt: skip
         self.admitted += count
         self._idle.clear()
@@ -103,14 +114,37 @@ class Engine:
         request: ApiRequest,
         out: asyncio.Queue[Piece | BaseException],
     ) -> None:
+        came, end = monotonic(), "abort"
         try:
-            async with self._slots:
-                async for piece in self._generate(choice, number, prompt, request):
+            async with self._place():
+                self.metrics.queue_time.observe(monotonic() - came)
+                async for piece in self._generate(choice, number, prompt, request, came):
                     out.put_nowait(piece)
+                    end = piece.finish or end
+            self.metrics.e2e_latency.observe(monotonic() - came)
         except Exception as error:
+            end = "error"
             out.put_nowait(error)
+        finally:
+            self.metrics.finished[end] += 1
 
-    async def _generate(self, choice: int, number: int, prompt: list[int], request: ApiRequest) -> AsyncIterator[Piece]:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._slots.release()
+
+    async def _generate(
+        self, choice: int, number: int, prompt: list[int], request: ApiRequest, came: float
+    ) -> AsyncIterator[Piece]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[Sequence[int], FinishReason | None]] = asyncio.Queue()
 
@@ -119,6 +153,8 @@ class Engine:
 
         room = self.session.max_sequence_length - len(prompt)
         text = TextStream(self.session.tokenizer, request.stop)
+        scores = Scores(self.session.tokenizer)
+        length, last, begun = 0, came, False
         generation = self.session.execute(
             GenerationRequest(
                 prompt=prompt,
@@ -131,6 +167,7 @@ class Engine:
                 presence_penalty=request.presence_penalty,
                 frequency_penalty=request.frequency_penalty,
                 ignore_eos=request.ignore_eos,
+                logprobs=request.logprobs,
             ),
             sink,
         )
@@ -148,6 +185,8 @@ class Engine:
                 pieces = []
                 for token in tokens:
                     counted += 1
+                    if request.logprobs is not None:
+                        scores.add(token, text.length)
                     pieces.append(text.push([token]))
                     if text.stopped:
                         break
@@ -155,6 +194,23 @@ class Engine:
                     pieces.append(text.finish())
                 if text.stopped:
                     finish = FinishReason.STOP
-                yield Piece(choice, "".join(pieces), counted, finish)
+                last = self._count(len(prompt), counted, last, first=not begun)
+                begun = begun or counted > 0
+                said = "".join(pieces)
+                length += len(said)
+                yield Piece(choice, said, counted, finish, scores.take(length))
         finally:
             generation.cancel()
+
+    def _count(self, prompt: int, tokens: int, last: float, *, first: bool) -> float:
+        """Count tokens that came now, those before at ``last``, and give the time that counts as last from now on."""
+        if not tokens:
+            return last
+        now = monotonic()
+        if first:
+            self.metrics.prompt_tokens += prompt
+            self.metrics.time_to_first_token.observe(now - last)
+        else:
+            self.metrics.inter_token_latency.observe((now - last) / tokens, tokens)
+        self.metrics.generation_tokens += tokens
+        return now

@@ -89,7 +89,7 @@ def serve(
             write_engine_report(observed)
             os.execvp(command[0], command)  # noqa: S606 (the engine's own server takes this process over)
         session = plugin.create_session(prepared)
-        write_engine_report(observed)
+        write_engine_report({**observed, "drains": True})
         queue = 4 * max_batch if max_queue is None else max_queue
         _run(plugin, session, served_name, port=port, max_batch=max_batch, max_queue=queue)
     except WorkloadError as error:

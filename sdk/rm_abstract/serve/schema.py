@@ -1,39 +1,17 @@
 """Requests of the OpenAI API: read strictly, refused in OpenAI's words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from rm_abstract.core.session import Session
+from rm_abstract.serve.errors import ApiError
+from rm_abstract.serve.fields import check_fields
 
 _MAX_CHOICES: Final = 128
 _MAX_STOP: Final = 16
-
-
-class ApiError(Exception):
-    """A refusal in the shape of the OpenAI API."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
-
-    def body(self) -> dict[str, Any]:
-        """The JSON body."""
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-        if self.status == 429:
-            kind = "rate_limit_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+_MAX_COMPLETION_LOGPROBS: Final = 5
+_MAX_CHAT_LOGPROBS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +34,10 @@ class ApiRequest:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    logprobs: int | None = None
+    """Most likely tokens to tell of each position; None: nothing of the kind."""
+    echo: tuple[str, ...] = ()
+    """What to put before the answers to each prompt; empty: nothing."""
 
 
 class _Fields:
@@ -91,39 +73,37 @@ class _Fields:
             raise ApiError(400, f"{name} must be true or false", param=name)
         return value
 
-    def refuse(self, name: str, *neutral: Any) -> None:
-        value = self._body.get(name)
-        if value is not None and value not in neutral:
-            raise ApiError(400, f"{name} is not supported by this engine", param=name, code="unsupported_parameter")
-
 
 def parse_completion(body: Mapping[str, Any], session: Session) -> ApiRequest:
     """A request to ``/v1/completions``. Raises ApiError."""
     fields = _Fields(body)
-    for name, neutral in (("echo", False), ("suffix", ""), ("logprobs", False), ("logit_bias", {})):
-        fields.refuse(name, neutral)
+    check_fields("/v1/completions", body)
     choices = fields.integer("n", 1, _MAX_CHOICES) or 1
-    fields.refuse("best_of", choices)
+    if fields.integer("best_of", 1, _MAX_CHOICES) not in (None, choices):
+        raise ApiError(400, "best_of other than n is not supported", param="best_of", code="unsupported_parameter")
+    logprobs = _logprobs("logprobs", fields.integer("logprobs", 0, _MAX_COMPLETION_LOGPROBS), session)
+    echoed = fields.flag("echo")
+    if echoed and logprobs is not None:
+        raise ApiError(
+            400, "echo cannot go with logprobs: no probabilities of prompts are known here",
+            param="echo", code="unsupported_parameter",
+        )  # fmt: skip
     prompts = _prompts(fields.get("prompt"), session)
     limit = fields.integer("max_tokens", 1, 1 << 31)
-    return _request(fields, prompts, choices, 16 if limit is None else limit, session)
+    request = _request(fields, prompts, choices, 16 if limit is None else limit, session)
+    echo = _texts(fields.get("prompt"), prompts, session) if echoed else ()
+    return replace(request, logprobs=logprobs, echo=echo)
 
 
 def parse_chat(body: Mapping[str, Any], session: Session) -> ApiRequest:
     """A request to ``/v1/chat/completions``. Raises ApiError."""
     fields = _Fields(body)
-    for name, neutral in (
-        ("tools", []),
-        ("functions", []),
-        ("tool_choice", "none"),
-        ("function_call", "none"),
-        ("logprobs", False),
-        ("top_logprobs", 0),
-        ("logit_bias", {}),
-        ("response_format", {"type": "text"}),
-        ("modalities", ["text"]),
-    ):
-        fields.refuse(name, neutral)
+    check_fields("/v1/chat/completions", body)
+    most = fields.integer("top_logprobs", 0, _MAX_CHAT_LOGPROBS)
+    wanted = fields.flag("logprobs")
+    if most and not wanted:
+        raise ApiError(400, "top_logprobs is only for logprobs: true", param="top_logprobs")
+    logprobs = _logprobs("top_logprobs" if most else "logprobs", (most or 0) if wanted else None, session)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages must be a list of at least one message", param="messages")
@@ -136,7 +116,8 @@ def parse_chat(body: Mapping[str, Any], session: Session) -> ApiRequest:
     limit = fields.integer("max_completion_tokens", 1, 1 << 31)
     if limit is None:
         limit = fields.integer("max_tokens", 1, 1 << 31)
-    return _request(fields, [tokens], fields.integer("n", 1, _MAX_CHOICES) or 1, limit, session)
+    request = _request(fields, [tokens], fields.integer("n", 1, _MAX_CHOICES) or 1, limit, session)
+    return replace(request, logprobs=logprobs)
 
 
 def _request(
@@ -154,10 +135,7 @@ def _request(
                 param="messages" if max_tokens is None else "max_tokens",
                 code="context_length_exceeded",
             )
-    options = fields.get("stream_options") or {}
     stream = fields.flag("stream")
-    if not isinstance(options, dict) or (options and not stream):
-        raise ApiError(400, "stream_options must be an object, and is only for stream: true", param="stream_options")
     return ApiRequest(
         prompts=prompts,
         choices=choices,
@@ -171,8 +149,40 @@ def _request(
         ignore_eos=fields.flag("ignore_eos"),
         stop=_stop(fields.get("stop")),
         stream=stream,
-        include_usage=bool(options.get("include_usage")),
+        include_usage=_include_usage(fields.get("stream_options"), stream=stream),
     )
+
+
+def _include_usage(options: Any, *, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not isinstance(options, dict) or not stream:
+        raise ApiError(400, "stream_options must be an object, and is only for stream: true", param="stream_options")
+    for name, value in options.items():
+        if not isinstance(value, bool | None):
+            raise ApiError(400, f"{name} must be true or false", param=f"stream_options.{name}")
+        if name != "include_usage" and value:
+            raise ApiError(
+                400, f"{name} is not supported by this server",
+                param=f"stream_options.{name}", code="unsupported_parameter",
+            )  # fmt: skip
+    return bool(options.get("include_usage"))
+
+
+def _logprobs(name: str, wanted: int | None, session: Session) -> int | None:
+    """``wanted``, if the session can tell that many."""
+    if wanted is not None and (session.max_logprobs is None or wanted > session.max_logprobs):
+        able = "no probabilities" if session.max_logprobs is None else f"at most {session.max_logprobs} alternatives"
+        raise ApiError(400, f"this engine tells {able} of a token", param=name, code="unsupported_parameter")
+    return wanted
+
+
+def _texts(value: Any, prompts: list[list[int]], session: Session) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value[0], str):
+        return tuple(value)
+    return tuple(session.tokenizer.decode(prompt) for prompt in prompts)
 
 
 def _top_p(fields: _Fields, session: Session) -> float:

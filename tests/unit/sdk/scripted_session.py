@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rm_abstract.backends.stepping import SteppingSession
-from rm_abstract.core.session import FinishReason, GenerationRequest
+from rm_abstract.core.session import FinishReason, GenerationRequest, ScoredToken
 from test_sdk_text import SPECIAL, ByteTokenizer
 
 
@@ -26,6 +26,17 @@ class Pace:
     dropped: list[Slot] = field(default_factory=list)
     most_at_once: int = 0
     requests: list[GenerationRequest] = field(default_factory=list)
+
+
+def chance(token: int) -> float:
+    """The logarithm of the probability of a token, whatever came before it."""
+    return -(1 + token) / 100
+
+
+def scored(token: int, most: int) -> ScoredToken:
+    """The token with its probability, and with as many letters as the likeliest there are."""
+    letters = sorted(range(ord("A"), ord("A") + most), key=chance, reverse=True)
+    return ScoredToken(token, chance(token), [(letter, chance(letter)) for letter in letters])
 
 
 class ScriptedSession(SteppingSession[Slot]):
@@ -56,6 +67,8 @@ class ScriptedSession(SteppingSession[Slot]):
         for slot in slots:
             token = slot.left.pop(0)
             slot.made += 1
+            if slot.request.logprobs is not None:
+                token = scored(token, slot.request.logprobs)
             finish = FinishReason.STOP if token == SPECIAL else None
             if finish is None and slot.made == slot.request.max_tokens:
                 finish = FinishReason.LENGTH

@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_abstract.backends.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
 from rm_abstract.backends.simulated_npu.blob import read_program
-from rm_abstract.backends.simulated_npu.sampling import Sampler
+from rm_abstract.backends.simulated_npu.sampling import MAX_LOGPROBS, Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.session import FinishReason, GenerationRequest
@@ -55,6 +55,7 @@ class SimulatedNpuSession(SteppingSession[_Slot]):
         self.vocabulary_size = info.vocabulary_size
         self.default_temperature = info.temperature
         self.default_top_p = info.top_p
+        self.max_logprobs = MAX_LOGPROBS
         self._end_tokens = info.end_tokens
         self.start()
 

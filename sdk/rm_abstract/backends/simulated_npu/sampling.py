@@ -5,7 +5,10 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from rm_abstract.core.session import GenerationRequest
+from rm_abstract.core.session import GenerationRequest, ScoredToken
+
+MAX_LOGPROBS = 20
+"""Alternatives that are told of a token at most: what the OpenAI API allows."""
 
 
 class Sampler:
@@ -26,7 +29,7 @@ class Sampler:
             scores[tokens] -= request.presence_penalty + request.frequency_penalty * counts
         token = int(scores.argmax()) if request.temperature == 0 else self._draw(scores / request.temperature)
         self._counts[token] += 1
-        return token
+        return token if request.logprobs is None else _scored(token, logits, request.logprobs)
 
     def _draw(self, scores: npt.NDArray[np.float64]) -> int:
         order = np.argsort(-scores, kind="stable")
@@ -37,3 +40,11 @@ class Sampler:
         # The smallest set that reaches top_p: a token stays while those before it do not reach it.
         weights[np.concatenate(([0.0], np.cumsum(weights)[:-1])) >= self._request.top_p] = 0
         return int(order[self._random.choice(len(order), p=weights / weights.sum())])
+
+
+def _scored(token: int, logits: npt.NDArray[np.float32], most: int) -> ScoredToken:
+    raw = logits.astype(np.float64)
+    scores = raw - raw.max()
+    scores -= np.log(np.exp(scores).sum())
+    best = np.argsort(-scores, kind="stable")[:most]
+    return ScoredToken(token, float(scores[token]), [(int(each), float(scores[each])) for each in best])

@@ -20,7 +20,7 @@ from rm_abstract.core.binary_adapter import BinaryRuntimeAdapter
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource
-from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest, Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,6 +196,7 @@ class IreeSession(SteppingSession[_Slot]):
         self.vocabulary_size = info.vocabulary_size
         self.default_temperature = info.temperature
         self.default_top_p = info.top_p
+        self.max_logprobs = MAX_LOGPROBS
         self.start()
 
     def begin(self, request: GenerationRequest) -> _Slot:

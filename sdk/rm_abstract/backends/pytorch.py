@@ -17,7 +17,7 @@ from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource, ResourceType
-from rm_abstract.core.session import FinishReason, GenerationRequest, Session
+from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest, Session
 
 _PACKAGES: Final = ("torch", "transformers")
 
@@ -108,7 +108,7 @@ class PyTorchSession(SteppingSession[_Slot]):
         self.vocabulary_size = model.info.vocabulary_size
         self.default_temperature = model.info.temperature
         self.default_top_p = model.info.top_p
-        self.max_logprobs = 20
+        self.max_logprobs = MAX_LOGPROBS
         self._end_tokens = model.info.end_tokens
         self.start()
 

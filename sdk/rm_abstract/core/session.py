@@ -5,7 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+MAX_LOGPROBS: Final = 20
+"""Likeliest tokens of a position that a session tells at most where it can tell any number: what is ever asked for."""
 
 
 class FinishReason(StrEnum):

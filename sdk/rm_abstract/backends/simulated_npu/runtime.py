@@ -9,10 +9,10 @@ import numpy as np
 
 from rm_abstract.backends.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
 from rm_abstract.backends.simulated_npu.blob import read_program
-from rm_abstract.backends.simulated_npu.sampling import MAX_LOGPROBS, Sampler
+from rm_abstract.backends.simulated_npu.sampling import Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch
-from rm_abstract.core.session import FinishReason, GenerationRequest
+from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest
 
 _PREFILL: Final = 512
 """Tokens of a prompt that are computed in one step, so that a long prompt does not hold up everybody else."""

@@ -7,9 +7,6 @@ import numpy.typing as npt
 
 from rm_abstract.core.session import GenerationRequest, ScoredToken
 
-MAX_LOGPROBS = 20
-"""Alternatives that are told of a token at most: what the OpenAI API allows."""
-
 
 class Sampler:
     """Chooses the tokens of one generation; the same seed and logits give the same tokens, whatever else is running."""

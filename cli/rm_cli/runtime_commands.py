@@ -45,18 +45,34 @@ def fetch() -> None:
 @click.option("--source", required=True, help="As for resolve.")
 @click.option("--revision", required=True, help="The revision that resolve reported.")
 @click.option("--weights-digest", required=True, help="The digest of the weights that resolve reported.")
+@click.option("--config-digest", help="The digest of config.json and what goes with it that resolve reported.")
+@click.option("--tensors-digest", help="The digest of the tensors' names, shapes and formats that resolve reported.")
+@click.option("--scales-digest", help="The digest of the scales that resolve reported.")
 @click.option("--dest", "destination", type=_DESTINATION, required=True, help="An empty directory.")
-@click.option("--no-weights", is_flag=True, help="All files but the weights, whose digest is not checked then.")
+@click.option("--no-weights", is_flag=True, help="All files but the weights, whose digests are not checked then.")
+@click.option(
+    "--shared", is_flag=True, help="For a result that others share: no code of the model's, only what digests cover."
+)
 def fetch_model_command(
-    source: str, revision: str, weights_digest: str, destination: Path, *, no_weights: bool
+    source: str,
+    revision: str,
+    weights_digest: str,
+    config_digest: str | None,
+    tensors_digest: str | None,
+    scales_digest: str | None,
+    destination: Path,
+    *,
+    no_weights: bool,
+    shared: bool,
 ) -> None:
-    """Fetch a model at a revision, and check its weights."""
+    """Fetch a model at a revision, and check that it is what was resolved."""
     from rm_abstract.reporting import run_reported
-    from rm_abstract.sources import fetch_model
+    from rm_abstract.sources import Expected, fetch_model
 
     def action() -> Report:
         checked = None if no_weights else weights_digest
-        size = fetch_model(source, revision, checked, destination)
+        expected = Expected(config=config_digest, tensors=tensors_digest, scales=scales_digest)
+        size = fetch_model(source, revision, checked, destination, expected, shared=shared)
         return Report(reason=Reason.READY, digest=checked or "", sizeBytes=size)
 
     sys.exit(run_reported(action))

@@ -59,6 +59,8 @@ class Config:
     """Reconciles at the same time."""
     builds_per_namespace: int = 4
     """Builds that may run at a time in one namespace."""
+    builds_namespace: str = ""
+    """Namespace of artifacts that the deployments of all namespaces share; empty where nothing is shared."""
     unused_days: int = 30
     """Days for which an artifact that nobody uses is kept."""
     quota_mib: int = 0
@@ -98,6 +100,9 @@ class Config:
             leader_elect=reader.boolean("RMA_LEADER_ELECT", True),
             workers=reader.integer("RMA_WORKERS", 16, 1, 256),
             builds_per_namespace=reader.integer("RMA_BUILDS_PER_NAMESPACE", 4, 1, 10000),
+            builds_namespace=reader.matching(
+                "RMA_BUILDS_NAMESPACE", _NAMESPACE, "the namespace of shared builds", default=""
+            ),
             unused_days=reader.integer("RMA_ARTIFACT_UNUSED_DAYS", 30, 0, 36500),
             quota_mib=reader.integer("RMA_ARTIFACT_QUOTA_MIB", 0, 0, 1 << 40),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),

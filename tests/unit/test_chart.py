@@ -337,7 +337,7 @@ def test_values_of_an_earlier_chart_are_refused_with_what_helps(
 
 
 def test_policies_are_there_unless_they_are_switched_off(render: Render, rendered: list[Object]) -> None:
-    drivers = {"rma-device-driver", "rma-nodes"}
+    drivers = {"rma-device-driver", "rma-nodes", "rma-builds"}
     assert _policies(rendered).keys() == drivers | {"rma-artifacts", "rma-runtime"}, "images may come from anywhere"
     off = {"artifacts": {"enabled": False}, "runtime": {"enabled": False}}
     assert _policies(render(policies=off)).keys() == drivers, "no account of ours may lie about other nodes"
@@ -365,3 +365,30 @@ def test_without_persistence_there_is_no_claim(render: Render) -> None:
     assert not [obj for obj in objects if obj["kind"] == "PersistentVolumeClaim"]
     volumes = _one(objects, "Deployment", "rma-registry")["spec"]["template"]["spec"]["volumes"]
     assert {"name": "data", "emptyDir": {}} in volumes
+
+
+def test_shared_builds_have_a_namespace_that_operator_and_token_service_know(
+    render: Render, rendered: list[Object]
+) -> None:
+    def told(objects: list[Object]) -> tuple[list[str], str, set[str]]:
+        namespaces = [obj["metadata"]["name"] for obj in objects if obj["kind"] == "Namespace"]
+        operator = _one(objects, "Deployment", "rma-operator")["spec"]["template"]["spec"]["containers"][0]
+        environment = {each["name"]: each.get("value", "") for each in operator["env"]}
+        tokens = [
+            obj for obj in objects if obj["metadata"]["name"] == "rma-registry-auth" and obj["kind"] == "Deployment"
+        ]
+        command = tokens[0]["spec"]["template"]["spec"]["containers"][0]["command"] if tokens else []
+        shared = {each for each in command if each.startswith("--shared=artifacts/")}
+        return namespaces, environment["RMA_BUILDS_NAMESPACE"], shared
+
+    store = {"registry": {"tls": {"enabled": True}, "auth": {"enabled": True}}}
+    name = names.BUILDS_NAMESPACE
+    assert told(rendered) == ([name], name, set())
+    assert told(render(store=store)) == ([name], name, {f"--shared=artifacts/{name}/"})
+    theirs = {"shared": {"namespace": "theirs", "create": False}}
+    assert told(render(store=store, builds=theirs)) == ([], "theirs", {"--shared=artifacts/theirs/"})
+    off = render(store=store, builds={"shared": {"enabled": False}})
+    assert told(off) == ([], "", set())
+    assert "rma-builds" not in _policies(off)
+    with pytest.raises(Refused, match="must not be the release's own namespace"):
+        render(builds={"shared": {"namespace": "system"}})

@@ -180,7 +180,8 @@ def test_what_all_read_and_who_writes_it(render: Render) -> None:  # noqa: F811
     (container,) = pod(objects, "rma-registry-auth")["spec"]["containers"]
     arguments = _parser().parse_args(container["command"][3:])
     rules = Rules(arguments.operator, arguments.administrator, frozenset(arguments.publisher), tuple(arguments.shared))
-    assert (rules.shared, rules.publishers) == (("models/", "data/sets/"), {"system:serviceaccount:ci:publish"})
+    assert rules.shared == ("models/", "data/sets/", f"artifacts/{names.BUILDS_NAMESPACE}/")
+    assert rules.publishers == {"system:serviceaccount:ci:publish"}
     admin = one(objects, "ServiceAccount", "rma-registry-admin")
     assert rules.administrator == f"system:serviceaccount:system:{admin['metadata']['name']}"
     assert admin["automountServiceAccountToken"] is False

@@ -51,6 +51,16 @@ imagePullSecrets: {{- range . }}
 {{- end }}
 {{- end }}
 
+{{- /* Namespace of artifacts that all namespaces share; empty where nothing is shared. */}}
+{{- define "rma.buildsNamespace" -}}
+{{- if .Values.builds.shared.enabled -}}
+{{- if eq .Values.builds.shared.namespace .Release.Namespace -}}
+{{ fail "builds.shared.namespace must not be the release's own namespace: who builds there would read the operator's Secrets" }}
+{{- end -}}
+{{ .Values.builds.shared.namespace }}
+{{- end -}}
+{{- end }}
+
 {{- define "rma.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -67,7 +77,7 @@ capabilities: {drop: [ALL]}
 
 {{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
 {{- define "rma.complete" -}}
-{{- range $path := list "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.tls.certManager" "store.registry.auth" "store.imageVolumes" }}
+{{- range $path := list "builds.shared" "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.tls.certManager" "store.registry.auth" "store.imageVolumes" }}
 {{- $found := $.Values }}
 {{- range splitList "." $path }}
 {{- $found = get ($found | default dict) . }}

@@ -73,11 +73,13 @@ class BaseArtifact(ApiModel):
     """An artifact that another one is built from."""
 
     name: Name
-    """BuildArtifact of the same namespace whose result the build reads."""
+    """BuildArtifact whose result the build reads."""
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
     """Its key, which is part of the other's."""
     location: Annotated[str, Field(max_length=1024)]
     """Where it is in the store, with its digest."""
+    namespace: Name | None = None
+    """Its namespace, where it is one that all namespaces share and the other artifact is not."""
 
 
 class Toolchain(ApiModel):
@@ -168,6 +170,8 @@ class EndedJob(ApiModel):
     """Which of the attempt's Jobs it was, from 1."""
     outcome: Line
     """Succeeded, or the reason why it failed."""
+    container: Annotated[str, Field(max_length=63)] | None = None
+    """The container that failed, where one did."""
     message: Annotated[str, Field(max_length=2000)] = ""
     """What there is to say of it."""
     final: bool = False
@@ -252,7 +256,7 @@ class BuildArtifactStatus(ApiModel):
     ) = None
     """What it has been seen to run on, the first first."""
     referrer_count: Annotated[int, Field(ge=0)] = 0
-    """Deployments of the namespace that use it, and artifacts that are being built from it."""
+    """Deployments that use it, and artifacts that are being built from it."""
     last_used: Annotated[str, Field(max_length=64)] | None = None
     """When it was last used, as far as is written down: once a day while it is."""
     kept_because: Annotated[str, Field(max_length=1024)] | None = None

@@ -46,6 +46,15 @@ class BuildInterface(StrEnum):
     """By starting an engine with an OpenAI API on port 8000, and asking for each bucket; its cache is the result."""
 
 
+class Sharing(StrEnum):
+    """Whose deployments use one and the same artifact."""
+
+    NAMESPACE = "Namespace"
+    """Those of one namespace."""
+    CLUSTER = "Cluster"
+    """Those of all namespaces, where nothing of a tenant's own goes into the build."""
+
+
 class ConfigFormat(StrEnum):
     """What a compiler's configuration file is written in."""
 
@@ -337,6 +346,10 @@ class BuildProfileSpec(ApiModel):
     """How the toolchain's version is found out; it counts for the artifact's key then, as do the images' digests."""
     binds: Binds = Binds.WEIGHTS
     """What the result depends on: the model's Structure, its Scales too, or all its Weights."""
+    sharing: Sharing = Sharing.NAMESPACE
+    """Who shares an artifact: the deployments of a Namespace, or of the whole Cluster. For the Cluster it is built in a
+    namespace of its own, of models that anybody may read, without credentials and without code of the model's; what
+    cannot be built so is built for its namespace, and the deployment's ArtifactReady says why."""
     weights_in_artifact: bool = True
     """False where the result has no weights in it: serving pods then fetch the model, too."""
     secret_refs: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=list_map("name"))] = []

@@ -322,6 +322,8 @@ class ModelFacts(ApiModel):
     """Digest of the weights; they are verified by it whenever they are fetched."""
     scales_digest: Digest | None = None
     """Digest of the scales of its quantisation, where it has any."""
+    remote_code: bool | None = None
+    """True where it names code of its own (auto_map): what is built from it is for its namespace alone."""
 
 
 class Term(ApiModel):
@@ -407,6 +409,8 @@ class ModelDeploymentStatus(ApiModel):
     """Where it runs, and why there: all that was looked at, with figures or a reason."""
     artifact: Annotated[str, Field(max_length=63)] | None = None
     """BuildArtifact that the placement needs."""
+    artifact_namespace: Name | None = None
+    """Namespace of that artifact, where the deployments of all namespaces share it."""
     variants: Annotated[list[VariantStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """Serving pods by accelerator and artifact."""
     replicas: Annotated[int, Field(ge=0)] = 0

@@ -37,6 +37,7 @@ def build(context: Context) -> list[Controller]:
         driver_service_account=config.driver_service_account,
         retention=Retention(config.unused_days * 86400, config.quota_mib * 1024**2 or None),
         builds_per_namespace=config.builds_per_namespace,
+        builds_namespace=config.builds_namespace,
     )
     observe = context.tracing.observe_store if context.tracing is not None else None
     store = ArtifactStore(

@@ -11,7 +11,14 @@ from rm_api import names
 from rm_operator.context import Context
 from rm_operator.controllers.base import Changed, PlanningController
 from rm_operator.controllers.build_queue import BuildQueue
-from rm_operator.controllers.indexes import JOB_NAME_LABEL, owners_of, scoped
+from rm_operator.controllers.indexes import (
+    JOB_NAME_LABEL,
+    artifact_based_on,
+    artifact_labelled,
+    artifact_named,
+    owners_of,
+    scoped,
+)
 from rm_operator.controllers.reading import Reading
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.client import Object
@@ -23,6 +30,7 @@ from rm_operator.kube.resources import (
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
+    Resource,
 )
 from rm_operator.kube.serving_reports import ServingReports
 from rm_operator.plan import artifact as planner
@@ -54,8 +62,8 @@ class BuildArtifactController(PlanningController):
 
         def reported(key: PodKey) -> None:
             pod = pods.get(*key)
-            if pod is not None and (name := labels_of(pod).get(names.LABEL_ARTIFACT)):
-                context.queue.add(Key(self.kind, key[0], name))
+            if pod is not None and (place := artifact_labelled(pod)) is not None:
+                context.queue.add(Key(self.kind, *place))
 
         serving_reports.on_report(reported)
         self._build_seconds = context.metrics.build_seconds
@@ -63,6 +71,7 @@ class BuildArtifactController(PlanningController):
             context.stores,
             settings.builds_per_namespace,
             lambda namespace, name: context.queue.add(Key(self.kind, namespace, name)),
+            shared=settings.builds_namespace,
         )
         artifacts = context.stores[BUILD_ARTIFACTS]
         self.watches = (
@@ -138,19 +147,29 @@ class BuildArtifactController(PlanningController):
 
     def _users(self, obj: Object, known: Reading) -> list[str]:
         """Names of those that the artifact is kept for."""
-        place = scoped(namespace_of(obj), name_of(obj))
-        naming = {name for _, name in known[MODEL_DEPLOYMENTS].keys_by_index("artifact", place)}
+        mine = namespace_of(obj)
+        place = scoped(mine, name_of(obj))
+
+        def said(namespace: str, name: str) -> str:
+            return name if namespace == mine else f"{namespace}/{name}"
+
+        naming = {said(*key) for key in known[MODEL_DEPLOYMENTS].keys_by_index("artifact", place)}
         # A Deployment of serving pods has the name of whom it serves, and a hash; a thousand are not decoded for that.
-        serving = {name.rpartition("-")[0] for _, name in known[DEPLOYMENTS].keys_by_index("artifact", place)}
-        built_from = {name for _, name in known[BUILD_ARTIFACTS].keys_by_index("base", place)}
+        serving = {
+            said(namespace, name.rpartition("-")[0])
+            for namespace, name in known[DEPLOYMENTS].keys_by_index("artifact", place)
+        }
+        built_from = {said(*key) for key in known[BUILD_ARTIFACTS].keys_by_index("base", place)}
         return sorted(naming | serving) + sorted(built_from)
 
     async def _is_used(self, obj: Object) -> bool:
         """Whether anybody uses it, by the API server's own word and not by what is known of it here."""
-        namespace, name = namespace_of(obj), name_of(obj)
+        place = namespace_of(obj), name_of(obj)
+        # Those that all namespaces share may be used in any.
+        where = None if place[0] == self._settings.builds_namespace else place[0]
         for resource in (MODEL_DEPLOYMENTS, BUILD_ARTIFACTS, DEPLOYMENTS):
-            for each in (await self._client.list(resource, namespace)).items:
-                if name in _named_by(each):
+            for each in (await self._client.list(resource, where)).items:
+                if place in _named_by(resource, each):
                     return True
         return False
 
@@ -192,46 +211,37 @@ class BuildArtifactController(PlanningController):
         if (old is None) != (new is None):
             obj = new or old
             assert obj is not None
-            if name := labels_of(obj).get(names.LABEL_ARTIFACT):
-                yield Key(self.kind, namespace_of(obj), name)
+            if place := artifact_labelled(obj):
+                yield Key(self.kind, *place)
 
     def _of_derived(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # The artifact that another one is built from.
         obj = new or old
         assert obj is not None
-        if base := obj["spec"].get("base"):
-            yield Key(self.kind, namespace_of(obj), str(base["name"]))
+        if place := artifact_based_on(obj):
+            yield Key(self.kind, *place)
 
     def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # A deployment that names it, or no longer does, or goes, or waits for it or not.
         seen = {
-            (namespace_of(each), (each.get("status") or {}).get("artifact"), is_deleting(each), _is_suspended(each))
-            for each in (old, new)
-            if each is not None
+            (artifact_named(each), is_deleting(each), _is_suspended(each)) for each in (old, new) if each is not None
         }
         if len(seen) == 1 and old is not None and new is not None:
             return
-        for namespace, artifact, *_ in seen:
-            if artifact:
-                yield Key(self.kind, namespace, artifact)
+        for place, *_ in seen:
+            if place:
+                yield Key(self.kind, *place)
 
 
 def _versions(accelerator: Object | None) -> object:
     return None if accelerator is None else (accelerator.get("status") or {}).get("versions")
 
 
-def _named_by(obj: Object) -> set[str]:
-    """Artifacts that an object uses: a ModelDeployment, another artifact, or a Deployment of serving pods."""
-    base = (obj.get("spec") or {}).get("base") or {}
-    return {
-        str(name)
-        for name in (
-            (obj.get("status") or {}).get("artifact"),
-            base.get("name"),
-            labels_of(obj).get(names.LABEL_ARTIFACT),
-        )
-        if name
-    }
+def _named_by(resource: Resource, obj: Object) -> tuple[tuple[str, str] | None, ...]:
+    """Artifacts, by namespace and name, that an object uses."""
+    if resource is MODEL_DEPLOYMENTS:
+        return (artifact_named(obj),)
+    return (artifact_based_on(obj),) if resource is BUILD_ARTIFACTS else (artifact_labelled(obj),)
 
 
 def _attempts(obj: Object, known: Reading) -> list[Attempt]:

@@ -1,10 +1,15 @@
-"""The queue of builds, where only so many may run: kept up to date with the store, and one step ahead of it."""
+"""The queue of builds, where only so many may run: kept up to date with the store, and one step ahead of it.
+
+What all namespaces share counts for each namespace whose deployments want it, and begins when one of them has room: who
+asks for much at once fills its own line, and keeps nobody else from what they want.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rm_operator.controllers.indexes import scoped
 from rm_operator.kube.client import Object
-from rm_operator.kube.resources import BUILD_ARTIFACTS, BUILD_PROFILES
+from rm_operator.kube.resources import BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS
 from rm_operator.kube.store import Stores
 from rm_operator.plan.build_queue import MOST_TOLD, Line, Part, part_of
 from rm_operator.plan.model import name_of, namespace_of, uid_of
@@ -27,10 +32,6 @@ class _Entry(NamedTuple):
     name: str
     profile: str
 
-    @property
-    def limits(self) -> tuple[_Limit, _Limit]:
-        return _Limit("namespace", self.namespace), _Limit("profile", self.profile)
-
 
 class BuildQueue:
     """Who builds and who waits.
@@ -39,8 +40,12 @@ class BuildQueue:
     thread only: between ``lines`` and ``settle`` of one build nothing may be awaited, or two may take the last place.
     """
 
-    def __init__(self, stores: Stores, per_namespace: int, wake: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, stores: Stores, per_namespace: int, wake: Callable[[str, str], None], *, shared: str = ""
+    ) -> None:
         self._per_namespace = per_namespace
+        self._shared = shared
+        self._deployments = stores[MODEL_DEPLOYMENTS] if shared else None
         self._wake = wake
         self._parts: dict[str, tuple[_Entry, Part]] = {}
         """By uid, as the store has it."""
@@ -54,13 +59,39 @@ class BuildQueue:
             stores[resource].on_change(follow)
 
     def lines(self, artifact: Object) -> list[Line]:
-        """The limits that hold for ``artifact``, and how far it is from them."""
+        """The limits that hold for ``artifact``, and how far it is from them.
+
+        Of the namespaces that want it, the one with most room counts.
+        """
         mine = _entry(artifact)
-        return [
-            Line(self._what(limit), most, self._building(limit, mine.uid), self._before(limit, mine))
-            for limit in mine.limits
-            if (most := self._most(limit)) is not None
-        ]
+        lines = [self._line(limit, self._per_namespace, mine) for limit in self._namespaces(mine)]
+        found = [min(lines, key=lambda line: line.building + line.before)]
+        profile = _Limit("profile", mine.profile)
+        if (most := self._most(profile)) is not None:
+            found.append(self._line(profile, most, mine))
+        return found
+
+    def _line(self, limit: _Limit, most: int, mine: _Entry) -> Line:
+        return Line(self._what(limit), most, self._building(limit, mine.uid), self._before(limit, mine))
+
+    def _namespaces(self, entry: _Entry) -> list[_Limit]:
+        """The namespaces that want a build; its own, where it is not for all."""
+        names = [entry.namespace]
+        if self._deployments is not None and entry.namespace == self._shared:
+            users = self._deployments.keys_by_index("artifact", scoped(entry.namespace, entry.name))
+            names = sorted({namespace for namespace, _ in users}) or names
+        return [_Limit("namespace", name) for name in names]
+
+    def _limits(self, entry: _Entry) -> list[_Limit]:
+        return [*self._namespaces(entry), _Limit("profile", entry.profile)]
+
+    def _members(self, part: Part, limit: _Limit) -> dict[str, _Entry]:
+        """Builds for which a limit holds, by uid."""
+        members = dict(self._of.get((part, limit), {}))
+        if self._shared and limit.kind == "namespace" and limit.name != self._shared:
+            shared = self._of.get((part, _Limit("namespace", self._shared)), {})
+            members |= {uid: entry for uid, entry in shared.items() if limit in self._namespaces(entry)}
+        return members
 
     def settle(self, artifact: Object, *, begins: bool) -> None:
         """Books what was decided for ``artifact``."""
@@ -77,17 +108,20 @@ class BuildQueue:
         return f"in namespace {limit.name}" if limit.kind == "namespace" else f"with BuildProfile {limit.name}"
 
     def _building(self, limit: _Limit, but: str = "") -> int:
-        known = self._of.get((Part.BUILDS, limit), {})
-        further = sum(uid not in known and limit in entry.limits for uid, entry in self._begun.items() if uid != but)
+        known = self._members(Part.BUILDS, limit)
+        further = sum(
+            uid not in known and limit in self._limits(entry) for uid, entry in self._begun.items() if uid != but
+        )
         return len(known) - (but in known) + further
 
     def _before(self, limit: _Limit, mine: _Entry) -> int:
         """Who came earlier, waits for the same, and is not kept from it by its other limit."""
         return sum(
-            entry < mine and entry.uid != mine.uid and entry.uid not in self._begun and not self._is_full(other)
-            for entry in self._of.get((Part.WAITS, limit), {}).values()
-            for other in entry.limits
-            if other.kind != limit.kind
+            entry < mine
+            and entry.uid != mine.uid
+            and entry.uid not in self._begun
+            and not all(self._is_full(other) for other in self._limits(entry) if other.kind != limit.kind)
+            for entry in self._members(Part.WAITS, limit).values()
         )
 
     def _is_full(self, limit: _Limit) -> bool:
@@ -115,7 +149,7 @@ class BuildQueue:
         entry, part = known
         if part is Part.NONE:
             return
-        for limit in entry.limits:
+        for limit in (_Limit("namespace", entry.namespace), _Limit("profile", entry.profile)):
             members = self._of.setdefault((part, limit), {})
             if add:
                 members[entry.uid] = entry
@@ -139,11 +173,11 @@ class BuildQueue:
             self._wake_next(entry)
 
     def _wake_next(self, entry: _Entry) -> None:
-        for limit in entry.limits:
+        for limit in self._limits(entry):
             self._wake_first(limit, most=MOST_TOLD)
 
     def _wake_first(self, limit: _Limit, *, most: int) -> None:
-        for entry in sorted(self._of.get((Part.WAITS, limit), {}).values())[:most]:
+        for entry in sorted(self._members(Part.WAITS, limit).values())[:most]:
             self._wake(entry.namespace, entry.name)
 
 

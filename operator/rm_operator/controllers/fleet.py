@@ -9,6 +9,7 @@ from rm_api.kinds import AcceleratorResourceSpec
 
 from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
 from rm_operator.controllers.claims import ClaimsOfOthers
+from rm_operator.controllers.indexes import artifact_named
 from rm_operator.controllers.waiting import Waiting
 from rm_operator.kube.client import Object
 from rm_operator.kube.resources import (
@@ -243,8 +244,8 @@ class Fleet:
         return {} if obj is None else labels_of(obj)
 
     def _build_seconds(self, deployment: Object) -> float:
-        name = (deployment.get("status") or {}).get("artifact")
-        artifact = self._stores[BUILD_ARTIFACTS].get(deployment["metadata"].get("namespace"), name) if name else None
+        place = artifact_named(deployment)
+        artifact = self._stores[BUILD_ARTIFACTS].get(*place) if place else None
         if artifact is None or (artifact.get("status") or {}).get("location"):
             return 0.0
         return float(artifact["spec"].get("timeoutSeconds", 0))

@@ -79,9 +79,37 @@ def _source(obj: Object) -> list[str]:
     return [] if is_deleting(obj) else [scoped(obj["metadata"]["namespace"], written_source_hash(obj["spec"]["model"]))]
 
 
+def artifact_named(deployment: Object) -> tuple[str, str] | None:
+    """Namespace and name of the artifact that a ModelDeployment's status names."""
+    status = deployment.get("status") or {}
+    name = status.get("artifact")
+    return (status.get("artifactNamespace") or deployment["metadata"]["namespace"], name) if name else None
+
+
+def artifact_labelled(obj: Object) -> tuple[str, str] | None:
+    """Namespace and name of the artifact of a serving pod, its Deployment, or a build's Job or pod."""
+    metadata = obj["metadata"]
+    label = metadata.get("labels") or {}
+    name = label.get(names.LABEL_ARTIFACT)
+    return (label.get(names.LABEL_ARTIFACT_NAMESPACE) or metadata.get("namespace", ""), name) if name else None
+
+
+def artifact_based_on(artifact: Object) -> tuple[str, str] | None:
+    """Namespace and name of the artifact that another one is built from."""
+    base = artifact["spec"].get("base")
+    return (base.get("namespace") or artifact["metadata"]["namespace"], base["name"]) if base else None
+
+
+def _of_artifact(found: tuple[str, str] | None) -> list[str]:
+    return [] if found is None else [scoped(*found)]
+
+
 def _artifact(obj: Object) -> list[str]:
-    name = (obj.get("status") or {}).get("artifact")
-    return [scoped(obj["metadata"]["namespace"], name)] if name else []
+    return _of_artifact(artifact_named(obj))
+
+
+def _labelled(obj: Object) -> list[str]:
+    return _of_artifact(artifact_labelled(obj))
 
 
 def accelerators_used(deployment: Object) -> list[str]:
@@ -116,8 +144,7 @@ def _ready(artifact: Object) -> list[str]:
 
 
 def _base(artifact: Object) -> list[str]:
-    base = artifact["spec"].get("base")
-    return [scoped(artifact["metadata"]["namespace"], base["name"])] if base and in_build(artifact) else []
+    return _of_artifact(artifact_based_on(artifact)) if in_build(artifact) else []
 
 
 def _for_versions(artifact: Object) -> list[str]:
@@ -203,9 +230,9 @@ def resources_requested(obj: Object) -> list[str]:
 
 
 def _serves(pod: Object) -> Iterable[str]:
-    """The artifact that a pod serves, within the namespace."""
+    """The artifact that a pod serves."""
     role = (pod["metadata"].get("labels") or {}).get(names.LABEL_ROLE)
-    return label(names.LABEL_ARTIFACT)(pod) if role == names.ROLE_SERVE else []
+    return _labelled(pod) if role == names.ROLE_SERVE else []
 
 
 INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
@@ -229,7 +256,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     CONFIGMAPS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     CONTROLLERREVISIONS: {"owner": owner_uids},
     DAEMONSETS: {"owner": owner_uids},
-    DEPLOYMENTS: {"owner": owner_uids, "artifact": label(names.LABEL_ARTIFACT)},
+    DEPLOYMENTS: {"owner": owner_uids, "artifact": _labelled},
     DEVICE_CLASSES: {"owner": owner_uids, "extended": _extended},
     RESOURCE_SLICES: {"driver": _driver, "pool": _pool},
     RESOURCE_CLAIMS: {"driver": _drivers_allocated, "pool": _pools_allocated, "pod": _claiming_pod},

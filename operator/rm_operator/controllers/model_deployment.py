@@ -15,7 +15,7 @@ from rm_operator.controllers.allowance import Allowance
 from rm_operator.controllers.base import Changed, PlanningController
 from rm_operator.controllers.capacity import Owner
 from rm_operator.controllers.fleet import Fleet
-from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, owners_of, scoped
+from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, artifact_named, owners_of, scoped
 from rm_operator.controllers.reading import InNamespace, Reading
 from rm_operator.controllers.sickness import Sickness
 from rm_operator.kube.client import Object
@@ -78,7 +78,7 @@ class ModelDeploymentController(PlanningController):
                 wake((key[0], name))
 
         serving_reports.on_report(reported)
-        concerned = _Concerned(context.stores[MODEL_DEPLOYMENTS])
+        concerned = _Concerned(context.stores[MODEL_DEPLOYMENTS], settings.builds_namespace)
         self.watches = (
             *(Watch(child, owners_of(self.kind)) for child in _CHILDREN),
             Watch(CONFIGMAPS, concerned.by_facts),
@@ -97,6 +97,7 @@ class ModelDeploymentController(PlanningController):
     async def decide(self, obj: Object, known: Reading, now: datetime) -> Plan:
         """The plan for one ModelDeployment."""
         namespace, name, uid = namespace_of(obj), name_of(obj), uid_of(obj)
+        shared = self._settings.builds_namespace
         hash_ = written_source_hash(obj["spec"]["model"])
         source = scoped(namespace, hash_)
         revisions = {name_of(each): each for each in known[CONTROLLERREVISIONS].by_index("owner", uid)}
@@ -105,7 +106,7 @@ class ModelDeploymentController(PlanningController):
         # From here on nothing is awaited: who decides next must see what was promised here.
         known.note(*self._fleet.places(obj))
         # A promise lasts as long as the build may.
-        known[BUILD_ARTIFACTS].note((namespace, (obj.get("status") or {}).get("artifact") or ""))
+        known[BUILD_ARTIFACTS].note(artifact_named(obj) or (namespace, ""))
         pods = known[PODS].by_index("deployment", scoped(namespace, name))
         snapshot = planner.DeploymentSnapshot(
             deployment=obj,
@@ -116,6 +117,7 @@ class ModelDeploymentController(PlanningController):
             accelerators=self._fleet.accelerators(obj, now),
             profiles=self._fleet.profiles(),
             artifacts=InNamespace(known[BUILD_ARTIFACTS], namespace),
+            shared_artifacts=InNamespace(known[BUILD_ARTIFACTS], shared) if shared else {},
             revisions=revisions,
             variants=known[DEPLOYMENTS].by_index("owner", uid),
             pods=pods,
@@ -137,7 +139,11 @@ class ModelDeploymentController(PlanningController):
             ),
             sick=self._sickness.of(pods, known),
             used_outside=self._sickness.used_outside(pods, known),
-            refused=lambda config: known[BUILD_ARTIFACTS].by_index("refused", scoped(namespace, config)),
+            refused=lambda config: [
+                artifact
+                for place in dict.fromkeys((namespace, *([shared] if shared else [])))
+                for artifact in known[BUILD_ARTIFACTS].by_index("refused", scoped(place, config))
+            ],
             removals=self._removals.left(now),
             reports=self._reports(pods, known),
         )
@@ -220,8 +226,9 @@ def _versions(accelerator: Object) -> object:
 class _Concerned:
     """Which deployments a change concerns."""
 
-    def __init__(self, deployments: Store) -> None:
+    def __init__(self, deployments: Store, shared: str) -> None:
         self._deployments = deployments
+        self._shared = shared
         self._kind = deployments.resource.kind
 
     def by_pod(self, old: Object | None, new: Object | None) -> Iterable[Key]:
@@ -257,8 +264,8 @@ class _Concerned:
             return
         if new is None and is_refused(obj):
             # Who was placed elsewhere because of it names it no more.
-            everybody = self._deployments.keys()
-            yield from (Key(self._kind, *key) for key in everybody if key[0] == namespace_of(obj))
+            everybody, where = self._deployments.keys(), namespace_of(obj)
+            yield from (Key(self._kind, *key) for key in everybody if where in (key[0], self._shared))
             return
         yield from self._keys("artifact", scoped(namespace_of(obj), name_of(obj)))
 

@@ -32,7 +32,13 @@ BEGUN_PER_SECOND: Final = 50
 ATTEMPTS: Final = 4
 FIRST_BACKOFF_SECONDS: Final = 1.0
 """Doubled with each attempt."""
-_LABELS: Final = (names.LABEL_ROLE, names.LABEL_DEPLOYMENT, names.LABEL_VARIANT, names.LABEL_ARTIFACT)
+_LABELS: Final = (
+    names.LABEL_ROLE,
+    names.LABEL_DEPLOYMENT,
+    names.LABEL_VARIANT,
+    names.LABEL_ARTIFACT,
+    names.LABEL_ARTIFACT_NAMESPACE,
+)
 """What a pod has from the template of its Deployment, which has the same."""
 
 _random: Final = random.Random().random  # noqa: S311 - jitter

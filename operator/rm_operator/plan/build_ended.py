@@ -105,6 +105,7 @@ def _fail(
                 attempt=job.number,
                 stage=job.part + 1,
                 outcome=reason,
+                container=job.stage[:63] or None,
                 message=message[:MAX_MESSAGE],
                 final=bool(verdict.advice),
             ),

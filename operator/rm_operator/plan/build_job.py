@@ -16,6 +16,7 @@ from rm_api.kinds.build_profile import Step
 from rm_operator.plan import build_step, pods
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.model import Object, Settings, name_of, namespace_of, owner_reference
+from rm_operator.plan.sharing import FETCH, FETCH_CONFIG
 
 _VOLUMES = ["bin", "tmp", "model", "work", "output", "cache"]
 
@@ -169,8 +170,9 @@ class _Builder:
         """Fetches the model."""
         model = self._spec.model
         return pods.fetch_model(
-            "fetch" if weights else "fetch-config", model.source, model.revision, model.weights_digest, self._settings,
+            FETCH if weights else FETCH_CONFIG, model.source, model.revision, pods.digests_of(model), self._settings,
             environment=self._environment, further_mounts=self._mounts, weights=weights,
+            shared=self._namespace == self._settings.builds_namespace,
         )  # fmt: skip
 
     def inputs(self) -> list[dict[str, Any]]:

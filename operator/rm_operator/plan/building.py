@@ -9,7 +9,7 @@ from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, 
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
-from rm_operator.plan import compatibility, pods
+from rm_operator.plan import compatibility, pods, sharing
 from rm_operator.plan.buckets import bucket, round_up
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
@@ -17,6 +17,7 @@ from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Object, deletion_of, is_deleting, name_of, namespace_of
 from rm_operator.plan.placement import ProfileView
+from rm_operator.plan.sharing import Home
 from rm_operator.plan.state import DeploymentSnapshot, State
 
 
@@ -25,26 +26,33 @@ def build(state: State) -> bool:
     assert state.placement is not None
     assert state.placement.profile is not None
     try:
+        if namespace_of(state.snapshot.deployment) == state.snapshot.settings.builds_namespace:
+            raise _Unbuildable("this namespace is for builds that all namespaces share; deploy models in another one")
         chain = _chain(state.placement.profile, state.snapshot)
         base: BaseArtifact | None = None
+        home = Home(namespace_of(state.snapshot.deployment))
         for view in chain:
             if view.awaited:
                 # Which artifact it is depends on what the probe finds.
                 message = f"BuildProfile {view.name}: {view.reason}"
                 state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.PROBING, message)
                 return False
-            wanted = _wanted(view, _class(view, state), state, base)
-            if not _has(state, wanted):
+            home, wanted = _home(view, _class(view, state), state, base)
+            if not _has(state, wanted, home):
                 return False
             assert state.artifact_object is not None
-            location = str(state.artifact_object["status"].get("location"))
-            base = BaseArtifact(name=name_of(state.artifact_object), key=wanted.key, location=location)
+            base = BaseArtifact(
+                name=name_of(state.artifact_object),
+                key=wanted.key,
+                location=str(state.artifact_object["status"].get("location")),
+                namespace=home.namespace if home.shared else None,
+            )
     except _Unbuildable as error:
         state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.INVALID_SPEC, str(error))
         state.stall(Reason.INVALID_SPEC, str(error))
         return False
     assert base is not None
-    state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, base.location)
+    state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, f"{base.location}{home.suffix}")
     return True
 
 
@@ -102,7 +110,7 @@ def _class(view: ProfileView, state: State) -> NodeClass:
     """The versions that the artifact is for."""
     assert state.placement is not None
     chosen = next(each for each in state.snapshot.accelerators if each.name == state.placement.chosen)
-    now = state.snapshot.artifacts.get((state.snapshot.deployment.get("status") or {}).get("artifact") or "")
+    now = state.snapshot.artifact_now
     spec = None if now is None else spec_of(now)
     current = None if spec is None or spec.profile != view.name else compatibility.class_of(spec)
     found = compatibility.choose(view.spec.compatibility, chosen.versions, current)
@@ -115,7 +123,42 @@ def _class(view: ProfileView, state: State) -> NodeClass:
     return found
 
 
-def _wanted(view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None) -> BuildArtifactSpec:
+def _home(
+    view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None
+) -> tuple[Home, BuildArtifactSpec]:
+    """Where the artifact is or is to be, and what it is there."""
+    assert state.facts is not None
+    snapshot, model = state.snapshot, state.spec.model
+    own = _wanted(view, for_, state, base, model.credentials_secret_ref)
+    mine = namespace_of(snapshot.deployment)
+    if not sharing.is_wanted(view.spec):
+        return Home(mine), own
+    ours = snapshot.settings.builds_namespace
+    if not ours:
+        return Home(mine, why_not="the installation names no namespace for shared builds"), own
+    base_there = base.model_copy(update={"namespace": None}) if base is not None else None
+    there = _wanted(view, for_, state, base_there, None)
+    name = artifact_name(own.key)
+    known, kept = snapshot.shared_artifacts.get(name), snapshot.artifacts.get(name)
+    has_own = kept is not None and not is_deleting(kept)
+    if known is not None and artifact_plan.is_ready(known) and not is_deleting(known) and not has_own:
+        return Home(ours, shared=True), there
+    why_not = sharing.obstacle(view.spec, model, state.facts, base)
+    if not why_not and known is not None:
+        mine_too = sharing.same_source(spec_of(known), there)
+        said = sharing.failed_by_its_source(known)
+        if mine_too and said:
+            why_not = f"from {model.source} it could not be built for all: {said}"
+        elif not mine_too and sharing.does_not_answer(known):
+            why_not = "the build for all waits for another source, which does not answer"
+    if not why_not and has_own:
+        why_not = "this namespace has one of its own already, as it was built before or could not be built for all"
+    return (Home(mine, why_not=why_not), own) if why_not else (Home(ours, shared=True), there)
+
+
+def _wanted(
+    view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None, credentials: str | None
+) -> BuildArtifactSpec:
     placement, facts, snapshot = state.placement, state.facts, state.snapshot
     assert placement is not None
     assert facts is not None
@@ -132,7 +175,7 @@ def _wanted(view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact
         placement.dtype,
         sequence,
         batch,
-        state.spec.model.credentials_secret_ref,
+        credentials,
         snapshot.settings.host_isa,
         base,
         view.toolchain,
@@ -152,21 +195,27 @@ def _covering(view: ProfileView, what: str, needed: int) -> int | None:
     return found
 
 
-def _has(state: State, wanted: BuildArtifactSpec) -> bool:
+def _has(state: State, wanted: BuildArtifactSpec, home: Home) -> bool:
     """Asks for the artifact, and says how far it is; True if it is there."""
     snapshot = state.snapshot
     name = artifact_name(wanted.key)
     state.artifact = name
-    existing = snapshot.artifacts.get(name)
+    state.artifact_namespace = home.namespace if home.shared else None
+    existing = (snapshot.shared_artifacts if home.shared else snapshot.artifacts).get(name)
+
+    def say(reason: Reason, message: str) -> str:
+        state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message + home.suffix)
+        return message + home.suffix
+
     if existing is None:
-        state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.BUILDING, f"{name} is requested")
+        say(Reason.BUILDING, f"{name} is requested")
         state.apply.append(
             {
                 "apiVersion": names.API_VERSION,
                 "kind": "BuildArtifact",
                 "metadata": {
                     "name": name,
-                    "namespace": namespace_of(snapshot.deployment),
+                    "namespace": home.namespace,
                     "labels": pods.labels(names.ROLE_BUILD),
                 },
                 "spec": wanted.to_wire(),
@@ -178,16 +227,23 @@ def _has(state: State, wanted: BuildArtifactSpec) -> bool:
     state.artifact_object = existing
     if is_deleting(existing):
         # What the store has of it is adopted by the next one of the name, unless nobody wanted it in time.
-        message = f"{name} is being deleted, and asked for again when it is gone"
-        state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.DELETING, message)
+        say(Reason.DELETING, f"{name} is being deleted, and asked for again when it is gone")
         return False
     if artifact_plan.is_ready(existing):
         return True
     conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
     ready = conditions.get(ConditionType.READY)
     reason = reason_or(ready["reason"], Reason.BUILDING) if ready else Reason.BUILDING
-    message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
-    state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message)
+    message = say(reason, f"{name}: {ready['message']}" if ready else f"{name} is requested")
+    failed = home.shared and sharing.failed_by_its_source(existing)
+    if failed and not sharing.same_source(spec_of(existing), wanted):
+        # What somebody else's source came to says nothing about this one.
+        wait = sharing.seconds_to_replacement(existing, state.now)
+        if wait:
+            state.requeue(wait)
+        else:
+            state.delete.append(deletion_of(existing))
+        return False
     if ConditionType.STALLED in conditions:
         if _recipe_was_mended(existing, wanted):
             state.delete.append(deletion_of(existing))

@@ -107,6 +107,7 @@ def _wanted_variant(state: State) -> serving.Variant:
         accelerator=accelerator.name,
         accelerator_spec=accelerator.spec,
         artifact=name_of(state.artifact_object),
+        artifact_namespace=state.artifact_namespace,
         artifact_spec=building.spec_of(state.artifact_object),
         location=str((state.artifact_object["status"])["location"]),
         facts=state.facts,

@@ -153,6 +153,7 @@ def _finish(state: State, clearing: rejected.Clearing) -> Plan:
         "model": _facts_status(state.facts) if state.facts else None,
         "placement": _placement_status(state) if state.placement else before.get("placement"),
         "artifact": state.artifact or before.get("artifact"),
+        "artifactNamespace": state.artifact_namespace if state.artifact else before.get("artifactNamespace"),
         "variants": _variant_statuses(state),
         "replicas": sum(map(serving.is_live, snapshot.pods)),
         "readyReplicas": sum(serving.is_ready(pod) for pod in snapshot.pods),

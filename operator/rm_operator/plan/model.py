@@ -155,6 +155,8 @@ class Settings:
     """Of artifacts that nobody uses."""
     builds_per_namespace: int = 4
     """Builds that may run at a time in one namespace."""
+    builds_namespace: str = ""
+    """Namespace of artifacts that all namespaces share; empty where nothing is shared."""
 
 
 def name_of(obj: Object) -> str:

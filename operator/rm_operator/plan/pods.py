@@ -5,6 +5,8 @@ from typing import Any
 
 from rm_api import names
 from rm_api.base import EnvVar, Resources
+from rm_api.kinds.build_artifact import ModelInput
+from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan.model import Settings
 
@@ -120,11 +122,25 @@ def install_launcher(settings: Settings) -> dict[str, Any]:
     )
 
 
+def digests_of(model: ModelFacts | ModelInput) -> list[str]:
+    """Flags by which what is fetched is checked."""
+    return [
+        f"--weights-digest={model.weights_digest}",
+        f"--config-digest={model.config_digest}",
+        f"--tensors-digest={model.tensors_digest}",
+        *([f"--scales-digest={model.scales_digest}"] if model.scales_digest else []),
+    ]
+
+
 def fetch_model(
-    name: str, source: str, revision: str, weights_digest: str, settings: Settings, *,
+    name: str, source: str, revision: str, digests: Sequence[str], settings: Settings, *,
     environment: Mapping[str, str], further_mounts: Sequence[dict[str, Any]], weights: bool = True,
+    shared: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The init container that fetches a model, or all of it but the weights; access as by ``source_access``."""
+    """The init container that fetches a model, or all of it but the weights; access as by ``source_access``.
+
+    With ``shared`` only what its digests cover, for a build whose result all namespaces share.
+    """
     return container(
         name,
         settings.images.runtime,
@@ -132,9 +148,10 @@ def fetch_model(
             "rm-abstract", "fetch", "model",
             f"--source={literal(source)}",
             f"--revision={literal(revision)}",
-            f"--weights-digest={weights_digest}",
+            *digests,
             f"--dest={names.MODEL_DIR}",
             *([] if weights else ["--no-weights"]),
+            *(["--shared"] if shared else []),
         ],
         settings,
         mounted=[*mounts(["tmp", "model"]), *further_mounts],

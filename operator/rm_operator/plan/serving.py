@@ -48,6 +48,8 @@ class Variant:
     """Versions that the accelerator's nodes have."""
     store: StoreConfig
     """The store as the variant's pods reach it."""
+    artifact_namespace: str | None = None
+    """Where the artifact is, if all namespaces share it."""
 
     @property
     def served_name(self) -> str:
@@ -178,6 +180,7 @@ def _labels(variant: Variant) -> dict[str, str]:
         names.ROLE_SERVE,
         **{names.LABEL_DEPLOYMENT: name_of(variant.deployment), names.LABEL_VARIANT: variant.inputs_hash},
         **{names.LABEL_ACCELERATOR: variant.accelerator, names.LABEL_ARTIFACT: variant.artifact},
+        **({names.LABEL_ARTIFACT_NAMESPACE: variant.artifact_namespace} if variant.artifact_namespace else {}),
     )
 
 
@@ -314,7 +317,7 @@ def _model(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], 
     facts, credentials = variant.facts, variant.spec.model.credentials_secret_ref
     environment, source_mounts, source_volumes = pods.source_access(settings, facts.source, credentials)
     container = pods.fetch_model(
-        "fetch-model", facts.source, facts.revision, facts.weights_digest, settings,
+        "fetch-model", facts.source, facts.revision, pods.digests_of(facts), settings,
         environment=environment, further_mounts=source_mounts,
     )  # fmt: skip
     return [container], source_volumes

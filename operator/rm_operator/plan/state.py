@@ -59,11 +59,20 @@ class DeploymentSnapshot:
     used_outside: Mapping[str, str] = field(default_factory=dict)
     """Devices that something outside of Kubernetes uses and that a pod that is not ready has: in words, by its uid."""
     refused: Callable[[str], Sequence[Object]] = lambda _: ()
-    """BuildArtifacts of the namespace for a model, by the digest of its config, whose compiler does not take it."""
+    """BuildArtifacts of the namespace, and shared ones, whose compiler does not take a model, by its config digest."""
     removals: int = 0
     """Pods that kubelets refused that may be deleted now."""
+    shared_artifacts: Mapping[str, Object] = field(default_factory=dict)
+    """BuildArtifacts that all namespaces share, by name."""
     reports: Mapping[str, ServingReport] = field(default_factory=dict)
     """What ready pods said of themselves, by their uid; of those that have not been asked yet there is none."""
+
+    @property
+    def artifact_now(self) -> Object | None:
+        """The artifact that the status names."""
+        status = self.deployment.get("status") or {}
+        known = self.shared_artifacts if status.get("artifactNamespace") else self.artifacts
+        return known.get(status.get("artifact") or "")
 
     def pods_of(self, variant: str) -> list[Object]:
         """Pods of one variant, by its label."""
@@ -81,6 +90,8 @@ class State:
     facts: ModelFacts | None = None
     placement: PlacementResult | None = None
     artifact: str | None = None
+    artifact_namespace: str | None = None
+    """Where the artifact is, if all namespaces share it."""
     artifact_object: Object | None = None
     variant: serving.Variant | None = None
     """What is to serve; None as long as that is not known."""

@@ -5,6 +5,7 @@ import posixpath
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +13,12 @@ from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient
 from rm_abstract.sources.base import ModelSource, is_weights
-from rm_abstract.sources.facts import model_facts, weight_files, weights_digest
+from rm_abstract.sources.facts import model_facts
+from rm_abstract.sources.verified import Expected, FetchedFiles, check, covered, refuse_code, seal
 from rm_abstract.store.destination import Destination
 from rm_abstract.store.layers import safe_name
 
-__all__ = ["ModelSource", "fetch_model", "open_source", "resolve_model", "room"]
+__all__ = ["Expected", "ModelSource", "fetch_model", "open_source", "resolve_model", "room"]
 
 _MAX_SOURCE: Final = 1024
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -111,23 +113,39 @@ def resolve_model(uri: str, revision: str | None = None, *, digests: bool = True
         raise BadInput(str(error)) from error
 
 
-def fetch_model(uri: str, revision: str, expected_weights: str | None, destination: Path) -> int:
+def fetch_model(
+    uri: str,
+    revision: str,
+    expected_weights: str | None,
+    destination: Path,
+    expected: Expected | None = None,
+    *,
+    shared: bool = False,
+) -> int:
     """Fetch the model into ``destination``, complete or not at all, and return its bytes.
 
-    Without ``expected_weights`` all files but the weights. Raises ArtifactMismatch where it is no longer at
-    ``revision``, or its weights do not have the digest expected; Transient where the volume has no room for it, before
-    anything is fetched if that can be told.
+    Without ``expected_weights`` all files but the weights. With ``shared``, for a build whose result others share, only
+    what the digests cover is there, and a model that names code of its own is refused (BadInput). Raises
+    ArtifactMismatch where it is no longer at ``revision``, or what was fetched does not have the digests expected;
+    Transient where the volume has no room for it, before anything is fetched if that can be told.
     """
+    weights = expected_weights is not None
+    wanted = replace(expected or Expected(), weights=expected_weights)
     with open_source(uri, revision) as source, Destination(destination) as place:
         if source.revision != revision:
             raise ArtifactMismatch(f"{uri} has changed: it was {revision}, and is {source.revision} now")
-        names = [name for name in source.files if expected_weights is not None or not is_weights(name)]
+        names = [name for name in source.files if weights or not is_weights(name)]
+        if shared:
+            # Before anything is fetched that is large; what counts is what is found on the disk in the end.
+            check(uri, source, wanted, weights=False, strict=True)
+            refuse_code(uri, source)
+            names = covered(source, weights=weights)
         with room(place.path, sum(source.files[name].size for name in names), "model"):
-            digests = source.fetch(place.path, names)
-        if expected_weights is not None:
-            found = weights_digest({name: digests[name] for name in weight_files(source)})
-            if found != expected_weights:
-                raise ArtifactMismatch(f"the weights of {uri} have digest {found}, not {expected_weights}")
+            fetched = FetchedFiles(place.path, source.fetch(place.path, names))
+        check(uri, fetched, wanted, weights=weights, strict=shared)
+        if shared:
+            refuse_code(uri, fetched)
+            seal(place.path, fetched)
         size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
         place.publish(last="config.json")
         return size

@@ -21,6 +21,9 @@ CONFIG_DENYLIST: Final = frozenset(
 Everything else counts: a field that is left out by mistake would let two different models share an artifact.
 """
 
+CODE_MEMBERS: Final = frozenset({"auto_map", "custom_pipelines"})
+"""Members, at any depth, by which a model names code of its own."""
+CODE_NAMING: Final = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 _AUXILIARY: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _NOT_AUXILIARY: Final = frozenset({"config.json", INDEX})
 _MAX_NAME: Final = 128
@@ -74,11 +77,11 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
 
     Without ``digests`` only the figures: for the digests all of the weights may have to be read.
     """
-    config = _config(source)
+    config = read_config(source)
     nested = config.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
     names = weight_files(source)
-    files = {name: _tensors(source, name) for name in names}
+    files = {name: tensors_in(source, name) for name in names}
     tensors = [tensor for each in files.values() for tensor in each]
     if not tensors:
         raise BadInput("the weights hold no tensor")
@@ -103,15 +106,72 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
     }
     if not digests:
         return figures
-    digest = weights_digest({name: source.digest(name) for name in names})
     return {
         **figures,
+        **_digests(source, config, files, weights_digest({name: source.digest(name) for name in names})),
+        **({"remoteCode": True} if brings_code(source) else {}),
+    }
+
+
+def model_digests(source: ModelSource) -> dict[str, str]:
+    """The digests among a model's facts, by their names there: what a key is made of. BadInput where it is no model."""
+    names = weight_files(source)
+    files = {name: tensors_in(source, name) for name in names}
+    weights = weights_digest({name: source.digest(name) for name in names})
+    return _digests(source, read_config(source), files, weights)
+
+
+def scales_without_parts(weights: str) -> str:
+    """The digest of the scales of a model of which parts cannot be read: that of all weights stands for it."""
+    return canonical_digest({"weights": weights})
+
+
+def config_digest(source: ModelSource) -> str:
+    """The digest of what of a model are no weights."""
+    return _config_digest(source, read_config(source))
+
+
+def brings_code(source: ModelSource) -> bool:
+    """True if the model names code of its own that loads it (``auto_map``, as transformers call it)."""
+    return any(
+        _names_code(source.read(name, 0, source.files[name].size))
+        for name in source.files
+        if name in CODE_NAMING and source.files[name].size <= MAX_HEADER
+    )
+
+
+def _names_code(content: bytes) -> bool:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return False
+    return _has_member(found, CODE_MEMBERS)
+
+
+def _has_member(value: Any, names: frozenset[str]) -> bool:
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            if not names.isdisjoint(each):
+                return True
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return False
+
+
+def _digests(
+    source: ModelSource, config: dict[str, Any], files: Mapping[str, list[Tensor]], weights: str
+) -> dict[str, str]:
+    tensors = [tensor for each in files.values() for tensor in each]
+    return {
         "configDigest": _config_digest(source, config),
         "tensorsDigest": canonical_digest(
             sorted([tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors)
         ),
-        "weightsDigest": digest,
-        **_scales_digest(source, files, digest),
+        "weightsDigest": weights,
+        **_scales_digest(source, files, weights),
     }
 
 
@@ -119,14 +179,16 @@ def _scales_digest(source: ModelSource, files: Mapping[str, list[Tensor]], weigh
     """Digest of the content of the scales, if there are any; of all weights where they cannot be read by themselves."""
     if not any(scale_tensors(tensors) for tensors in files.values()):
         return {}
-    return {"scalesDigest": canonical_digest(tensor_digests(source, files) or {"weights": weights})}
+    rows = tensor_digests(source, files)
+    return {"scalesDigest": canonical_digest(rows) if rows else scales_without_parts(weights)}
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value.isidentifier() and len(value) <= _MAX_NAME
 
 
-def _config(source: ModelSource) -> dict[str, Any]:
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """config.json. Raises BadInput where there is none that can be read."""
     size = source.require("config.json").size
     if size > MAX_HEADER:
         raise BadInput(f"config.json has {size} bytes, which cannot be right")
@@ -145,15 +207,17 @@ def _config_digest(source: ModelSource, config: dict[str, Any]) -> str:
     A corrected chat template leaves config.json and weights as they are, and must still not get the old artifact.
     """
     kept = {key: value for key, value in config.items() if key not in CONFIG_DENYLIST}
-    auxiliary = {
-        name: source.digest(name)
-        for name in source.files
-        if "/" not in name and name not in _NOT_AUXILIARY and posixpath.splitext(name)[1] in _AUXILIARY
-    }
+    auxiliary = {name: source.digest(name) for name in source.files if is_auxiliary(name)}
     return canonical_digest({"config": kept, "files": auxiliary})
 
 
-def _tensors(source: ModelSource, name: str) -> list[Tensor]:
+def is_auxiliary(name: str) -> bool:
+    """True if the content of a file counts for the config's digest, beside config.json."""
+    return "/" not in name and name not in _NOT_AUXILIARY and posixpath.splitext(name)[1] in _AUXILIARY
+
+
+def tensors_in(source: ModelSource, name: str) -> list[Tensor]:
+    """The tensors of a safetensors file. Raises BadInput where it is none."""
     size = source.files[name].size
     head = source.read(name, 0, min(size, 8))
     length = header_length(head)

@@ -274,6 +274,10 @@ class Surroundings:
         """What does not get on for now: roles of Jobs, or ``pods`` (being made), ``starts`` (of pods), ``slices``."""
         self.outcomes: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         """Role of Jobs → exit codes and reports of the first ones; those after them succeed."""
+        self.judge: Callable[[Object], tuple[int, dict[str, Any]] | None] = lambda job: None
+        """What a Job comes to where that depends on the Job: exit code and report."""
+        self.facts: Callable[[Object], Object] = _facts
+        """What a Job reports of its model."""
         self.clock_jump = timedelta()
         """How far a node's clock goes back while a container runs."""
         self.registry: dict[str, StoreAnswer] = {}
@@ -284,6 +288,8 @@ class Surroundings:
         """Numbers of the devices that are not healthy: the kubelet allocates others."""
         self.allocated: dict[str, int] = {}
         """uid of a pod → number of its device."""
+        self.builds_namespace = ""
+        """Namespace of shared builds, as the next operator is told."""
         self.refusing = 0
         """So many of the next pods the kubelet refuses."""
         node = {
@@ -356,14 +362,14 @@ class Surroundings:
         role = labels[names.LABEL_ROLE]
         if job.get("status", {}).get("conditions") or role in self.held:
             return
-        pod_key = ("Pod", NAMESPACE, f"{metadata['name']}-pod")
+        pod_key = ("Pod", metadata["namespace"], f"{metadata['name']}-pod")
         if pod_key not in self.api.objects:
             marked = {**labels, "batch.kubernetes.io/job-name": metadata["name"]}
-            self._make_pod(pod_key[2], marked, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
+            self._make_pod(pod_key[1:], marked, "Job", metadata["name"], metadata["uid"], job["spec"]["template"])
             return
         planned = self.outcomes.get(role, [])
-        code, report = planned.pop(0) if planned else (0, {})
-        report = {"reason": "Done", "facts": _facts(job), **report}
+        code, report = planned.pop(0) if planned else self.judge(job) or (0, {})
+        report = {"reason": "Done", "facts": self.facts(job), **report}
         if role == names.ROLE_BUILD and code == 0:
             command = job["spec"]["template"]["spec"]["containers"][0]["command"]
             said = dict(argument.split("=", 1) for argument in command if "=" in argument)
@@ -388,10 +394,11 @@ class Surroundings:
         self.api.update(_key(job), lambda live: live.update(status={"conditions": [condition]}))
 
     def _make_pod(
-        self, name: str, labels: Mapping[str, str], kind: str, owner: str, uid: str, template: Object
+        self, place: tuple[str, str], labels: Mapping[str, str], kind: str, owner: str, uid: str, template: Object
     ) -> None:
         reference = {"apiVersion": "v1", "kind": kind, "name": owner, "uid": uid, "controller": True}
-        metadata = {"name": name, "namespace": NAMESPACE, "labels": dict(labels), "ownerReferences": [reference]}
+        namespace, name = place
+        metadata = {"name": name, "namespace": namespace, "labels": dict(labels), "ownerReferences": [reference]}
         spec = copied(template["spec"])
         self.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
@@ -408,10 +415,11 @@ class Surroundings:
             if len(taken) >= wanted:
                 break
             name = f"{metadata['name']}-{number}"
-            there = self.api.objects.get(("Pod", NAMESPACE, name))
+            place = (metadata["namespace"], name)
+            there = self.api.objects.get(("Pod", *place))
             if there is None:
                 labels = spec["template"]["metadata"]["labels"]
-                self._make_pod(name, labels, "ReplicaSet", "rs", f"rs-{metadata['uid']}", spec["template"])
+                self._make_pod(place, labels, "ReplicaSet", "rs", f"rs-{metadata['uid']}", spec["template"])
             if there is None or not _has_failed(there):
                 # One that is on its way out has its name until it is gone.
                 taken.add(name)
@@ -493,18 +501,21 @@ class Surroundings:
             return
         for service in self.api.of("Service"):
             name, selector = service["metadata"]["name"], service["spec"].get("selector") or {}
+            namespace = service["metadata"]["namespace"]
             endpoints = [
                 {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}, "conditions": {"ready": True}}
                 for pod in self.api.of("Pod")
-                if selector.items() <= pod["metadata"]["labels"].items() and is_ready(pod)
+                if selector.items() <= pod["metadata"]["labels"].items()
+                and pod["metadata"]["namespace"] == namespace
+                and is_ready(pod)
             ]
-            key = ("EndpointSlice", NAMESPACE, f"{name}-slice")
+            key = ("EndpointSlice", namespace, f"{name}-slice")
             if key in self.api.objects:
                 self.api.update(key, lambda live, endpoints=endpoints: live.update(endpoints=endpoints))  # type: ignore[misc]
                 continue
             owner = {"apiVersion": "v1", "kind": "Service", "name": name, "uid": service["metadata"]["uid"]}
             labels = {**service["metadata"].get("labels", {}), "kubernetes.io/service-name": name}
-            metadata = {"name": key[2], "namespace": NAMESPACE, "labels": labels, "ownerReferences": [owner]}
+            metadata = {"name": key[2], "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
             slice_ = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata}
             self.api.create({**slice_, "endpoints": endpoints})
 
@@ -597,7 +608,7 @@ class Replica:
         self._due: dict[Key, datetime] = {}
         config = Config(
             system_namespace="system", store="store:5000", store_plain_http=True, runtime_image="runtime:1",
-            launcher_image="launcher:1",
+            launcher_image="launcher:1", builds_namespace=surroundings.builds_namespace,
         )  # fmt: skip
         self.metrics = _metrics()
         context = Context(api, self.stores, self._awake, self.events, config, metrics=self.metrics)  # type: ignore[arg-type]
@@ -797,14 +808,14 @@ class Installation:
 
         self.api.on_write = on_write
 
-    def deploy(self, name: str = "hello", **spec: Any) -> None:
+    def deploy(self, name: str = "hello", *, namespace: str = NAMESPACE, **spec: Any) -> None:
         """Creates a ModelDeployment, or makes its spec another."""
-        key = ("ModelDeployment", NAMESPACE, name)
+        key = ("ModelDeployment", namespace, name)
         wanted = {"model": {"source": "oci://registry/model:1"}, "replicas": 1, **spec}
         if key in self.api.objects:
             self.api.update(key, lambda live: live.update(spec=wanted))
         else:
-            metadata = {"name": name, "namespace": NAMESPACE}
+            metadata = {"name": name, "namespace": namespace}
             obj = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": wanted}
             self.api.create(obj)
 

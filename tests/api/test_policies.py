@@ -12,6 +12,7 @@ import pytest
 import yaml
 from custom_objects import SMALLEST, STEP, Object, changed, custom_object
 from real_api import START_SECONDS, ApiServer
+from rm_api import names
 from rm_local_cluster import existing
 from rm_operator.plan.key import artifact_name
 
@@ -351,6 +352,77 @@ def test_what_was_there_before_a_list_was_changed_goes_on(cluster: Cluster) -> N
         for obj in (REFUSED_AT_FIRST[A], REFUSED_AT_FIRST[P]):
             cluster.until_refused(obj, "beginning with one of ghcr.io/rm-abstract/", by=ADMIN)
         cluster.until_refused(REFUSED_AT_FIRST[M], "allowed: LOG_LEVEL, TZ")
+
+
+BUILDS = names.BUILDS_NAMESPACE
+TEAM = ("somebody-of-the-team",)
+
+
+def _plain(kind: str, namespace: str) -> Object:
+    """Something that a build is made of, or that says what a model is."""
+    metadata = {"name": f"x-{next(_keys)}", "namespace": namespace}
+    container = {"name": "c", "image": "i"}
+    pod = {"containers": [container], "restartPolicy": "Never"}
+    return {
+        "Pod": {"apiVersion": "v1", "kind": "Pod", "spec": pod},
+        "Job": {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": pod}}},
+        "ConfigMap": {"apiVersion": "v1", "kind": "ConfigMap", "data": {"model.json": "{}"}},
+        "Secret": {"apiVersion": "v1", "kind": "Secret", "stringData": {"netrc": "x"}},
+    }[kind] | {"metadata": metadata}
+
+
+@pytest.fixture(scope="module")
+def team(cluster: Cluster) -> str:
+    """A namespace whose people may do what editors may, and the roles of the chart for them."""
+    cluster.kubectl("create", "namespace", "team")
+    for role in ("system:aggregate-to-edit", "rma-edit", "rma-view"):
+        binding = role.replace(":", "-")
+        cluster.kubectl("create", "rolebinding", binding, f"--clusterrole={role}", f"--user={TEAM[0]}", "-n", "team")
+    return "team"
+
+
+@pytest.mark.parametrize("kind", ["Job", "ConfigMap", "Secret", M])
+def test_whoever_edits_a_namespace_writes_nothing_where_shared_artifacts_are_built(
+    cluster: Cluster, team: str, kind: str
+) -> None:
+    def made(namespace: str) -> Object:
+        return custom_object(M, SMALLEST[M], namespace) if kind == M else _plain(kind, namespace)
+
+    cluster.until(lambda: cluster.kubectl("create", "-f", "-", by=TEAM, stdin=made(team)), "it may in its own", 30)
+    with pytest.raises(Refused, match=rf"cannot create resource .* in the namespace \"{BUILDS}\""):
+        cluster.kubectl("create", "-f", "-", by=TEAM, stdin=made(BUILDS))
+
+
+@pytest.mark.parametrize("namespace", ["team", BUILDS])
+@pytest.mark.parametrize("user", [TEAM, TENANT, ADMIN])
+def test_nobody_but_the_operator_makes_an_artifact_wherever_it_would_be(
+    cluster: Cluster, team: str, user: User, namespace: str
+) -> None:
+    artifact = {**_artifact(), "metadata": {**_artifact()["metadata"], "namespace": namespace}}
+    artifact["metadata"]["name"] = artifact_name(artifact["spec"]["key"])
+    with pytest.raises(Refused, match=r"[Ff]orbidden"):
+        cluster.kubectl("create", "-f", "-", by=user, stdin=artifact)
+    made = cluster.apply(artifact, by=OPERATOR)
+    with pytest.raises(Refused, match=r"[Ff]orbidden"):
+        bare = {**_bare(made), "metadata": {"name": made["metadata"]["name"], "namespace": namespace}}
+        cluster.apply({**bare, "status": STATUS}, by=user, subresource="status")
+    if user is not ADMIN:
+        with pytest.raises(Refused, match=r"[Ff]orbidden"):
+            cluster.kubectl("delete", B.lower(), made["metadata"]["name"], "-n", namespace, by=user)
+
+
+@pytest.mark.parametrize("user", [TENANT, ADMIN])
+def test_no_model_is_deployed_where_shared_artifacts_are_built(cluster: Cluster, user: User) -> None:
+    obj = custom_object(M, SMALLEST[M], BUILDS)
+    cluster.until_refused(obj, "deploy models in another one", by=user)
+
+
+def test_an_editor_of_a_namespace_gets_no_token_of_the_one_that_pushes_what_all_share(
+    cluster: Cluster, team: str
+) -> None:
+    cluster.kubectl("create", "serviceaccount", "default", "-n", BUILDS)
+    with pytest.raises(Refused, match="cannot create resource"):
+        cluster.kubectl("create", "token", "default", "-n", BUILDS, by=TEAM)
 
 
 EVERYTHING = ("create", "get", "list", "watch", "update", "patch", "delete")

@@ -49,6 +49,7 @@ sys.path.append(str(Path(__file__).parents[1] / "contract"))
 from registry_server import RunningRegistry, running_registry
 
 SYSTEM, MINE, OTHER = "registry-system", "tenant-a", "tenant-b"
+BUILDS = names.BUILDS_NAMESPACE
 OPERATOR = f"system:serviceaccount:{SYSTEM}:rma-operator"
 ADMINISTRATOR, PUBLISHER = "rma-registry-admin", "publisher"
 SERVICE = "store.test:5000"
@@ -103,7 +104,7 @@ class World:
         self.signing = signing_pair(directory)
         self.port = free_port()
         self.trust = ssl.create_default_context(cafile=str(self.ca))
-        for namespace in (SYSTEM, MINE, OTHER):
+        for namespace in (SYSTEM, MINE, OTHER, BUILDS):
             self.run("create", "namespace", namespace)
             self.run("create", "serviceaccount", "default", "-n", namespace)
         for account in ("rma-operator", PUBLISHER):
@@ -156,7 +157,7 @@ class World:
             f"--signing-key={self.signing.key}", f"--signing-certificate={self.signing.certificate}",
             f"--tls-certificate={self.tls.certificate}", f"--tls-key={self.tls.key}", f"--port={self.port}",
             f"--kubeconfig={kubeconfig}", f"--administrator=system:serviceaccount:{SYSTEM}:{ADMINISTRATOR}",
-            f"--publisher=system:serviceaccount:{SYSTEM}:{PUBLISHER}", "--shared=models/",
+            f"--publisher=system:serviceaccount:{SYSTEM}:{PUBLISHER}", "--shared=models/", f"--shared=artifacts/{BUILDS}/",
         ]  # fmt: skip
         log = self.directory / "service.log"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -307,6 +308,42 @@ def test_a_pod_neither_reads_nor_writes_what_is_of_another_namespace(
         answer = running.as_(token, method, path, everything)
         assert (method, path, answer.status) == (method, path, 401)
     assert manifest_of(running, name)["layers"][0]["digest"] == layer, "it is as it was"
+
+
+def test_what_all_namespaces_share_a_tenant_reads_and_cannot_replace(
+    running: Running, artifact: BuildArtifact, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"artifacts/{BUILDS}/{repository}"
+    reference = f"{running.registry.host}/{name}"
+    with pod(running, running.world.token(BUILDS), monkeypatch, tmp_path) as store:
+        pushed = store.push(artifact, f"{reference}:v1")
+    poison = tmp_path / "poison"
+    poison.mkdir()
+    (poison / "model.bin").write_bytes(b"poison")
+    evil = BuildArtifact(poison, "key-1", "fmt", ("X1",), ("1.4.0",), {})
+    with pod(running, running.world.token(MINE), monkeypatch, tmp_path) as store:
+        store.pull(f"{reference}@{pushed.digest}", tmp_path / "dest", key="key-1")
+        for tag in ("v1", "v2", "stage-1"):
+            with pytest.raises(BadInput, match="what belongs to its own namespace"):
+                store.push(evil, f"{reference}:{tag}")
+        # One that nobody has built yet, so that it would be adopted.
+        with pytest.raises(BadInput, match="what belongs to its own namespace"):
+            store.push(evil, f"{running.registry.host}/artifacts/{BUILDS}/{repository}-next:v1")
+    assert (tmp_path / "dest/model.bin").read_bytes() == (artifact.path / "model.bin").read_bytes()
+    layer = manifest_of(running, name)["layers"][0]["digest"]
+    token = running.world.token(MINE)
+    for method, path in (
+        ("POST", f"/v2/{name}/blobs/uploads/"),
+        ("PUT", f"/v2/{name}/manifests/v1"),
+        ("DELETE", f"/v2/{name}/manifests/{pushed.digest}"),
+        ("DELETE", f"/v2/{name}/blobs/{layer}"),
+    ):
+        answer = running.as_(token, method, path, f"repository:{name}:pull,push,delete,*")
+        assert (method, path, answer.status) == (method, path, 401)
+    with pod(running, running.world.token(BUILDS), monkeypatch, tmp_path) as store:
+        assert store.pull(f"{reference}@{pushed.digest}", tmp_path / "again", key="key-1").key == "key-1"
+        with pytest.raises(BadInput, match="what belongs to its own namespace"):
+            store.push(artifact, f"{running.registry.host}/artifacts/{MINE}/{repository}:v1")
 
 
 def manifest_of(running: Running, name: str) -> dict[str, Any]:

@@ -195,8 +195,7 @@ class _Planner:
         snapshot, answer, now = self.snapshot, self.snapshot.answer, self.now
         last = max(self.attempts, key=_order, default=None)
         if answer is None:
-            self._running(max((a for a in self.attempts if a.state is State.RUNNING), key=_order))
-            return self._finish()
+            return self._running(max((a for a in self.attempts if a.state is State.RUNNING), key=_order))
         if answer.presence is Presence.FOUND and answer.key == self.spec.key:
             return self._found(answer, last)
         ended = self.before.ended
@@ -354,12 +353,17 @@ class _Planner:
         self._not_ready(reason, message)
         return self._finish(requeue_after=LOOK_AGAIN_SECONDS)
 
-    def _running(self, job: Attempt) -> None:
+    def _running(self, job: Attempt) -> Plan:
         runs = f", {job.stage} runs" if job.stage else ""
         which = f"{job.part + 1}/{self.parts} " if self.parts > 1 else ""
         since = self.before.started_at or job.job["metadata"].get("creationTimestamp") or to_timestamp(self.now)
         self._set(stage=f"{which}{job.stage}"[:128].strip() or None, started_at=since)
-        self._not_ready(job.reason or Reason.BUILDING, job.message or f"attempt {job.number}{runs}")
+        waits = job.not_begun(self.now)
+        if waits is not None and waits.message:
+            self._not_ready(Reason.STARTING, f"attempt {job.number}: {waits.message}")
+        else:
+            self._not_ready(job.reason or Reason.BUILDING, job.message or f"attempt {job.number}{runs}")
+        return self._finish(requeue_after=waits.look_again if waits is not None else None)
 
     def _rest(self) -> None:
         """Nothing is at work."""

@@ -4,7 +4,7 @@ import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -13,8 +13,13 @@ from rm_api.names import ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.model import Object, from_timestamp, name_of
+from rm_operator.plan.model import Object, from_timestamp, moment_of, name_of, namespace_of
 
+START_SECONDS = 60
+"""What a pod may take, on its node, until what it mounts is there."""
+JOB_NAME = "batch.kubernetes.io/job-name"
+UNMAKEABLE = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+"""Why a container waits, where something that it refers to is missing or wrong."""
 PULL_PROBLEMS = frozenset(
     {
         "ErrImagePull",
@@ -60,6 +65,23 @@ class Attempt:
     """Which Job of its attempt it is, from 0."""
     node: str = ""
     """Where its pod ran, if that is known."""
+    on_node_since: datetime | None = None
+    """Since when its pod is on a node and nothing of it has begun; None once something has, or where that is normal."""
+
+    def not_begun(self, now: datetime) -> "NotBegun | None":
+        """What keeps it from beginning, as far as that is known; None where it has begun."""
+        if self.on_node_since is None:
+            return None
+        due = self.on_node_since + timedelta(seconds=START_SECONDS)
+        if now < due:
+            return NotBegun("", (due - now).total_seconds())
+        pod, namespace = (self.job["spec"].get("template") or {}).get("spec") or {}, namespace_of(self.job)
+        mounted = [said for volume in pod.get("volumes") or () if (said := _mounted(volume))]
+        needs = f"; it needs {', '.join(mounted)}: is that there?" if mounted else "; can it be mounted and connected?"
+        return NotBegun(
+            f"its pod has been on {self.node} for more than {START_SECONDS} s and has not begun{needs} "
+            f"`kubectl describe pod -n {namespace} -l {JOB_NAME}={name_of(self.job)}` says why"
+        )
 
     @property
     def spent(self) -> float:
@@ -82,6 +104,27 @@ class Attempt:
         made = self.job["metadata"].get("creationTimestamp")
         # A time there must be: a pause that begins whenever it is looked at never ends.
         return from_timestamp(max(times or [made])) if times or made else None
+
+
+@dataclass(frozen=True)
+class NotBegun:
+    """A pod on a node of which nothing runs yet."""
+
+    message: str
+    """What to look at, for a person; empty while there is nothing strange about it."""
+    look_again: float | None = None
+    """Seconds until there is."""
+
+
+def _mounted(volume: Mapping[str, Any]) -> str:
+    """What of the namespace a volume takes, for a person; empty for what the pod has itself."""
+    secret, claim = volume.get("secret"), volume.get("persistentVolumeClaim")
+    if claim:
+        return f"the claim {claim.get('claimName')}"
+    if not secret or secret.get("optional"):
+        return ""
+    keys = [str(item["key"]) for item in secret.get("items") or ()]
+    return f"the Secret {secret.get('secretName')}{f' with the key {keys[0]}' if keys else ''}"
 
 
 def observe(job: Object, pods: Iterable[Object]) -> Attempt:
@@ -147,6 +190,11 @@ def _running(
                 job, number, State.RUNNING, status["name"], reason=Reason.IMAGE_PULL_FAILED, message=message,
                 seconds=seconds,
             )  # fmt: skip
+        if waiting.get("reason") in UNMAKEABLE:
+            message = f"{status['name']} cannot be started: {waiting.get('message', '')}"
+            return Attempt(
+                job, number, State.RUNNING, status["name"], reason=Reason.STARTING, message=message, seconds=seconds
+            )
     for condition in ((pod or {}).get("status") or {}).get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return Attempt(
@@ -154,7 +202,20 @@ def _running(
                 message=f"no node takes the pod: {condition.get('message', '')}",
             )  # fmt: skip
     running = next((status["name"] for status in statuses if "running" in (status.get("state") or {})), "")
-    return Attempt(job, number, State.RUNNING, running, seconds=seconds)
+    since = _on_node_since(pod, statuses)
+    return Attempt(job, number, State.RUNNING, running, seconds=seconds, on_node_since=since)
+
+
+def _on_node_since(pod: Object | None, statuses: list[Mapping[str, Any]]) -> datetime | None:
+    """Since when the pod is on a node where what it mounts is not there yet."""
+    known = {each["type"]: each for each in ((pod or {}).get("status") or {}).get("conditions") or []}
+    scheduled = known.get("PodScheduled", {})
+    if scheduled.get("status") != "True" or any(
+        {"running", "terminated"} & set(each.get("state") or {}) for each in statuses
+    ):
+        return None
+    # From then on images are pulled, which takes as long as it takes.
+    return None if _is_true(known, "PodReadyToStartContainers") else moment_of(scheduled.get("lastTransitionTime"))
 
 
 def _failure(job: Object, number: int, status: Mapping[str, Any], seconds: Mapping[str, float]) -> Attempt:

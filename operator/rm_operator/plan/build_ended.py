@@ -19,7 +19,7 @@ SUCCEEDED: Final = "Succeeded"
 _MOST_SECONDS: Final = 99_999_999_999.0
 _MOST_CONTAINERS: Final = 64
 _MOST_VERSIONS: Final = 32
-_WAITED: Final = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED)
+_WAITED: Final = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.STARTING)
 
 
 def take_up(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from rm_api import names
@@ -30,6 +30,9 @@ from rm_operator.plan.model import (
 )
 
 DEADLINE_SECONDS = 900
+"""Of the first attempt. One whose time was too short is followed by one with GROWTH times as much."""
+GROWTH = 4
+MOST_DEADLINE_SECONDS = 86400
 RETRY_SECONDS = (10, 20, 40, 80, 160, 300)
 """Pause after the n-th failed attempt, when the source could not be reached."""
 RECHECK_SECONDS = 300
@@ -103,8 +106,12 @@ def plan(
         return Resolution(apply=(_job(model, hash_, 1, namespace, sharers, settings),))
     if last.state is State.RUNNING:
         message = last.message or f"reading {model.source}"
-        conditions.set(ConditionType.MODEL_RESOLVED, False, last.reason or Reason.RESOLVING, message)
-        return Resolution()
+        waits = last.not_begun(now)
+        if waits is not None and waits.message:
+            conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.STARTING, waits.message)
+        else:
+            conditions.set(ConditionType.MODEL_RESOLVED, False, last.reason or Reason.RESOLVING, message)
+        return Resolution(requeue_after=waits.look_again if waits is not None else None)
     if last.state is State.SUCCEEDED:
         reported = last.report.facts if last.report else {}
         try:
@@ -120,11 +127,33 @@ def plan(
             )  # fmt: skip
         conditions.set(ConditionType.MODEL_RESOLVED, False, Reason.RESOLVING, f"pinned to {facts.revision}")
         return Resolution(apply=(_config_map(hash_, namespace, sharers, facts),))
-    pause = RETRY_SECONDS[min(last.number, len(RETRY_SECONDS)) - 1] if last.retryable else RECHECK_SECONDS
+    reason, message, retryable = last.reason or Reason.RESOLVE_FAILED, last.message, last.retryable
+    if reason is Reason.BUILD_TIMED_OUT:
+        waited = conditions.before(ConditionType.MODEL_RESOLVED) or {}
+        if waited.get("reason") in _WAITED:
+            # The time went by before anything was read.
+            reason, message = Reason(waited["reason"]), str(waited.get("message", "")).partition(_FAILED)[0]
+        retryable = reason in _WAITED or _deadline_of(last) < MOST_DEADLINE_SECONDS
+    pause = RETRY_SECONDS[min(last.number, len(RETRY_SECONDS)) - 1] if retryable else RECHECK_SECONDS
     return _wait(
-        model, hash_, last, pause, last.reason or Reason.RESOLVE_FAILED, last.message,
-        namespace, sharers, conditions, settings, now, stalled=not last.retryable,
+        model, hash_, last, pause, reason, message,
+        namespace, sharers, conditions, settings, now, stalled=not retryable,
     )  # fmt: skip
+
+
+_FAILED: Final = "; attempt "
+_WAITED: Final = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.STARTING)
+
+
+def _deadline_of(attempt: Attempt) -> int:
+    return int(attempt.job["spec"].get("activeDeadlineSeconds") or DEADLINE_SECONDS)
+
+
+def _next_deadline(last: Attempt, reason: Reason) -> int:
+    """Seconds that the attempt after ``last`` may take: as many, or more where they were too few for what is read."""
+    if reason is Reason.BUILD_TIMED_OUT:
+        return min(GROWTH * _deadline_of(last), MOST_DEADLINE_SECONDS)
+    return _deadline_of(last)
 
 
 def _is_too_large(value: object) -> bool:
@@ -137,12 +166,14 @@ def _wait(
     sharers: tuple[tuple[str, str], ...], conditions: Conditions, settings: Settings, now: datetime, *, stalled: bool,
 ) -> Resolution:  # fmt: skip
     due = (last.ended or now) + timedelta(seconds=pause)
-    text = f"{message}; attempt {last.number} failed, the next one is due at {to_timestamp(due)}"
+    text = f"{message}{_FAILED}{last.number} failed, the next one is due at {to_timestamp(due)}"
     conditions.set(ConditionType.MODEL_RESOLVED, False, reason, text)
     if now < due:
         return Resolution(requeue_after=(due - now).total_seconds(), stalled=stalled)
     return Resolution(
-        apply=(_job(model, hash_, last.number + 1, namespace, sharers, settings),),
+        apply=(
+            _job(model, hash_, last.number + 1, namespace, sharers, settings, deadline=_next_deadline(last, reason)),
+        ),
         delete=(deletion_of(last.job),),
         stalled=stalled,
     )
@@ -186,6 +217,7 @@ def _job(
     namespace: str,
     sharers: tuple[tuple[str, str], ...],
     settings: Settings,
+    deadline: int = DEADLINE_SECONDS,
 ) -> dict[str, Any]:
     command = ["rm-abstract", "resolve", f"--source={pods.literal(model.source)}"]
     if model.revision:
@@ -198,7 +230,7 @@ def _job(
         namespace=namespace,
         owners=_owners(sharers),
         label=pods.labels(names.ROLE_RESOLVE, **{names.LABEL_MODEL: hash_, names.LABEL_ATTEMPT: str(number)}),
-        deadline=DEADLINE_SECONDS,
+        deadline=deadline,
         template=pods.pod_spec(
             init_containers=[],
             containers=[

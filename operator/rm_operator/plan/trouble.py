@@ -10,7 +10,7 @@ from rm_api.names import DEVICE_CLASS_RESOURCE_PREFIX, ExitCode
 from rm_api.report import Report, ReportInvalid
 
 from rm_operator.plan import image_volume
-from rm_operator.plan.attempt import PULL_PROBLEMS
+from rm_operator.plan.attempt import PULL_PROBLEMS, UNMAKEABLE
 from rm_operator.plan.model import Object, name_of
 from rm_operator.plan.rejected import Rejection, rejection_of, told
 
@@ -88,7 +88,7 @@ def _container_trouble(obj: Object, status: Mapping[str, Any]) -> Trouble | None
     if waiting.get("reason") in PULL_PROBLEMS:
         message = f"{pod}: the image of {status['name']} cannot be pulled: {waiting.get('message', '')}"
         return Trouble(Reason.IMAGE_PULL_FAILED, message)
-    if waiting.get("reason") == "CreateContainerError":
+    if waiting.get("reason") in UNMAKEABLE:
         said = f"{waiting.get('message', '')}{image_volume.hint(obj, waiting)}"
         return Trouble(Reason.ENGINE_FAILED, f"{pod}: {status['name']} cannot be started: {said}")
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")

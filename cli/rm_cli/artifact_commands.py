@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ def artifacts() -> None:
 @_KUBECONFIG
 @click.option("-o", "--output", "format_", type=click.Choice(["text", "json", "yaml"]), default="text")
 def list_command(namespace: str, all_namespaces: bool, kubeconfig: Path | None, format_: str) -> None:
-    """List the artifacts of a namespace, or of all."""
+    """List the artifacts of a namespace, and those that it shares with others; or of all namespaces."""
     try:
         kubectl = Kubectl(named_cluster(kubeconfig), None if all_namespaces else namespace)
         scope = ["--all-namespaces"] if all_namespaces else []
         items = json.loads(kubectl.run("get", _ARTIFACTS, "-o", "json", *scope))["items"]
+        items += [] if all_namespaces else _shared_by(kubectl)
     except CommandFailed as error:
         raise click.ClickException(str(error)) from None
     rows = sorted(map(artifact_list.row, items), key=lambda row: (row.namespace, row.profile, row.name))
@@ -56,6 +58,22 @@ def list_command(namespace: str, all_namespaces: bool, kubeconfig: Path | None, 
         return
     whole = [row.to_json() for row in rows]
     click.echo(json.dumps(whole, indent=2) if format_ == "json" else yaml.safe_dump(whole, sort_keys=False).rstrip())
+
+
+def _shared_by(kubectl: Kubectl) -> list[dict[str, Any]]:
+    """The artifacts of other namespaces that deployments of this one use, as far as one may see them."""
+    statuses = [each.get("status") or {} for each in kubectl.list(_DEPLOYMENTS)]
+    wanted = {(each["artifactNamespace"], each.get("artifact")) for each in statuses if each.get("artifactNamespace")}
+    found = []
+    for namespace in sorted({namespace for namespace, _ in wanted}):
+        try:
+            there = replace(kubectl, namespace=namespace).list(_ARTIFACTS)
+        except CommandFailed as error:
+            names = ", ".join(sorted(str(name) for where, name in wanted if where == namespace))
+            _say(f"not listed: {names} in namespace {namespace}: {error}")
+            continue
+        found += [each for each in there if (namespace, each["metadata"]["name"]) in wanted]
+    return found
 
 
 @artifacts.command()
@@ -125,8 +143,10 @@ def _watched(kubectl: Kubectl, names: tuple[str, ...], deployment: str | None) -
         found = kubectl.get(_DEPLOYMENTS, deployment)
         if found is None:
             raise CommandFailed(f"there is no ModelDeployment {deployment} in namespace {kubectl.namespace}")
-        wanted = (found.get("status") or {}).get("artifact")
-        artifact = kubectl.get(_ARTIFACTS, wanted) if wanted else None
+        status = found.get("status") or {}
+        wanted = status.get("artifact")
+        there = replace(kubectl, namespace=status.get("artifactNamespace") or kubectl.namespace)
+        artifact = there.get(_ARTIFACTS, wanted) if wanted else None
         return None if artifact is None else [artifact]
     items = kubectl.list(_ARTIFACTS)
     if not names:

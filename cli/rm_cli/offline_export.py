@@ -64,9 +64,19 @@ class _Cluster:
     """What deployments of a namespace may refer to."""
 
     def __init__(self, kubectl: Kubectl) -> None:
+        self._kubectl = kubectl
+        self._shared: set[str] = set()
         self.artifacts = {each["metadata"]["name"]: each for each in kubectl.list(ARTIFACTS)}
         self.profiles = {each["metadata"]["name"]: each for each in kubectl.list(PROFILES)}
         self.accelerators = {each["metadata"]["name"]: each for each in kubectl.list(ACCELERATORS)}
+
+    def know_shared(self, namespace: str) -> None:
+        """Look at the artifacts of a namespace that all share, too; its own ones come first."""
+        if namespace in self._shared:
+            return
+        self._shared.add(namespace)
+        there = replace(self._kubectl, namespace=namespace).list(ARTIFACTS)
+        self.artifacts = {each["metadata"]["name"]: each for each in there} | self.artifacts
 
 
 def _add(found: Selection, deployment: Object, known: _Cluster, weights: bool, say: Say) -> None:
@@ -77,17 +87,19 @@ def _add(found: Selection, deployment: Object, known: _Cluster, weights: bool, s
         said = condition(deployment, "ModelResolved").get("message", "the operator has not looked at it yet")
         raise BadInput(f"{name}: it is not known yet what its model is: {said}")
     wanted = status.get("artifact")
+    if shared := status.get("artifactNamespace"):
+        known.know_shared(shared)
     used: list[str] = []
     others = [each["artifact"] for each in status.get("variants") or () if each.get("artifact")]
     for artifact in dict.fromkeys([*([wanted] if wanted else []), *others]):
         problem = _problem(known, artifact, facts)
         if problem is None:
-            _add_artifact(found, namespace, artifact, known, used)
+            _add_artifact(found, artifact, known, used)
         elif artifact == wanted:
             raise BadInput(f"{name}: {problem}")
         else:
             say(f"{name}: left out: {problem}")
-    held = [found.artifacts[namespace, each]["spec"].get("weightsInArtifact", True) for each in used]
+    held = [known.artifacts[each]["spec"].get("weightsInArtifact", True) for each in used]
     if not weights and not (held and all(held)):
         why = "an artifact of it has no weights in it" if held else "it has no artifact"
         raise BadInput(f"{name} cannot be exported without weights: {why}")
@@ -123,14 +135,14 @@ def _problem(known: _Cluster, name: str, facts: Mapping[str, Any]) -> str | None
     return _problem(known, spec.base.name, facts) if spec.base else None
 
 
-def _add_artifact(found: Selection, namespace: str, name: str, known: _Cluster, used: list[str]) -> None:
+def _add_artifact(found: Selection, name: str, known: _Cluster, used: list[str]) -> None:
     artifact = known.artifacts[name]
-    found.artifacts[namespace, name] = artifact
+    found.artifacts[artifact["metadata"]["namespace"], name] = artifact
     profile = artifact["spec"]["profile"]
     found.profiles[profile] = known.profiles[profile]
     used.append(name)
     if base := artifact["spec"].get("base"):
-        _add_artifact(found, namespace, base["name"], known, used)
+        _add_artifact(found, base["name"], known, used)
 
 
 def merged(selections: Sequence[Selection]) -> Selection:

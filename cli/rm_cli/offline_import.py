@@ -165,10 +165,11 @@ def _without_clashes(move: Callable[[str], str]) -> Callable[[str], str]:
 def _check_keys(bundle: Bundle, objects: list[Object]) -> None:
     """Refuse what would be built anew: the operator finds an artifact by the key that it makes of these objects."""
     profiles = {each["metadata"]["name"]: each for each in objects if each["kind"] == "BuildProfile"}
-    artifacts = {(each.namespace, each.name): each for each in bundle.contents.artifacts}
+    # A name is the hash of a key: whatever the namespace, it is of the same.
+    artifacts = {each.name: each for each in bundle.contents.artifacts}
     for deployment in bundle.contents.deployments:
         for name in deployment.artifacts:
-            artifact = artifacts.get((deployment.namespace, name))
+            artifact = artifacts.get(name)
             try:
                 spec = BuildArtifactSpec.model_validate(artifact.spec if artifact else None)
                 key = key_of(profiles[spec.profile], spec, _model_facts(deployment.facts))

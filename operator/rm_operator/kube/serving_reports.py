@@ -32,13 +32,7 @@ BEGUN_PER_SECOND: Final = 50
 ATTEMPTS: Final = 4
 FIRST_BACKOFF_SECONDS: Final = 1.0
 """Doubled with each attempt."""
-_LABELS: Final = (
-    names.LABEL_ROLE,
-    names.LABEL_DEPLOYMENT,
-    names.LABEL_VARIANT,
-    names.LABEL_ARTIFACT,
-    names.LABEL_ARTIFACT_NAMESPACE,
-)
+_LABELS: Final = (names.LABEL_ROLE, names.LABEL_DEPLOYMENT, names.LABEL_VARIANT, names.LABEL_ARTIFACT)
 """What a pod has from the template of its Deployment, which has the same."""
 
 _random: Final = random.Random().random  # noqa: S311 - jitter
@@ -177,7 +171,10 @@ class ServingReports:
         if owner is None or owner["kind"] != MODEL_DEPLOYMENTS.kind:
             return False
         mine, theirs = labels_of(pod), labels_of(deployment)
-        return all(mine.get(label) and mine.get(label) == theirs.get(label) for label in _LABELS)
+        # A pod that says of itself that it serves what others share is believed only as far as its Deployment says so.
+        where = names.LABEL_ARTIFACT_NAMESPACE
+        same = all(mine.get(label) and mine.get(label) == theirs.get(label) for label in _LABELS)
+        return same and mine.get(where) == theirs.get(where)
 
     def _leave(self, pod: "_Pod") -> None:
         """Nothing is known of the pod any more, nor asked."""

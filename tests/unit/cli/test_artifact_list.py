@@ -140,6 +140,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         "given = json.loads((here / f'{kind}.json').read_text())\n"
         "answer = given[min(number, len(given) - 1)]\n"
         "single = '--ignore-not-found' in sys.argv\n"
+        "sys.exit('you may not look at it') if answer == 0 else None\n"
         "print('' if answer is None else json.dumps(answer if single else {'items': answer}))\n"
     )
     tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
@@ -221,10 +222,36 @@ def test_watch_of_what_is_not_there(
 
 
 def test_ls_in_all_formats(answers: Callable[..., None]) -> None:
-    answers(bart=[[artifact("a-two", ready="Built"), artifact()]])
+    answers(bart=[[artifact("a-two", ready="Built"), artifact()]], mdep=[[]])
     run = CliRunner().invoke
     listed = run(main, ["artifacts", "ls", "-n", "team"])
     assert [line.split()[1] for line in listed.stdout.splitlines()] == ["NAME", "a-one", "a-two"]
     whole = json.loads(run(main, ["artifacts", "ls", "-A", "-o", "json"]).stdout)
     assert [row["name"] for row in whole] == ["a-one", "a-two"]
     assert "name: a-one" in run(main, ["artifacts", "ls", "-A", "-o", "yaml"]).stdout
+
+
+SHARING = {"metadata": {"name": "chat"}, "status": {"artifact": "a-all", "artifactNamespace": "builds"}}
+
+
+def test_ls_has_what_the_namespace_shares_with_others(answers: Callable[..., None]) -> None:
+    shared = [artifact("a-all", namespace="builds", ready="Built"), artifact("a-of-others", namespace="builds")]
+    answers(
+        bart=[[artifact()], shared], mdep=[[SHARING, {"metadata": {"name": "own"}, "status": {"artifact": "a-one"}}]]
+    )
+    listed = CliRunner().invoke(main, ["artifacts", "ls", "-n", "team"])
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["builds", "a-all"], ["team", "a-one"]]
+
+
+def test_ls_says_what_it_may_not_see(answers: Callable[..., None]) -> None:
+    # No answer at all stands for what kubectl says of a namespace that one may not look at.
+    answers(bart=[[artifact()], 0], mdep=[[SHARING]])
+    listed = CliRunner().invoke(main, ["artifacts", "ls", "-n", "team"])
+    assert listed.exit_code == 0, listed.output
+    assert "not listed: a-all in namespace builds" in listed.stderr
+
+
+def test_watch_follows_a_deployment_to_what_it_shares(answers: Callable[..., None]) -> None:
+    answers(bart=[artifact("a-all", namespace="builds", ready="Built", location="reg/a@sha256:1")], mdep=[SHARING])
+    done = watch("--deployment", "chat")
+    assert (done.exit_code, "a-all: Ready" in done.stdout) == (0, True)

@@ -218,6 +218,7 @@ FOREIGN: dict[str, Object] = {
     "of a Deployment that is not a model's": {"replica_set": "theirs-5d8f"},
     "of another variant": {"labels": LABELS | {names.LABEL_VARIANT: "v2"}},
     "of another artifact": {"labels": LABELS | {names.LABEL_ARTIFACT: "a-2"}},
+    "of what all share, by its own word": {"labels": LABELS | {names.LABEL_ARTIFACT_NAMESPACE: "builds"}},
     "without a variant": {"labels": {k: v for k, v in LABELS.items() if k != names.LABEL_VARIANT}},
     "of another role": {"labels": LABELS | {names.LABEL_ROLE: names.ROLE_BUILD}},
     "that ends": {"deletionTimestamp": "2026-01-01T00:00:00Z"},

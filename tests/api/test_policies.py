@@ -403,8 +403,8 @@ def test_nobody_but_the_operator_makes_an_artifact_wherever_it_would_be(
     with pytest.raises(Refused, match=r"[Ff]orbidden"):
         cluster.kubectl("create", "-f", "-", by=user, stdin=artifact)
     made = cluster.apply(artifact, by=OPERATOR)
+    bare = {**_bare(made), "metadata": {"name": made["metadata"]["name"], "namespace": namespace}}
     with pytest.raises(Refused, match=r"[Ff]orbidden"):
-        bare = {**_bare(made), "metadata": {"name": made["metadata"]["name"], "namespace": namespace}}
         cluster.apply({**bare, "status": STATUS}, by=user, subresource="status")
     if user is not ADMIN:
         with pytest.raises(Refused, match=r"[Ff]orbidden"):

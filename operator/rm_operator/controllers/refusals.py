@@ -1,5 +1,6 @@
 """Which errors a person should read in a status, and in which words."""
 
+import re
 from typing import Final
 
 from rm_api.conditions import Reason
@@ -9,6 +10,7 @@ from rm_operator.kube.errors import (
     Forbidden,
     Invalid,
     NamespaceTerminating,
+    NotFound,
     NotLeader,
     QuotaExceeded,
     Terminal,
@@ -17,6 +19,7 @@ from rm_operator.kube.errors import (
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.refusal import Refusal
 
+_NO_NAMESPACE: Final = re.compile(r'namespaces "[^"]+" not found')
 STALLED_AFTER: Final = 5
 """A defect that shows so many times in a row will not pass by itself."""
 
@@ -34,6 +37,9 @@ def refusal_of(error: Exception, *, times: int) -> Refusal | None:
     if isinstance(error, Invalid | QuotaExceeded | Forbidden):
         message = f"the API server refuses what this needs: {error.message}"
         return Refusal(Reason.REFUSED, message, stalled=error.terminal)
+    if isinstance(error, NotFound) and _NO_NAMESPACE.match(error.message):
+        # One that is to hold what others share may never have been made.
+        return Refusal(Reason.REFUSED, f"{error.message}; create that namespace", stalled=False)
     if isinstance(error, ApiError | Transient | NotLeader | TimeoutError):
         return None
     message = f"the operator failed with {type(error).__name__}: {error}; its log has the details, please report it"

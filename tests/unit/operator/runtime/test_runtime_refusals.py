@@ -49,6 +49,7 @@ from waiting import eventually
         (Invalid(422, "Invalid", "spec.x: no"), "Refused", True),
         (Forbidden(403, "Forbidden", "cannot patch"), "Refused", False),
         (QuotaExceeded(403, "Forbidden", "exceeded quota"), "Refused", False),
+        (NotFound(404, "NotFound", 'namespaces "rm-abstract-builds" not found'), "Refused", False),
         (ZeroDivisionError("x"), "InternalError", False),
         (KeyError("x"), "InternalError", False),
     ],

@@ -157,7 +157,8 @@ class World:
             f"--signing-key={self.signing.key}", f"--signing-certificate={self.signing.certificate}",
             f"--tls-certificate={self.tls.certificate}", f"--tls-key={self.tls.key}", f"--port={self.port}",
             f"--kubeconfig={kubeconfig}", f"--administrator=system:serviceaccount:{SYSTEM}:{ADMINISTRATOR}",
-            f"--publisher=system:serviceaccount:{SYSTEM}:{PUBLISHER}", "--shared=models/", f"--shared=artifacts/{BUILDS}/",
+            f"--publisher=system:serviceaccount:{SYSTEM}:{PUBLISHER}", "--shared=models/",
+            f"--shared=artifacts/{BUILDS}/",
         ]  # fmt: skip
         log = self.directory / "service.log"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -383,8 +383,9 @@ def test_shared_builds_have_a_namespace_that_operator_and_token_service_know(
 
     store = {"registry": {"tls": {"enabled": True}, "auth": {"enabled": True}}}
     name = names.BUILDS_NAMESPACE
-    assert told(rendered) == ([name], name, set())
-    assert told(render(store=store)) == ([name], name, {f"--shared=artifacts/{name}/"})
+    assert told(rendered) == told(render(store=store)) == ([name], name, {f"--shared=artifacts/{name}/"})
+    everybody = {"registry": {"auth": {"enabled": False}}}
+    assert told(render(store=everybody)) == ([name], name, set())
     theirs = {"shared": {"namespace": "theirs", "create": False}}
     assert told(render(store=store, builds=theirs)) == ([], "theirs", {"--shared=artifacts/theirs/"})
     off = render(store=store, builds={"shared": {"enabled": False}})

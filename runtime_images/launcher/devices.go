@@ -9,7 +9,10 @@ import (
 	"syscall"
 )
 
-const deviceNodesName = "RMA_DEVICE_NODES"
+const (
+	deviceNodesName = "RMA_DEVICE_NODES"
+	deviceIDsName   = "DEVICE_IDS"
+)
 
 // deviceNode is a device that the device plugin announced.
 type deviceNode struct {
@@ -45,8 +48,9 @@ func parseDeviceNodes(text string) ([]deviceNode, error) {
 	return nodes, nil
 }
 
-// checkDevices makes sure that the allocated devices are here, are the announced ones, and open.
-func checkDevices(announced string, required int) ([]deviceNode, error) {
+// checkDevices makes sure that the allocated devices are here, are the announced ones, and open. A device may have several
+// nodes, so ids, of which each has one, are what is counted where the device plugin names them.
+func checkDevices(announced, ids string, required int) ([]deviceNode, error) {
 	nodes, err := parseDeviceNodes(announced)
 	if err != nil {
 		return nil, err
@@ -55,7 +59,11 @@ func checkDevices(announced string, required int) ([]deviceNode, error) {
 		return nil, fmt.Errorf("%d devices are required and %s names none; does the pod request them, and is their device plugin ours?",
 			required, deviceNodesName)
 	}
-	if len(nodes) != required {
+	if ids != "" {
+		if given := len(strings.Split(ids, ",")); given != required {
+			return nil, fmt.Errorf("%d devices are required and %s names %d: %s", required, deviceIDsName, given, ids)
+		}
+	} else if len(nodes) != required {
 		return nil, fmt.Errorf("%d devices are required and %s names %d: %s", required, deviceNodesName, len(nodes), announced)
 	}
 	for _, node := range nodes {
@@ -114,7 +122,7 @@ func observed(nodes []deviceNode) map[string]any {
 	}
 	device["node"] = strings.Join(paths, ",")
 	for member, variable := range map[string]string{
-		"product": "RMA_DEVICE_PRODUCT", "serial": "RMA_DEVICE_SERIALS", "id": "DEVICE_IDS",
+		"product": "RMA_DEVICE_PRODUCT", "serial": "RMA_DEVICE_SERIALS", "id": deviceIDsName,
 	} {
 		if value := os.Getenv(variable); value != "" {
 			device[member] = value

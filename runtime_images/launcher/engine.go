@@ -136,7 +136,7 @@ func (e engine) check(status *status) (outcome, bool) {
 		}
 	}
 	if e.devices > 0 {
-		if nodes, err = checkDevices(os.Getenv(deviceNodesName), e.devices); err != nil {
+		if nodes, err = checkDevices(os.Getenv(deviceNodesName), os.Getenv(deviceIDsName), e.devices); err != nil {
 			return verdict{codeDeviceMissing, "DeviceMissing"}.because("%v", err), false
 		}
 	}

@@ -5,7 +5,6 @@ arguments and environments that it says: only the directories of a pod are under
 directories with programs, real ones or stand-ins.
 """
 
-import hashlib
 import os
 import re
 import shlex
@@ -137,6 +136,7 @@ def runtime_image(directory: Path) -> Image:
     roots = ("crds", "operator", "device_plugins", "sdk", "cli", "local_cluster")
     environment = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in roots)}
     program(directory / "rm-abstract", sys.executable, "-m", "rm_cli", environment=environment)
+    program(directory / "python", sys.executable, environment=environment)
     return Image((directory,))
 
 
@@ -211,15 +211,9 @@ class Build:
     def output(self) -> Path:
         return self.place(names.OUTPUT_DIR)
 
-    def lay(self, model: Path, **inputs: Path) -> "Build":
-        """Puts the model and the inputs where the containers that fetch them would."""
+    def lay(self, model: Path) -> "Build":
+        """Puts the model where the container that fetches it would."""
         shutil.copytree(model, self.model, dirs_exist_ok=True)
-        for each in self.spec.inputs:
-            content = inputs[each.name].read_bytes()
-            assert each.digest == f"sha256:{hashlib.sha256(content).hexdigest()}", f"{each.name}: {inputs[each.name]}"
-            place = self.place(f"{names.INPUTS_DIR}/{each.name}")
-            place.mkdir(parents=True, exist_ok=True)
-            (place / inputs[each.name].name).write_bytes(content)
         return self
 
     def template(self, stage: int = 0) -> Object:

@@ -40,13 +40,13 @@ class Vendor:
     profile: str
     accelerator: str
     programs: Mapping[str, Mapping[str, str]]
-    """For each image of the profile, by what its name has in it: the stand-in behind each of its programs."""
+    """For each image of the profile, by what its name has in it: the stand-in behind each of its programs; none where
+    the image is ours, whose programs are real."""
     leaves: frozenset[str]
     files: Mapping[str, Path] = field(default_factory=dict)
     """Files that the images have at fixed places."""
     environment: Mapping[str, str] = field(default_factory=dict)
     deployment: Object = field(default_factory=dict)
-    inputs: Mapping[str, Path] = field(default_factory=dict)
     device: Mapping[str, str] = field(default_factory=dict)
     """What the vendor's device plugin sets for a step on a device."""
     version: str | None = None
@@ -80,10 +80,11 @@ VENDORS = {
     "upmem": Vendor(
         "upmem/build-profile.yaml",
         "upmem/accelerator.yaml",
-        {"upmem-sdk": {"dpu_upmem_dpurte_clang": "dpu_upmem_dpurte_clang"}},
-        frozenset({"gemv.dpu"}),
+        {"upmem-sdk": {"dpu_upmem_dpurte_clang": "dpu_upmem_dpurte_clang"}, "rm-abstract/pim": {}},
+        frozenset({"weights.pim", "layout.json", "host.safetensors", "gemv.dpu", "generation_config.json"})
+        | EXPORTED
+        | {"special_tokens_map.json"},
         deployment={"requirements": {"dtype": "int8"}},
-        inputs={"kernel": EXAMPLES / "upmem" / "gemv_int8.c"},
         version="12.0.0",
     ),
     "neuron": Vendor(
@@ -140,12 +141,12 @@ def attempt(binaries: Binaries, models: Mapping[str, Path], facts: Object, tmp_p
         images = {RUNTIME_IMAGE: ours()}
         for image in profile.images:
             (kind,) = [each for each in vendor.programs if each in image]
-            made = stand_ins(tmp_path / kind, **vendor.programs[kind])
+            made = stand_ins(tmp_path / kind, **vendor.programs[kind]) if vendor.programs[kind] else ours()
             faulty = {"STAND_IN_FAULT": fault} if fault else {}
             files = {**vendor.files, "/opt/qti-aic/exec/qaic-compile": made.programs[0] / "qaic-compile"}
             images[image] = Image(made.programs, {**PYTHON, **vendor.environment, **faulty}, files)
         artifact = profile.artifact(facts, **vendor.deployment)
-        return Node(binaries.launcher, tmp_path, images).build(artifact).lay(models[model], **vendor.inputs)
+        return Node(binaries.launcher, tmp_path, images).build(artifact).lay(models[model])
 
     return make
 
@@ -205,6 +206,7 @@ def test_a_program_in_two_files_is_an_output(attempt: Attempt) -> None:
 
 
 UNSUPPORTED, FAILED = (64, Reason.UNSUPPORTED_MODEL), (70, Reason.TOOLCHAIN_FAILED)
+INVALID = (64, Reason.SOURCE_INVALID)
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,11 @@ FAILURES = [
     Failure("tensorrt-llm", container="convert", code=FAILED, words=("checkpoint/config.json", "empty"), **EMPTY),
     Failure("tensorrt-llm", container="build", code=FAILED, words=("failure pattern", "Engine building"), **LIAR),
     Failure("tensorrt-llm", "no GPU", "build", FAILED, ("No CUDA GPUs are available",), device=False),
-    Failure("upmem", "no kernel", "compile", FAILED, ("no such file or directory",), lacks="kernel"),
+    Failure("upmem", container="check", code=UNSUPPORTED, words=("TapeRecorderForCausalLM",), **STRANGER),
+    Failure("upmem", container="check", code=INVALID, words=("config.json",), **NO_CONFIG),
+    Failure("upmem", "no rank", "layout", INVALID, ("0 ranks",), args=("--ranks=${DEVICE_COUNT}", "--ranks=0")),
+    Failure("upmem", container="layout", code=INVALID, words=("no safetensors file",), **NO_WEIGHTS),
+    Failure("upmem", "no kernel", "compile", FAILED, ("no such file",), args=("${WORK}/gemv_int8.c", "${WORK}/x.c")),
     Failure("upmem", "an error in it", "compile", FAILED, ("error:",), args=("-DBATCH=${MAX_BATCH}", "-DBATCH=x")),
     Failure("upmem", container="compile", code=FAILED, words=("gemv.dpu", "missing"), **SILENT),
     Failure("upmem", container="compile", code=FAILED, words=("gemv.dpu", "empty"), **EMPTY),
@@ -289,9 +295,7 @@ def test_what_goes_wrong_is_said(failure: Failure, attempt: Attempt) -> None:
     if failure.args[0]:
         profile = edited(profile, steps=replaced(profile, *failure.args))
     build = attempt(failure.name, failure.fault, profile, failure.model)
-    if failure.lacks == "kernel":
-        (build.place("/rma/inputs/kernel") / "gemv_int8.c").unlink()
-    elif failure.lacks:
+    if failure.lacks:
         (build.model / failure.lacks).unlink()
     for stage in range(build.stages):
         name, ended = build.vendor(stage, device=vendor.device if stage and failure.device else None).last

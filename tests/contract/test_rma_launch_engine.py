@@ -228,6 +228,19 @@ def test_the_allocated_devices_are_reported(engine: Engine, devices: Path) -> No
     }  # fmt: skip
 
 
+def test_a_device_may_have_several_nodes(engine: Engine, devices: Path) -> None:
+    both = f"{devices}/npu0=1:3,{devices}/npu1=1:5"
+    engine.start("--require-devices", "1", env={names.ENV_DEVICE_NODES: both, names.ENV_DEVICE_IDS: "a"})
+    engine.wait_ready()
+    assert engine.report()["observedDevice"]["id"] == "a"
+
+
+def test_devices_are_counted_not_their_nodes(engine: Engine, devices: Path) -> None:
+    both = f"{devices}/npu0=1:3,{devices}/npu1=1:5"
+    engine.start("--require-devices", "2", env={names.ENV_DEVICE_NODES: both, names.ENV_DEVICE_IDS: "a"})
+    engine.end().failed(ExitCode.DEVICE_MISSING, Reason.DEVICE_MISSING, "2 devices are required", "names 1")
+
+
 def test_the_engines_own_words_are_merged(engine: Engine, devices: Path) -> None:
     engine.behave(Health=503)
     engine.note(reason="Ready", message="of an engine before")

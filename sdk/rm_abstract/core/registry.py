@@ -98,6 +98,7 @@ BUILT_IN: Final = (
     PluginEntry(
         "runtime", "simulated-npu", Origin.BUILT_IN, "rm_abstract.backends.simulated_npu.plugin:SimulatedNpuPlugin"
     ),
+    PluginEntry("runtime", "upmem", Origin.BUILT_IN, "rm_abstract.backends.pim.plugin:UpmemPlugin"),
     PluginEntry("runtime", "vllm", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmPlugin"),
     PluginEntry("runtime", "vllm-cpu", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmCpuPlugin"),
 )

@@ -51,7 +51,17 @@ def idle_launch(directory: Path, after: int) -> Path:
         f"    if (launches++ >= {after})\n        return DPU_OK;\n"
         '    return ((launch)dlsym(RTLD_NEXT, "dpu_launch"))(set, policy);\n}\n'
     )
-    _gcc(*_FLAGS, str(source), "-o", str(made), "-ldl", f"-L{directory}", "-ldpu", f"-Wl,-rpath,{directory}")
+    _gcc(
+        *_FLAGS,
+        str(source),
+        "-o",
+        str(made),
+        "-ldl",
+        "-Wl,--no-as-needed",
+        f"-L{directory}",
+        "-ldpu",
+        f"-Wl,-rpath,{directory}",
+    )
     return made
 
 

@@ -42,8 +42,11 @@ class Image:
         return f"{REPOSITORY}/{self.name}"
 
 
-def _python(name: str) -> Image:
-    return Image(name, Part.WHEEL, (f"requirements/{name}.txt",), on_base=True)
+def _python(name: str, *further: str) -> Image:
+    return Image(name, Part.WHEEL, (f"requirements/{name}.txt", *further), on_base=True)
+
+
+_UPMEM = "tests/contract/upmem_stand_in"
 
 
 # In the order in which a first `up` needs them; the largest last.
@@ -57,6 +60,11 @@ IMAGES = {
         _python("device-plugin"),
         _python("openvino"),
         _python("iree"),
+        _python(
+            "pim",
+            "sdk/rm_abstract/backends/pim/rma_pim.c",
+            *(f"{_UPMEM}/{name}" for name in ("dpu.c", "dpu.h", "program.h")),
+        ),
         _python("openvino-compiler"),
         _python("iree-compiler"),
     )

@@ -26,6 +26,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "device-plugin": (("device-plugin",), ()),
     "openvino": (("runtime",), ("openvino.in",)),
     "iree": (("runtime",), ("iree.in",)),
+    "pim": (("runtime",), ("pim.in",)),
     "openvino-compiler": ((), ("openvino-compiler.in",)),
     "iree-compiler": ((), ("iree-compiler.in",)),
 }

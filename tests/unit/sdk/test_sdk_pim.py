@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rm_abstract.backends.pim import tensors
 from rm_abstract.backends.pim.compiler import KERNEL, compile_model
@@ -36,6 +36,9 @@ from scripted_model import SAMPLES, Oracle, write_model
 from scripted_model.oracle import Cache, read_safetensors
 
 PIM = Path(tensors.__file__).parent
+repeatable = settings(
+    deadline=None, derandomize=True, max_examples=60, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ sizes = st.integers(1, 40)
 groups = st.lists(st.tuples(st.lists(sizes, min_size=1, max_size=3), sizes), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@repeatable
 @given(groups, st.integers(1, 3), st.integers(1, 64), st.randoms(use_true_random=False))
 def test_every_weight_lies_in_one_place(drawn: Any, ranks: int, units_per_rank: int, random: Any) -> None:
     """And what lies elsewhere is zero: so each is counted once, in whichever unit it is."""
@@ -110,7 +113,7 @@ def test_the_program_has_the_room_that_is_laid_out_for() -> None:
 floats = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(deadline=None, max_examples=60)
+@repeatable
 @given(st.lists(st.lists(floats, min_size=5, max_size=5), min_size=1, max_size=6))
 def test_weights_are_half_a_step_off_at_most(rows: list[list[float]]) -> None:
     matrix = np.array(rows, np.float32)
@@ -126,7 +129,7 @@ def test_weights_that_are_no_numbers(odd: float) -> None:
         quantised(np.array([[1, odd]], np.float32))
 
 
-@settings(deadline=None, max_examples=60)
+@repeatable
 @given(st.data())
 def test_products_of_the_planes_are_those_of_the_numbers(data: Any) -> None:
     """The high and the low byte, multiplied apart by integers, make the product with the 16-bit number, exactly."""

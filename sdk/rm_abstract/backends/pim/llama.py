@@ -181,7 +181,8 @@ class Llama:
 
     def _norm(self, rows: Array, name: str) -> Array:
         scale = 1 / np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + np.float32(self.config.norm_eps))
-        return (self._tensors[f"{name}.weight"] * (rows * scale)).astype(np.float32)
+        normal: Array = (self._tensors[f"{name}.weight"] * (rows * scale)).astype(np.float32)
+        return normal
 
     def _turn(self, positions: npt.NDArray[np.int64]) -> tuple[Array, Array]:
         angles = np.outer(positions, self._frequencies)[:, None, :]
@@ -213,7 +214,8 @@ class Llama:
         scores = np.where(later, np.float32(-np.inf), scores)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
-        return (shares @ values[:, None]).transpose(2, 0, 1, 3).reshape(count, -1)
+        mixed: Array = (shares @ values[:, None]).transpose(2, 0, 1, 3).reshape(count, -1)
+        return mixed
 
 
 def _rotated(rows: Array, cos: Array, sin: Array) -> Array:

@@ -205,6 +205,13 @@ def test_the_units_say_the_known_text(start: Start, artifacts: Mapping[int, Buil
     assert "".join(text or "" for text, _ in pieces) == expected_text(model, messages, 64)
     assert pieces[-1][1] is not None
 
+    scored = client.completions.create(model="tape", prompt=PROMPTS[0], temperature=0, max_tokens=4, logprobs=2)
+    told = scored.choices[0].logprobs
+    assert told is not None
+    assert told.token_logprobs is not None
+    # The known text is far more likely than any other.
+    assert all(value is not None and -1e-3 < value <= 0 for value in told.token_logprobs)
+
     report = engine.report()
     assert (report["ready"], report["driver"]) == (True, "2025.1.0")
     assert report["versions"]["upmem-sdk"] == "2025.1.0 (stand-in)"

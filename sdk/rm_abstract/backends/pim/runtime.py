@@ -17,7 +17,7 @@ from rm_abstract.backends.pim.tokenizer import FileTokenizer
 from rm_abstract.backends.simulated_npu.sampling import Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing
-from rm_abstract.core.session import FinishReason, GenerationRequest
+from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest
 
 _PREFILL: Final = 256
 """Tokens of a prompt that are computed in one step, so that a long prompt does not hold up everybody else."""
@@ -111,6 +111,7 @@ class PimSession(SteppingSession[_Slot]):
         self.vocabulary_size = self._config.vocabulary
         self.default_temperature = model.info.temperature
         self.default_top_p = model.info.top_p
+        self.max_logprobs = MAX_LOGPROBS
         self._end_tokens = model.info.end_tokens
         self._units = Units(model.ranks, model.layout, model.directory / PROGRAM)
         try:

@@ -39,10 +39,10 @@ def portable(obj: Mapping[str, Any]) -> Object:
 def key_of(profile: Mapping[str, Any], artifact: BuildArtifactSpec, facts: ModelFacts) -> str:
     """Key that an operator finds for the artifact with this profile: the artifact's own, if it would take it."""
     spec = BuildProfileSpec.model_validate(profile["spec"])
-    shape, versions = artifact.shape, (tuple(artifact.drivers), tuple(artifact.sdks))
+    versions = (tuple(artifact.drivers), tuple(artifact.sdks))
     keys = [
         artifact_spec(
-            artifact.profile, spec, facts, artifact.dtype, shape.max_sequence_length, shape.max_batch_size, None, isa,
+            artifact.profile, spec, facts, artifact.dtype, artifact.shape, None, isa,
             artifact.base, artifact.toolchain, *versions,
         ).key
         for isa in _ISAS

@@ -99,6 +99,7 @@ def _take_accelerator(taken: Input, obj: Mapping[str, Any], name: str, where: st
         nodes=seen.nodes,
         ready=seen.ready,
         reason=seen.reason,
+        largest=seen.largest,
     )
 
 

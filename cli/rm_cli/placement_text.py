@@ -47,7 +47,19 @@ def text(answer: Mapping[str, Any], width: int) -> str:
 
 def table(placement: Mapping[str, Any], width: int) -> str:
     """``status.placement`` as a table of at most ``width`` columns, if that leaves room for the reasons."""
-    header = ["", "CANDIDATE", "ELIGIBLE", "SCORE", "TTFT", "TPOT", "RATE", "J/TOKEN", "PRICE/MTOKEN", "PROVENANCE"]
+    header = [
+        "",
+        "CANDIDATE",
+        "ELIGIBLE",
+        "DEVICES",
+        "SCORE",
+        "TTFT",
+        "TPOT",
+        "RATE",
+        "J/TOKEN",
+        "PRICE/MTOKEN",
+        "PROVENANCE",
+    ]
     rows = [header]
     for candidate in placement.get("candidates") or []:
         figures = {term["name"]: f"{term['value']} {term['unit']}" for term in candidate.get("terms") or []}
@@ -57,6 +69,7 @@ def table(placement: Mapping[str, Any], width: int) -> str:
                 "*" if candidate["name"] == placement.get("chosen") else "",
                 candidate["name"],
                 "yes" if candidate["eligible"] else "no",
+                _devices(figures) if candidate["eligible"] else "-",
                 candidate.get("score", "-"),
                 *(figures.get(name, "-") for name in ("ttft", "tpot", "rate")),
                 figures.get("joulesPerToken", "-").removesuffix(" J/token"),
@@ -73,3 +86,9 @@ def table(placement: Mapping[str, Any], width: int) -> str:
         wrapped = textwrap.wrap(reason, max(40, width - indent), break_on_hyphens=False) or [""]
         lines += [f"{cells}  {wrapped[0]}".rstrip(), *(" " * indent + line for line in wrapped[1:])]
     return "\n".join(lines)
+
+
+def _devices(figures: Mapping[str, str]) -> str:
+    """Devices of one replica, such as ``4x2`` for four that compute a layer together, in two stages."""
+    tensor, stages = (figures.get(name, "1").split()[0] for name in ("tensorParallel", "pipelineParallel"))
+    return tensor if stages == "1" else f"{tensor}x{stages}"

@@ -200,6 +200,23 @@ def push(
     type=click.IntRange(1),
     help="Tokens of prompt and answer; the model's own limit, without it.",
 )
+@click.option(
+    "--prefill-chunk", type=click.IntRange(1), help="Tokens of prompts in one pass; as the engine does, without it."
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Devices that compute one layer together.",
+)
+@click.option(
+    "--pipeline-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Groups of devices that have the layers one after the other.",
+)
 def serve(
     plugin: str,
     artifact: Path,
@@ -209,6 +226,9 @@ def serve(
     max_batch: int,
     max_queue: int | None,
     max_sequence_length: int | None,
+    prefill_chunk: int | None,
+    tensor_parallel: int,
+    pipeline_parallel: int,
 ) -> None:
     """Serve an artifact with the OpenAI API."""
     from rm_abstract.serve.main import serve as run
@@ -223,6 +243,9 @@ def serve(
             max_queue=max_queue,
             max_sequence_length=max_sequence_length,
             model=model,
+            prefill_chunk=prefill_chunk,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
         )
     )
 

@@ -123,7 +123,6 @@ def test_fields_to_select_by_are_single_values_that_exist(info: KindInfo) -> Non
 UNSERVED_FIELDS = {
     ".spec.cost.perMillionInputTokens",
     ".spec.cost.perMillionOutputTokens",
-    ".spec.performance.linkGBps",
     ".spec.remote",
 }
 
@@ -148,8 +147,13 @@ def test_what_nothing_serves_is_in_the_models_and_not_admitted() -> None:
         "ModelDeployment": [
             ".spec.accelerators.types[]=REMOTE", ".status.placement.candidates[].provenance=Measured",
         ],
-        "BuildProfile": [".spec.target.type=REMOTE"],
-        "BuildArtifact": [".spec.target.type=REMOTE"],
+        "BuildProfile": [
+            ".spec.target.type=REMOTE", ".spec.shapes.lora", ".spec.shapes.lora[]", ".spec.shapes.lora[].maxRank",
+            ".spec.shapes.lora[].maxAdapters",
+        ],
+        "BuildArtifact": [
+            ".spec.target.type=REMOTE", ".spec.shape.lora", ".spec.shape.lora.maxRank", ".spec.shape.lora.maxAdapters",
+        ],
     }  # fmt: skip
 
 

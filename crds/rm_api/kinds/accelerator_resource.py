@@ -157,6 +157,8 @@ class Capability(ApiModel):
     """Most sequences that it computes in one batch."""
     max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Longest sequence, prompt and answer together, in tokens."""
+    max_tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Most devices that compute one layer together; by default as many as a node has with linkGBps, 1 without it."""
     features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """What else it can do, in words that deployments ask for with requirements.features, such as lora."""
 
@@ -198,8 +200,9 @@ class Performance(ApiModel):
     """Peak dense compute by number format."""
     efficiency: Efficiency = Efficiency()
     """What of the peaks inference reaches."""
-    link_gbps: Annotated[DecimalNumber | None, Field(alias="linkGBps", json_schema_extra=UNSERVED)] = None
-    """Bandwidth between two devices in 10^9 bytes per second; one device serves one replica so far."""
+    link_gbps: Annotated[DecimalNumber | None, Field(alias="linkGBps")] = None
+    """Bandwidth of one device to the others of its node in 10^9 bytes per second. With it a replica may have several
+    devices, where the model does not fit one or is too slow there."""
 
 
 class Power(ApiModel):
@@ -381,6 +384,8 @@ class DeviceCounts(ApiModel):
     """Those that pods have been given."""
     used_out_of_band: Annotated[int, Field(ge=0)] = 0
     """Healthy ones that something outside of Kubernetes uses."""
+    most_on_node: Annotated[int, Field(ge=0)] | None = None
+    """Devices of the node that has most of them, healthy or not; absent where no node has more than one."""
 
 
 class DeviceFailure(StrEnum):

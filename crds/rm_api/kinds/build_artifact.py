@@ -8,6 +8,7 @@ from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
     LIST_SET,
+    UNSERVED,
     ApiModel,
     Condition,
     DecimalNumber,
@@ -27,6 +28,7 @@ from rm_api.kinds.build_profile import (
     ConfigTemplate,
     ExitCodeMapping,
     Flag,
+    Lora,
     PinnedImage,
     Probe,
     SecretRef,
@@ -98,6 +100,19 @@ class ShapeBucket(ApiModel):
     """Longest sequence in tokens; absent means that the length is not compiled in."""
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Largest batch; absent means that the size is not compiled in."""
+    prefill_chunk: Annotated[int, Field(ge=1, le=16777216)] | None = None
+    """Tokens of a prompt that are computed in one pass; absent means that the number is not compiled in."""
+    tensor_parallel: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Devices that compute one layer together; absent means one."""
+    pipeline_parallel: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Groups of devices that have the layers one after the other; absent means one."""
+    lora: Annotated[Lora | None, Field(json_schema_extra=UNSERVED)] = None
+    """LoRA adapters that there is room for; absent means that adapters are not compiled in."""
+
+    @property
+    def devices(self) -> int:
+        """Devices that one replica runs on."""
+        return (self.tensor_parallel or 1) * (self.pipeline_parallel or 1)
 
 
 class BuildArtifactSpec(ApiModel):

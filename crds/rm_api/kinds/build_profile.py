@@ -9,6 +9,7 @@ from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
     LIST_SET,
+    UNSERVED,
     ApiModel,
     Argument,
     Condition,
@@ -202,6 +203,15 @@ class VersionProbe(ApiModel):
     """A regular expression (RE2); its first group, in the first line of the output that it matches, is the version."""
 
 
+class Lora(ApiModel):
+    """Room for LoRA adapters beside the model."""
+
+    max_rank: Annotated[int, Field(ge=1, le=1024)]
+    """Highest rank of an adapter."""
+    max_adapters: Annotated[int, Field(ge=1, le=1024)]
+    """Adapters at the same time."""
+
+
 class Shapes(ApiModel):
     """Shape buckets that are compiled. A requirement is rounded up to the smallest bucket that covers it."""
 
@@ -211,6 +221,22 @@ class Shapes(ApiModel):
     """Sequence lengths in tokens, prompt and answer together; empty means that the length is not compiled in."""
     batch: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Batch sizes; empty means that the size is not compiled in."""
+    prefill_chunk: Annotated[
+        list[Annotated[int, Field(ge=1, le=16777216)]], Field(max_length=32, json_schema_extra=LIST_SET)
+    ] = []
+    """Tokens of a prompt that are computed in one pass: the smallest that takes a typical prompt at once, else the
+    largest. Empty means that the number is not compiled in."""
+    tensor_parallel: Annotated[
+        list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=16, json_schema_extra=LIST_SET)
+    ] = []
+    """Devices that may compute one layer together. Empty means that the number is not compiled in: any power of two
+    that the accelerator links and the model's heads can be divided by."""
+    pipeline_parallel: Annotated[
+        list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=16, json_schema_extra=LIST_SET)
+    ] = []
+    """Groups of devices of one node that may have the layers one after the other; empty means one."""
+    lora: Annotated[list[Lora], Field(max_length=16, json_schema_extra=LIST_ATOMIC | UNSERVED)] = []
+    """Ranks and numbers of LoRA adapters that are compiled in; empty means that adapters are not compiled in."""
 
 
 class VersionAspect(StrEnum):

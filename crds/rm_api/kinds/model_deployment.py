@@ -373,6 +373,10 @@ class Placement(ApiModel):
     """The AcceleratorResource that was chosen; absent where none can take it."""
     profile: Name | None = None
     """The BuildProfile that the model is compiled with there."""
+    tensor_parallel: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Devices of a replica that compute one layer together; absent means one."""
+    pipeline_parallel: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Groups of devices of a replica that have the layers one after the other; absent means one."""
     candidates: Annotated[list[Candidate], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """What was looked at, the best first."""
 

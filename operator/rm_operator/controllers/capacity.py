@@ -54,6 +54,8 @@ class Supply:
     """Devices that are there or can be had, healthy or not; None without a limit."""
     also: str | None = None
     """Another extended resource by which pods get these devices, too: that of their DeviceClass."""
+    on_nodes: Mapping[str, int] | None = None
+    """Healthy devices by node; None where nobody asks for several of one node, or where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ class Ledger:
         self._build_seconds = build_seconds
         self._accounts: dict[Owner, _Account] = {}
         self._demand: Counter[str] = Counter()
-        self._bound: Counter[str] = Counter()
+        self._bound: dict[str, Counter[str]] = {}
+        self._roomiest: dict[str, tuple[Supply, int]] = {}
         self._sick: dict[str, Counter[Owner]] = {}
         self._foreign: dict[str, Counter[str]] = {}
         self._foreign_known: dict[tuple[str, bool], tuple[Supply, int]] = {}
@@ -148,6 +151,25 @@ class Ledger:
         if sick and supply.total is not None:
             spare += min(max(0, supply.total - supply.most), sum(sick.values()))
         return left if account is None else left + account.demand(name), spare
+
+    def roomiest(self, supply: Supply) -> int | None:
+        """Devices that no pod has on the node that has most of those; None where that is not known.
+
+        Promises are of no node, so this may be more than a replica that comes will find.
+        """
+        if supply.on_nodes is None:
+            return None
+        known = self._roomiest.get(supply.name)
+        if known is None or known[0] is not supply:
+            ours = self._bound.get(supply.name, Counter())
+            theirs = [self._foreign.get(resource or "", Counter()) for resource in (supply.resource, supply.also)]
+            taken = (ours, *theirs)
+            most = max(
+                (healthy - sum(each.get(node, 0) for each in taken) for node, healthy in supply.on_nodes.items()),
+                default=0,
+            )
+            known = self._roomiest[supply.name] = supply, max(0, most)
+        return known[1]
 
     def free(self, supply: Supply, owner: Owner | None = None) -> int | None:
         """Devices that ``owner`` could have, counting those that it has; None without a limit."""
@@ -172,22 +194,24 @@ class Ledger:
         if supply.resource is None or account.pods.get(supply.name):
             return False
         if account.promised(supply.name):
-            others = self._bound[supply.name] + self._foreign_on(supply, bound_only=True)
+            others = self._bound.get(supply.name, Counter()).total() + self._foreign_on(supply, bound_only=True)
             return supply.total is not None and others >= supply.total > 0
         free = self.free(supply, owner)
         return free is not None and free <= 0
 
-    def promise(self, owner: Owner, supply: Supply | None, devices: int, stored: Object, now: float) -> None:
+    def promise(
+        self, owner: Owner, supply: Supply | None, devices: int, stored: Object, now: float, *, each: int = 1
+    ) -> None:
         """``owner`` was placed on ``supply``, or nowhere, and wants so many devices; ``stored`` is what is known of it.
 
-        It gets what is free, at most what it wants.
+        It gets what is free, at most what it wants, and for whole replicas of ``each`` devices.
         """
         account = self._accounts.setdefault(owner, _Account())
         if supply is None:
             self._claim(owner, account.stored, None)
             return
         free = self.free(supply, owner)
-        granted = devices if free is None else max(0, min(devices, free))
+        granted = devices if free is None else max(0, min(devices, free) // each * each)
         if _chosen(stored) == supply.name:
             until = self._until(stored)
             # A device that is sick for a moment breaks no promise.
@@ -226,7 +250,7 @@ class Ledger:
             return
         account = self._accounts.get(owner) or _Account()
         stored, assumed = account.stored, account.assumed
-        chosen, wanted = _chosen(new), wanted_devices(new)
+        chosen, wanted = _chosen(new), wanted_devices(new, devices_each(new))
         if chosen is None:
             self._claim(owner, None, assumed)
             return
@@ -353,7 +377,11 @@ class Ledger:
         if not account.pods[name]:
             del account.pods[name]
         if use.node:
-            self._bound[name] += sign * devices
+            bound = self._bound.setdefault(name, Counter())
+            bound[use.node] += sign * devices
+            if not bound[use.node]:
+                del bound[use.node]
+            self._roomiest.pop(name, None)
         if use.sick:
             owners = self._sick.setdefault(name, Counter())
             owners[use.owner] += sign * devices
@@ -398,14 +426,21 @@ class Ledger:
             self._forget_foreign(kind)
 
     def _forget_foreign(self, kind: str) -> None:
+        self._roomiest.pop(kind, None)
         for bound_only in (True, False):
             self._foreign_known.pop((kind, bound_only), None)
 
 
-def wanted_devices(deployment: Object) -> int:
-    """Devices that a ModelDeployment wants, one for each replica; none while it is suspended."""
+def wanted_devices(deployment: Object, each: int) -> int:
+    """Devices that a ModelDeployment wants, ``each`` for every replica; none while it is suspended."""
     spec = deployment["spec"]
-    return 0 if spec.get("suspend") else int(spec.get("replicas", 1))
+    return 0 if spec.get("suspend") else int(spec.get("replicas", 1)) * each
+
+
+def devices_each(deployment: Object) -> int:
+    """Devices that a replica has where the deployment was placed last, as its status tells."""
+    placement = (deployment.get("status") or {}).get("placement") or {}
+    return int(placement.get("tensorParallel", 1)) * int(placement.get("pipelineParallel", 1))
 
 
 def owner_of(deployment: Object) -> Owner:

@@ -22,10 +22,12 @@ from rm_operator.kube.resources import (
     PODS,
 )
 from rm_operator.kube.store import Place, Stores
+from rm_operator.plan.accelerator import devices_on, matching_nodes
 from rm_operator.plan.device_class import extended_resource, requested_resource
 from rm_operator.plan.model import labels_of, name_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
+from rm_operator.plan.placement.groups import linkable
 from rm_operator.plan.placement.observed import Observed, observe
 from rm_operator.plan.profile import view_of
 
@@ -97,11 +99,12 @@ class Fleet:
     def _view(self, name: str, kind: _Kind, owner: Owner, current: str | None) -> AcceleratorView:
         free, spare = self._ledger.room(kind.supply, owner)
         taken = name == current and self._ledger.is_taken(kind.supply, owner)
+        roomiest = self._ledger.roomiest(kind.supply)
         known = self._views.get(name)
         # To most deployments most kinds look alike.
         if known is not None and known[0] is kind:
             view = known[1]
-            if (view.free, view.spare, view.taken) == (free, spare, taken):
+            if (view.free, view.spare, view.taken, view.roomiest) == (free, spare, taken, roomiest):
                 return view
         view = AcceleratorView(
             name=name,
@@ -114,6 +117,8 @@ class Fleet:
             taken=taken,
             spare=spare,
             versions=kind.seen.versions,
+            largest=kind.seen.largest,
+            roomiest=roomiest,
         )
         self._views[name] = kind, view
         return view
@@ -140,7 +145,8 @@ class Fleet:
     ) -> float | None:
         """Books what was decided for ``deployment``; returns in how many seconds time alone would change something.
 
-        ``replacing`` is an accelerator, and the pods that are asked for there while some are to take over from others.
+        ``replacing`` is an accelerator, and the devices of the pods that are asked for there while some are to take
+        over from others.
         """
         owner, moment = owner_of(deployment), now.timestamp()
         self._ledger.asks(owner, replacing)
@@ -150,9 +156,16 @@ class Fleet:
             return None
         chosen = None if result.chosen is None else self._kinds[result.chosen]
         supply = None if chosen is None else chosen.supply
-        self._ledger.promise(owner, supply, wanted_devices(deployment), deployment, moment)
+        each = result.devices_each
+        self._ledger.promise(owner, supply, wanted_devices(deployment, each), deployment, moment, each=each)
         self._offer(
-            self._waiting.wait(owner, result.waits_for, placed=result.chosen is not None, next_to=result.leader)
+            self._waiting.wait(
+                owner,
+                result.waits_for,
+                placed=result.chosen is not None,
+                next_to=result.leader,
+                devices=result.devices,
+            )
         )
         moments = [until] if (until := self._ledger.until(owner)) is not None else []
         if result.leader is None:
@@ -169,7 +182,7 @@ class Fleet:
         self._touch()
         before = self._kinds.pop(name, None)
         self._views.pop(name, None)
-        after = None if new is None else _kind(new, before, self._extended_resource(new))
+        after = None if new is None else self._with_nodes(_kind(new, before, self._extended_resource(new)))
         self._rename(name, before, after)
         if after is not None:
             self._kinds[name] = after
@@ -216,8 +229,25 @@ class Fleet:
 
     def _node_changed(self, old: Object | None, new: Object | None) -> None:
         # Kubelets write a node's status every few seconds.
-        if old is None or new is None or labels_of(old) != labels_of(new):
+        labelled = old is None or new is None or labels_of(old) != labels_of(new)
+        if labelled:
             self._ledger.nodes_changed()
+        if labelled or _healthy_on(old) != _healthy_on(new):
+            for name, kind in self._kinds.items():
+                if kind.supply.on_nodes is not None:
+                    self._kinds[name] = self._with_nodes(kind)
+                    self._offer([name])
+
+    def _with_nodes(self, kind: _Kind) -> _Kind:
+        """``kind`` with the devices of each node, where a replica may have several of one."""
+        resource, several = kind.supply.resource, (kind.seen.largest or 0) > 1
+        if resource is None or kind.spec.resource_name is None or not several or linkable(kind.spec) == 1:
+            return kind
+        there = {
+            name_of(node): devices_on(node, "allocatable", resource)
+            for node in matching_nodes(kind.spec, self._stores[NODES])
+        }
+        return replace(kind, supply=replace(kind.supply, on_nodes=there))
 
     def _touch(self) -> None:
         self._ticks.touch([_FLEET])
@@ -230,7 +260,7 @@ class Fleet:
         for name in accelerators:
             kind = self._kinds.get(name)
             if kind is not None and kind.seen.ready:
-                woken = self._waiting.wake(name, self._ledger.free(kind.supply))
+                woken = self._waiting.wake(name, self._ledger.free(kind.supply), self._ledger.roomiest(kind.supply))
                 spare = self._ledger.spare(kind.supply)
                 if spare is None or spare > 0:
                     woken += self._ledger.on_sick_devices(name)
@@ -249,6 +279,10 @@ class Fleet:
         if artifact is None or (artifact.get("status") or {}).get("location"):
             return 0.0
         return float(artifact["spec"].get("timeoutSeconds", 0))
+
+
+def _healthy_on(node: Object | None) -> object:
+    return None if node is None else (node.get("status") or {}).get("allocatable")
 
 
 def _asked(owner: Owner) -> Place:

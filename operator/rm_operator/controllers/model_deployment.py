@@ -223,6 +223,10 @@ def _versions(accelerator: Object) -> object:
     )
 
 
+def _most_on_node(accelerator: Object) -> object:
+    return ((accelerator.get("status") or {}).get("devices") or {}).get("mostOnNode")
+
+
 class _Concerned:
     """Which deployments a change concerns."""
 
@@ -279,6 +283,9 @@ class _Concerned:
     def by_choice(self, index: str, old: Object | None, new: Object | None) -> Iterable[Key]:
         """An accelerator or profile came, went or has other figures: that concerns everybody. ``index`` tells users."""
         if old is None or new is None or old["spec"] != new["spec"] or is_deleting(old) != is_deleting(new):
+            yield from self._everybody()
+        elif _most_on_node(old) != _most_on_node(new):
+            # What did not fit the devices of one node may do so now.
             yield from self._everybody()
         elif (is_protected(old) and not is_protected(new)) or _versions(old) != _versions(new):
             # Nodes with another driver may need another artifact.

@@ -87,16 +87,23 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     if spec.device_class_name:
         by_class = device_class.count(spec.device_class_name, snapshot.by_class, nodes)
         nodes = list(by_class.nodes)
-        devices = DeviceCounts(total=by_class.total, healthy=by_class.healthy, allocated=by_class.allocated)
+        devices = DeviceCounts(
+            total=by_class.total,
+            healthy=by_class.healthy,
+            allocated=by_class.allocated,
+            most_on_node=_if_several(by_class.most_on_node),
+        )
     if spec.resource_name:
         # Another kind may have the same resource on other nodes.
         mine = set(map(name_of, nodes))
         holding = [pod for pod in snapshot.requesting if (pod.get("spec") or {}).get("nodeName") in mine]
         nodes = [node for node in nodes if spec.resource_name in (node.get("status") or {}).get("capacity", {})]
+        on_nodes = [devices_on(node, "capacity", spec.resource_name) for node in nodes]
         devices = DeviceCounts(
-            total=_sum(nodes, "capacity", spec.resource_name),
-            healthy=_sum(nodes, "allocatable", spec.resource_name),
+            total=sum(on_nodes),
+            healthy=sum(devices_on(node, "allocatable", spec.resource_name) for node in nodes),
             allocated=sum(requested(pod, spec.resource_name) for pod in holding),
+            most_on_node=_if_several(max(on_nodes, default=0)),
         )
     health = device_health.examine(accelerator, spec, selected, devices, snapshot.reported, holding, conditions)
     devices = devices.model_copy(update={"used_out_of_band": health.used_out_of_band})
@@ -203,8 +210,13 @@ def _plugin_problem(plugin_pods: Sequence[Object]) -> str | None:
     return None
 
 
-def _sum(nodes: Iterable[Object], what: str, resource: str) -> int:
-    return sum(_count((node.get("status") or {}).get(what, {}).get(resource, 0)) for node in nodes)
+def devices_on(node: Object, what: str, resource: str) -> int:
+    """Devices of ``resource`` that a node has; ``what`` is capacity, or allocatable for those that are healthy."""
+    return _count((node.get("status") or {}).get(what, {}).get(resource, 0))
+
+
+def _if_several(devices: int) -> int | None:
+    return devices if devices > 1 else None
 
 
 def _count(quantity: object) -> int:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from rm_api.kinds.build_artifact import ShapeBucket
 from rm_api.kinds.model_deployment import ModelDeploymentSpec, ModelFacts
@@ -15,6 +17,23 @@ class Shape:
     """Longest sequence, prompt and answer together, in tokens."""
     batch: int
     """Sequences at the same time."""
+
+
+class Group(NamedTuple):
+    """The devices of one replica, all of one node."""
+
+    tensor: int = 1
+    """Devices that compute one layer together."""
+    pipeline: int = 1
+    """Groups of such devices that have the layers one after the other."""
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.tensor * self.pipeline
+
+
+ONE_DEVICE = Group()
 
 
 def required_shape(spec: ModelDeploymentSpec, facts: ModelFacts) -> Shape:
@@ -35,6 +54,21 @@ def round_up(needed: int, buckets: Iterable[int], limit: int | None = None) -> i
     return min((b for b in buckets if b >= needed and (limit is None or b <= limit)), default=None)
 
 
-def bucket(sequence: int | None, batch: int | None) -> ShapeBucket:
-    """The bucket with these sizes; None for a size that is not compiled in."""
-    return ShapeBucket(max_sequence_length=sequence, max_batch_size=batch)
+def chunk_of(prompt: int, buckets: Iterable[int]) -> int | None:
+    """Tokens of a prompt in one pass: the smallest of ``buckets`` that takes it at once, else the largest of them."""
+    sizes = list(buckets)
+    return round_up(prompt, sizes) or max(sizes, default=None)
+
+
+@lru_cache(maxsize=1024)
+def bucket(
+    sequence: int | None, batch: int | None, prefill_chunk: int | None = None, group: Group = ONE_DEVICE
+) -> ShapeBucket:
+    """The bucket with these sizes, always the same object; None for a size that is not compiled in."""
+    return ShapeBucket(
+        max_sequence_length=sequence,
+        max_batch_size=batch,
+        prefill_chunk=prefill_chunk,
+        tensor_parallel=group.tensor if group.tensor > 1 else None,
+        pipeline_parallel=group.pipeline if group.pipeline > 1 else None,
+    )

@@ -57,16 +57,19 @@ def find(
     if not left:
         return Found(lacking=f"every node with a {what} is one that could not run it")
     chosen = max(left, key=lambda kind: kind.free)
-    if chosen.free <= 0:
+    needed = spec.shape.devices
+    if chosen.free < needed:
         elastic = next((kind for kind in left if kind.is_elastic), None)
         if elastic is None:
-            return Found(lacking=f"no device of {', '.join(kind.name for kind in left)} is free")
+            kinds_left = ", ".join(kind.name for kind in left)
+            what = f"no device of {kinds_left} is free"
+            return Found(lacking=what if needed == 1 else f"{needed} devices are needed: {what}, or too few")
         # Its pod is what makes an autoscaler add a node.
         chosen = elastic
     resource = requested_resource(chosen.spec)
     return Found(
         Devices(
-            limits={resource: "1"} if resource else {},
+            limits={resource: str(needed)} if resource else {},
             node_selector=chosen.spec.node_selector,
             tolerations=[toleration.to_wire() for toleration in chosen.spec.tolerations],
             ways=ways_to_say(chosen.name, chosen.spec, chosen.versions, for_),

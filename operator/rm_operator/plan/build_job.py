@@ -26,7 +26,7 @@ class Devices:
     """Where a stage finds the device that its steps need."""
 
     limits: Mapping[str, str]
-    """Extended resources that a step is limited to: one device."""
+    """Extended resources that a step is limited to: the devices that the result is for."""
     node_selector: Mapping[str, str]
     tolerations: Sequence[dict[str, Any]]
     ways: Sequence[Sequence[dict[str, Any]]] = ()

@@ -5,12 +5,12 @@ from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec
-from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, Toolchain
+from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, ShapeBucket, Toolchain
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
 from rm_operator.plan import compatibility, pods, sharing
-from rm_operator.plan.buckets import bucket, round_up
+from rm_operator.plan.buckets import Shape, chunk_of, round_up
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
@@ -74,7 +74,7 @@ def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
             found[view.name] = artifact_plan.why_not_ready(artifact)
             continue
         again = artifact_spec(
-            view.name, view.spec, state.facts, spec.dtype, spec.shape.max_sequence_length, spec.shape.max_batch_size,
+            view.name, view.spec, state.facts, spec.dtype, spec.shape,
             None, state.snapshot.settings.host_isa, spec.base, view.toolchain,
             tuple(spec.drivers), tuple(spec.sdks),
         )  # fmt: skip
@@ -164,23 +164,41 @@ def _wanted(
     assert facts is not None
     assert placement.dtype is not None
     assert placement.bucket is not None
-    sequence, batch = placement.bucket.max_sequence_length, placement.bucket.max_batch_size
+    shape = placement.bucket
     if view.name != placement.profile:
-        sequence = _covering(view, "sequence", sequence or placement.shape.sequence)
-        batch = _covering(view, "batch", batch or placement.shape.batch)
+        shape = _shape_before(view, shape, placement.shape)
     return artifact_spec(
         view.name,
         view.spec,
         facts,
         placement.dtype,
-        sequence,
-        batch,
+        shape,
         credentials,
         snapshot.settings.host_isa,
         base,
         view.toolchain,
         for_.drivers,
         for_.sdks,
+    )
+
+
+def _shape_before(view: ProfileView, wanted: ShapeBucket, needed: Shape) -> ShapeBucket:
+    """The shape of what another artifact starts from: for the same devices, and with buckets of its own."""
+    own = view.spec.shapes
+    for what, compiled, number in (
+        ("tensorParallel", own.tensor_parallel, wanted.tensor_parallel or 1),
+        ("pipelineParallel", own.pipeline_parallel, wanted.pipeline_parallel or 1),
+    ):
+        if compiled and number not in compiled:
+            raise _Unbuildable(
+                f"BuildProfile {view.name} does not compile for {what} {number}; add it to its spec.shapes.{what}"
+            )
+    return wanted.model_copy(
+        update={
+            "max_sequence_length": _covering(view, "sequence", wanted.max_sequence_length or needed.sequence),
+            "max_batch_size": _covering(view, "batch", wanted.max_batch_size or needed.batch),
+            "prefill_chunk": chunk_of(wanted.prefill_chunk or needed.sequence, own.prefill_chunk),
+        }
     )
 
 
@@ -257,8 +275,7 @@ def _made(
     profile: BuildProfileSpec,
     facts: ModelFacts,
     dtype: DType,
-    sequence: int | None,
-    batch: int | None,
+    shape: ShapeBucket,
     credentials: str | None,
     isa: str,
     base: BaseArtifact | None,
@@ -266,7 +283,6 @@ def _made(
     drivers: tuple[str, ...],
     sdks: tuple[str, ...],
 ) -> BuildArtifactSpec:
-    shape = bucket(sequence, batch)
     chosen = NodeClass(drivers, sdks)
     profile = compatibility.targeted(profile, chosen)
     inputs = KeyInputs.from_profile(

@@ -189,7 +189,13 @@ def _judge(state: State) -> None:
 def _placement_status(state: State) -> dict[str, Any]:
     assert state.placement is not None
     result = state.placement
-    placement = Placement(policy=state.spec.policy.type, chosen=result.chosen, profile=result.profile)
+    placement = Placement(
+        policy=state.spec.policy.type,
+        chosen=result.chosen,
+        profile=result.profile,
+        tensor_parallel=result.bucket.tensor_parallel if result.bucket else None,
+        pipeline_parallel=result.bucket.pipeline_parallel if result.bucket else None,
+    )
     return {**placement.to_wire(), "candidates": list(map(_candidate, result.candidates))}
 
 

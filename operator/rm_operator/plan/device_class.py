@@ -6,6 +6,7 @@ counted, and whoever reads the status is told so.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -194,6 +195,8 @@ class ClassDevices:
     total: int = 0
     healthy: int = 0
     allocated: int = 0
+    most_on_node: int = 0
+    """Devices of the node that has most of them."""
     missing: str = ""
     """Why there can be none; for a person."""
     unserved: bool = False
@@ -234,6 +237,7 @@ def count(name: str, view: ClassView, nodes: Sequence[Object]) -> ClassDevices:
         total=len(found),
         healthy=sum(device.usable for device in found),
         allocated=sum(device.id in taken for device in found),
+        most_on_node=max(Counter(device.node for device in found if device.node).values(), default=0),
     )
 
 

@@ -22,10 +22,6 @@ from rm_api.kinds.model_deployment import ModelFacts
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.memo import Memo
 
-TENSOR_PARALLEL = 1
-PIPELINE_PARALLEL = 1
-"""One device serves one replica."""
-
 
 @dataclass(frozen=True)
 class KeyStep:
@@ -49,11 +45,11 @@ def build_variables(target: Target, dtype: DType, bucket: ShapeBucket) -> dict[s
     return {
         "TARGET": target.target_string,
         "DTYPE": str(dtype),
-        "TP": str(TENSOR_PARALLEL),
-        "PP": str(PIPELINE_PARALLEL),
+        "TP": str(bucket.tensor_parallel or 1),
+        "PP": str(bucket.pipeline_parallel or 1),
         "MAX_SEQ": str(bucket.max_sequence_length or ""),
         "MAX_BATCH": str(bucket.max_batch_size or ""),
-        "DEVICE_COUNT": str(TENSOR_PARALLEL * PIPELINE_PARALLEL),
+        "DEVICE_COUNT": str(bucket.devices),
     }
 
 
@@ -162,7 +158,10 @@ def canonical(inputs: KeyInputs) -> bytes:
             },
             "dtype": str(inputs.dtype),
             "shape": {"sequence": inputs.bucket.max_sequence_length, "batch": inputs.bucket.max_batch_size},
-            "parallel": {"tensor": TENSOR_PARALLEL, "pipeline": PIPELINE_PARALLEL},
+            "parallel": {
+                "tensor": inputs.bucket.tensor_parallel or 1,
+                "pipeline": inputs.bucket.pipeline_parallel or 1,
+            },
             "drivers": sorted(set(inputs.drivers)),
             "format": inputs.format,
             "isa": inputs.isa,
@@ -194,6 +193,10 @@ def _later(inputs: KeyInputs) -> dict[str, Any]:
         said["base"] = inputs.base
     if not inputs.weights_in_artifact:
         said["weightsOutside"] = True
+    if inputs.bucket.prefill_chunk is not None:
+        said["prefillChunk"] = inputs.bucket.prefill_chunk
+    if inputs.bucket.lora is not None:
+        said["lora"] = {"rank": inputs.bucket.lora.max_rank, "adapters": inputs.bucket.lora.max_adapters}
     if inputs.toolchain is not None:
         said["versions"] = dict(inputs.toolchain.versions)
         said["images"] = {pinned.image: pinned.digest for pinned in inputs.toolchain.images}

@@ -88,7 +88,7 @@ class Plan:
     requeue_after: float | None = None
     """Seconds until the object is looked at again though nothing changes."""
     replacing: tuple[str, int] | None = None
-    """An accelerator, and the pods that are asked for there while some are to take over from others."""
+    """An accelerator, and the devices of the pods that are asked for there while some are to take over from others."""
     cleared: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Of what is deleted, pods that kubelets had refused: how many, by resource and the kubelet's reason."""
     placement: PlacementResult | None = None

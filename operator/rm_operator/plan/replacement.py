@@ -94,7 +94,7 @@ def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: i
     drains = sum(name_of(pod) in state.snapshot.routed_pods for pod in leaving)
     wanted = max(asked, wanted + drains) if drains else wanted
     if going:
-        state.replacing = (accelerator, wanted)
+        state.replacing = (accelerator, wanted * serving.devices_of(pods))
     return wanted
 
 
@@ -102,9 +102,9 @@ def give_up(state: State, pods: Sequence[Object], accelerator: str, *, missing: 
     """Deletes those of ``pods`` that do not serve for their device's sake, as far as there are other devices.
 
     Pods that were asked for and are not there yet, so many are ``missing``, will take devices that are free now.
-    Returns how many devices are left then; None without a limit.
+    Returns for how many pods devices are left then; None without a limit.
     """
-    room = _room(state, accelerator, missing)
+    room = _room(state, accelerator, missing, serving.devices_of(pods))
     for pod in _due(state, pods):
         if serving.is_ready(pod):
             continue
@@ -186,11 +186,14 @@ def _due(state: State, pods: Sequence[Object]) -> list[Object]:
     return [pod for *_, pod in sorted(found, key=lambda each: each[:-1])]
 
 
-def _room(state: State, accelerator: str, missing: int) -> int | None:
-    """Devices of the kind for further pods, ``missing`` of which were asked for already; None without a limit."""
+def _room(state: State, accelerator: str, missing: int, each: int) -> int | None:
+    """Further pods of ``each`` devices that the kind has devices for, ``missing`` of which were asked for already.
+
+    None without a limit.
+    """
     for view in state.snapshot.accelerators:
         if view.name == accelerator:
-            return None if view.spare is None else max(0, view.spare - max(0, missing))
+            return None if view.spare is None else max(0, view.spare // each - max(0, missing))
     return 0
 
 

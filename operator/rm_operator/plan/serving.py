@@ -6,7 +6,7 @@ is first rendered, so a later version of the operator that would render it diffe
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -187,7 +187,7 @@ def _labels(variant: Variant) -> dict[str, str]:
 def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     runtime = variant.accelerator_spec.runtime
     resource = requested_resource(variant.accelerator_spec)
-    devices = 1 if resource else 0
+    devices = variant.artifact_spec.shape.devices if resource else 0
     fetch, artifact_volumes = _artifact(variant, settings)
     model, model_volumes = _model(variant, settings)
     sealed = ["bin", "artifact", *(["model"] if model else [])]
@@ -290,11 +290,14 @@ def _artifact(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]
 
 
 def _limits(artifact: BuildArtifactSpec) -> list[str]:
-    """What is compiled in is what the engine may take."""
+    """What is compiled in is what the engine may take, on the devices that it is compiled for."""
     shape = artifact.shape
     return [
         *([f"--max-batch={shape.max_batch_size}"] if shape.max_batch_size else []),
         *([f"--max-sequence-length={shape.max_sequence_length}"] if shape.max_sequence_length else []),
+        *([f"--prefill-chunk={shape.prefill_chunk}"] if shape.prefill_chunk else []),
+        *([f"--tensor-parallel={shape.tensor_parallel}"] if shape.tensor_parallel else []),
+        *([f"--pipeline-parallel={shape.pipeline_parallel}"] if shape.pipeline_parallel else []),
     ]
 
 
@@ -325,6 +328,16 @@ def _model(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], 
 
 def _has_cache(spec: BuildArtifactSpec) -> bool:
     return spec.interface is BuildInterface.WARMUP
+
+
+def devices_of(its_pods: Iterable[Object]) -> int:
+    """Devices that each of a variant's pods has; 1 where it has none, or there is no pod to tell."""
+    for pod in its_pods:
+        for container in (pod.get("spec") or {}).get("containers") or []:
+            limits = (container.get("resources") or {}).get("limits") or {}
+            # An engine has devices of one kind.
+            return max([1, *(int(number) for name, number in limits.items() if "/" in name)])
+    return 1
 
 
 def is_ready(pod: Object) -> bool:

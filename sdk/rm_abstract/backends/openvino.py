@@ -97,6 +97,7 @@ class OpenVinoPlugin(Plugin):
     def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> OpenVinoModel:
         """See the base class."""
         config = config or BackendConfig()
+        config.refuse_several_devices("OpenVINO")
         if not (resource.path / _MODEL_FILE).is_file():
             raise ArtifactMismatch(f"the artifact has no {_MODEL_FILE}")
         info = ModelInfo.read(resource.path, config.max_sequence_length)

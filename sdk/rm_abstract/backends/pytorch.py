@@ -74,6 +74,7 @@ class PyTorchPlugin(Plugin):
     def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> PyTorchModel:
         """See the base class."""
         config = config or BackendConfig()
+        config.refuse_several_devices("PyTorch")
         info = ModelInfo.read(resource.path, config.max_sequence_length)
         return PyTorchModel(resource.path, info, dtype_name(config.dtype))
 

@@ -109,6 +109,12 @@ class VllmPlugin(Plugin):
         arguments = ["--dtype", dtype_name(config.dtype), "--max-model-len", str(info.max_sequence_length)]
         if config.max_batch_size is not None:
             arguments += ["--max-num-seqs", str(config.max_batch_size)]
+        if config.prefill_chunk is not None:
+            arguments += ["--max-num-batched-tokens", str(config.prefill_chunk)]
+        if config.tensor_parallel > 1:
+            arguments += ["--tensor-parallel-size", str(config.tensor_parallel)]
+        if config.pipeline_parallel > 1:
+            arguments += ["--pipeline-parallel-size", str(config.pipeline_parallel)]
         for name, value in (self._usual_options() | dict(config.options)).items():
             arguments += _argument(name, value)
         return VllmModel(directory, info, tuple(arguments), self._environment())

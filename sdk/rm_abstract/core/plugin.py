@@ -77,6 +77,26 @@ class BackendConfig:
     options: Mapping[str, str] = field(default_factory=dict)
     model: Path | None = None
     """Directory of the model, where an artifact that is to be served is without its weights."""
+    prefill_chunk: int | None = None
+    """Tokens of prompts that are computed in one pass."""
+    tensor_parallel: int = 1
+    """Devices that compute one layer together."""
+    pipeline_parallel: int = 1
+    """Groups of devices that have the layers one after the other."""
+
+    @property
+    def devices(self) -> int:
+        """Devices that the model is served on together."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    def refuse_several_devices(self, engine: str) -> None:
+        """For engines that serve a model from one device: raises BadInput where it is to be served from several."""
+        if self.devices > 1:
+            raise BadInput(
+                f"{engine} serves a model from one device, and {self.devices} are asked for (tensor parallel "
+                f"{self.tensor_parallel}, pipeline parallel {self.pipeline_parallel}); remove both from the shapes "
+                "of the BuildProfile, and maxTensorParallel and linkGBps from the AcceleratorResource"
+            )
 
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})

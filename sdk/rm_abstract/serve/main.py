@@ -64,11 +64,15 @@ def serve(
     max_queue: int | None = None,
     max_sequence_length: int | None = None,
     model: Path | None = None,
+    prefill_chunk: int | None = None,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
 ) -> ExitCode:
     """Serve the artifact until SIGTERM, and return the exit code. What was begun is finished first.
 
     ``max_queue`` is how many requests may wait for a place in the batch; four batches by default. ``model`` is the
-    directory of the model, for an artifact that is without its weights.
+    directory of the model, for an artifact that is without its weights. An engine that serves from one device refuses
+    ``tensor_parallel`` and ``pipeline_parallel`` above 1.
     """
     observed: dict[str, Any] = {}
     try:
@@ -82,7 +86,14 @@ def serve(
         observed = _observed(plugin.probe(), {})
         plugin.initialize()
         observed["versions"] = plugin.versions()
-        config = BackendConfig(max_batch_size=max_batch, max_sequence_length=max_sequence_length, model=model)
+        config = BackendConfig(
+            max_batch_size=max_batch,
+            max_sequence_length=max_sequence_length,
+            model=model,
+            prefill_chunk=prefill_chunk,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+        )
         prepared = plugin.prepare_resource(artifact, config)
         command = plugin.serve_command(prepared, served_name=served_name, port=port)
         if command is not None:

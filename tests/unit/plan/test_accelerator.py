@@ -124,7 +124,7 @@ def test_devices_are_allocated_to_pods_on_its_nodes(pods: list[Object], allocate
     nodes = [_node(name, 4, zone="1") for name in "ab"] + [_node("sick", zone="1"), _node("elsewhere", 4, zone="2")]
     status = _plan(_accelerator(nodeSelector={"zone": "1"}), nodes, requesting=pods).status
     assert status is not None
-    assert status["devices"] == {"total": 8, "healthy": 8, "allocated": allocated, "usedOutOfBand": 0}
+    assert status["devices"] == {"total": 8, "healthy": 8, "allocated": allocated, "usedOutOfBand": 0, "mostOnNode": 4}
 
 
 @pytest.mark.parametrize(

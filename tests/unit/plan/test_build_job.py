@@ -8,6 +8,7 @@ from rm_api.dtypes import DType
 from rm_api.kinds import BuildProfileSpec, ModelFacts
 from rm_api.kinds.build_artifact import BaseArtifact, BuildArtifactSpec, Toolchain
 from rm_operator.plan import build_job
+from rm_operator.plan.buckets import bucket
 from rm_operator.plan.build_job import Devices, Run
 from rm_operator.plan.building import artifact_spec
 
@@ -40,7 +41,7 @@ BASE = BaseArtifact(name="a-base", key="2" * 64, location="store:5000/artifacts/
 def spec_of(base: BaseArtifact | None = None, toolchain: Toolchain | None = None, **profile: Any) -> BuildArtifactSpec:
     facts = ModelFacts.model_validate({**FACTS, "source": "hf://acme/model"})
     recipe = BuildProfileSpec.model_validate({**PROFILE, **profile})
-    return artifact_spec("acme", recipe, facts, DType.FP16, 2048, 4, None, "x86_64", base, toolchain, (), ())
+    return artifact_spec("acme", recipe, facts, DType.FP16, bucket(2048, 4), None, "x86_64", base, toolchain, (), ())
 
 
 def pod_of(spec: BuildArtifactSpec, run: Run = FIRST) -> Object:
@@ -184,7 +185,7 @@ def test_an_input_is_fetched_with_the_key_of_its_own_scheme(model: str, optional
     inputs = [{**CALIBRATION, "name": name, "source": source} for name, source in sources.items()]
     facts = ModelFacts.model_validate({**FACTS, "source": model})
     recipe = BuildProfileSpec.model_validate({**PROFILE, "inputs": inputs})
-    spec = artifact_spec("acme", recipe, facts, DType.FP16, 2048, 4, "keys", "x86_64", None, None, (), ())
+    spec = artifact_spec("acme", recipe, facts, DType.FP16, bucket(2048, 4), "keys", "x86_64", None, None, (), ())
     found = containers(spec)
     given = {
         name: {each["name"] for each in found[name]["volumeMounts"]} & {"credentials", "credentials-aws", "source"}

@@ -228,6 +228,6 @@ def test_the_device_plugin_stays_as_long_as_its_devices_are_used() -> None:
     assert made.delete == ()
     assert made.apply == (), "nor is it made again, where the garbage collector takes it"
     assert made.status is not None
-    assert made.status["devices"] == {"total": 4, "healthy": 4, "allocated": 2, "usedOutOfBand": 0}
+    assert made.status["devices"] == {"total": 4, "healthy": 4, "allocated": 2, "usedOutOfBand": 0, "mostOnNode": 4}
     (advertised,) = [entry for entry in made.status["conditions"] if entry["type"] == "DevicesAdvertised"]
     assert advertised["status"] == "True", "who is placed on it may stay"

@@ -125,6 +125,12 @@ def test_the_canonical_form_of_schema_version_1_is_this_text_and_the_key_its_has
         {"bucket": {"maxSequenceLength": 8192, "maxBatchSize": 8}},
         {"bucket": {"maxSequenceLength": 4096, "maxBatchSize": 16}},
         {"bucket": {"maxSequenceLength": 4096}},
+        {"bucket": {**BUCKET, "prefillChunk": 512}},
+        {"bucket": {**BUCKET, "prefillChunk": 1024}},
+        {"bucket": {**BUCKET, "tensorParallel": 2}},
+        {"bucket": {**BUCKET, "tensorParallel": 4}},
+        {"bucket": {**BUCKET, "pipelineParallel": 2}},
+        {"bucket": {**BUCKET, "lora": {"maxRank": 16, "maxAdapters": 4}}},
         {"isa": "arm64"},
         {"profile": ("interface", "Python")},
         {"profile": ("interface", "SharedLibrary")},
@@ -153,6 +159,7 @@ def test_what_can_change_the_result_changes_the_key(changed: dict[str, Any]) -> 
         {"profile": ("priority", 7)},
         {"profile": ("supports", {})},
         {"profile": ("shapes", {"sequence": [1024, 4096], "batch": [8, 64]})},
+        {"profile": ("shapes", {"tensorParallel": [1, 2], "pipelineParallel": [1, 2], "prefillChunk": [512]})},
         {"profile": ("probe", {"image": "example.org/probe", "command": ["probe"]})},
         {"profile": ("resources", {"memory": "64Gi"})},
         {"profile": ("scratch", "1Gi")},
@@ -251,6 +258,30 @@ def test_a_value_that_looks_like_a_path_variable_is_not_one() -> None:
         for profile in (literal, variable)
     }
     assert len(keys) == 2
+
+
+def test_every_number_of_a_shape_is_a_part_of_the_key_by_itself() -> None:
+    lora = {"maxRank": 16, "maxAdapters": 4}
+    shapes: list[dict[str, Any]] = [
+        BUCKET,
+        *({**BUCKET, name: size} for name in ("prefillChunk", "tensorParallel", "pipelineParallel") for size in (2, 4)),
+        {**BUCKET, "tensorParallel": 2, "pipelineParallel": 2},
+        *({**BUCKET, "lora": {**lora, **changed}} for changed in ({}, {"maxRank": 32}, {"maxAdapters": 8})),
+    ]
+    # Of a recipe whose commands name none of them.
+    plain = merged(PROFILE, "steps.0.args", [])
+    keys = {artifact_key(inputs(of=plain, bucket=shape)) for shape in shapes}
+    assert len(keys) == len(shapes)
+
+
+def test_the_devices_of_a_replica_are_variables() -> None:
+    def said(**shape: int) -> tuple[str, ...]:
+        step = ("steps.0.args", ["${TP}", "${PP}", "${DEVICE_COUNT}"])
+        return inputs(profile=step, bucket={**BUCKET, **shape}).steps[0].argv[-3:]
+
+    assert said() == ("1", "1", "1")
+    assert said(tensorParallel=4) == ("4", "1", "4")
+    assert said(tensorParallel=4, pipelineParallel=2) == ("4", "2", "8")
 
 
 def test_sizes_that_are_not_compiled_in_expand_to_nothing() -> None:

@@ -2,7 +2,8 @@
 
 Deployments are placed several times while they come up, and many ask for the same. What does not depend on free devices
 or on where a deployment is now, is therefore worked out once per question and accelerator. Nothing can be stale: a
-question is told apart by all that it says, an accelerator and the profiles by their specs being the same objects.
+question is told apart by all that it says, an accelerator by its spec being the same object and by how many devices a
+node of it has, the profiles by their specs being the same objects.
 """
 
 import operator
@@ -60,25 +61,25 @@ class Assessment:
     def __init__(self, goal: Goal, profiles: tuple[ProfileView, ...]) -> None:
         self.goal = goal
         self.profiles = profiles
-        self._known: dict[str, tuple[AcceleratorResourceSpec, Fit | Obstacle]] = {}
+        self._known: dict[str, tuple[AcceleratorResourceSpec, int | None, Fit | Obstacle]] = {}
 
     def of(self, question: Question, accelerator: AcceleratorView) -> Fit | Obstacle:
         """How ``accelerator`` would do."""
         known = self._known.get(accelerator.name)
-        if known is not None and known[0] is accelerator.spec:
-            return known[1]
+        if known is not None and known[0] is accelerator.spec and known[1] == accelerator.largest:
+            return known[2]
         try:
             found: Fit | Obstacle = self._examine(question, accelerator)
         except Removed as removal:
             found = Obstacle(removal.cause, str(removal))
-        self._known[accelerator.name] = (accelerator.spec, found)
+        self._known[accelerator.name] = (accelerator.spec, accelerator.largest, found)
         return found
 
     def _examine(self, question: Question, accelerator: AcceleratorView) -> Fit:
         for check in filters.WANTED:
             check(question, accelerator)
         way = best_way(question, accelerator)
-        figures = estimate(question.work(way.dtype), machine_of(accelerator.spec))
+        figures = estimate(question.work(way.dtype), machine_of(accelerator.spec), way.group, way.prefill_chunk)
         filters.within_objectives(question, figures)
         score = self.goal.score(figures)
         return Fit(way, figures, score, self.goal.rank(accelerator, score, figures.currency))

@@ -1,6 +1,9 @@
 """Placement as a whole: filter, estimate, score, choose, explain."""
 
+from collections.abc import Iterable
+
 from rm_api.conditions import Reason
+from rm_api.kinds.build_artifact import ShapeBucket
 from rm_api.kinds.model_deployment import Candidate
 
 from rm_operator.plan import buckets
@@ -38,7 +41,7 @@ def place(request: PlacementRequest) -> PlacementResult:
         one = Ranked(accelerator, found)
         try:
             for check in filters.AVAILABLE:
-                check(question, accelerator)
+                check(question, accelerator, found.way.group)
         except Removed as removal:
             out.append((accelerator.name, Obstacle(removal.cause, str(removal))))
             beyond.append(one)
@@ -51,6 +54,7 @@ def place(request: PlacementRequest) -> PlacementResult:
         return _unplaced(question, out, beyond)
 
     chosen, leader = _choose(request, ranked)
+    awaited = [one for one in beyond if one.fit.rank.clearly_before(chosen.fit.rank)]
     shown = ranked[:MAX_CANDIDATES]
     if all(one is not chosen for one in shown):
         shown[-1] = chosen
@@ -64,10 +68,20 @@ def place(request: PlacementRequest) -> PlacementResult:
         chosen=chosen.name,
         profile=None if chosen.fit.way.profile is None else chosen.fit.way.profile.name,
         dtype=chosen.fit.way.dtype,
-        bucket=buckets.bucket(chosen.fit.way.sequence, chosen.fit.way.batch),
-        waits_for=tuple(one.name for one in beyond if one.fit.rank.clearly_before(chosen.fit.rank)),
+        bucket=_bucket(chosen),
+        waits_for=tuple(one.name for one in awaited),
         leader=None if leader is None else leader.name,
+        devices=_devices(awaited if leader is None else [*awaited, leader]),
     )
+
+
+def _bucket(chosen: Ranked) -> ShapeBucket:
+    way = chosen.fit.way
+    return buckets.bucket(way.sequence, way.batch, way.prefill_chunk, way.group)
+
+
+def _devices(ranked: Iterable[Ranked]) -> dict[str, int]:
+    return {one.name: one.fit.way.group.devices for one in ranked if one.fit.way.group.devices > 1}
 
 
 def _choose(request: PlacementRequest, ranked: list[Ranked]) -> tuple[Ranked, Ranked | None]:
@@ -99,6 +113,7 @@ def _unplaced(question: Question, out: list[tuple[str, Obstacle]], beyond: list[
         message,
         tuple(_removed(out[:MAX_CANDIDATES])),
         waits_for=tuple(one.name for one in beyond),
+        devices=_devices(beyond),
     )
 
 

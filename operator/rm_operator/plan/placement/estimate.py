@@ -1,8 +1,9 @@
 """How fast, how large, how hungry and how dear a model is on a kind of accelerator: a roofline from declared figures.
 
 A pass over the model takes as long as the slower of moving its bytes and computing its operations; what inference
-reaches of the peaks is the efficiency. One replica runs on one device (no tensor or pipeline parallelism). Times are
-seconds, sizes bytes, until they become terms of the API.
+reaches of the peaks is the efficiency. Of a replica on several devices those that compute a layer together share bytes
+and operations, and exchange what they have computed twice a layer; those that have other layers add memory, and no
+speed. Times are seconds, sizes bytes, until they become terms of the API.
 """
 
 import math
@@ -12,11 +13,13 @@ from typing import NamedTuple
 from rm_api.dtypes import DType
 from rm_api.kinds.model_deployment import ModelFacts, Workload
 
-from rm_operator.plan.buckets import Shape
+from rm_operator.plan.buckets import ONE_DEVICE, Group, Shape
 from rm_operator.plan.placement.machine import GIB, LARGEST, Machine, Provenance, figure
 
 PASS_OVERHEAD_SECONDS = 0.001
 """Launching and scheduling one pass over the model, whatever its size."""
+EXCHANGE_SECONDS = 0.00001
+"""Beginning one exchange between devices, whatever its size."""
 RESERVE_BYTES = 1 * GIB
 """Activations and the engine's own buffers."""
 
@@ -46,6 +49,11 @@ class Memory:
         """Sum of all parts."""
         return self.weights + self.kv_cache + self.reserve
 
+    def on_each(self, group: Group, kv_heads: int) -> "Memory":
+        """What of it is on each device of ``group``: a head's keys and values are not divided, but there twice."""
+        sharers = min(group.tensor, kv_heads) * group.pipeline
+        return Memory(self.weights / group.devices, self.kv_cache / sharers, self.reserve)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -62,6 +70,10 @@ class Work:
     step_bytes: float
     """For one token of every sequence of the batch."""
     step_operations: float
+    layers: float
+    kv_heads: int
+    token_bytes: float
+    """What one token is between two layers."""
     demand: float | None
     """Requests per second of all clients; None where that is not known."""
 
@@ -74,7 +86,7 @@ class Estimate(NamedTuple):
     missing: tuple[str, ...]
     """Members of the AcceleratorResource's spec that would make the unknown figures known."""
     memory: Memory | None = None
-    """None where somebody else's memory is used."""
+    """Of each device; None where somebody else's memory is used."""
     queue: float = 0.0
     """Seconds that a request waits for its place in the batch; contained in ``ttft``."""
     ttft: float | None = None
@@ -131,26 +143,43 @@ def work_of(facts: ModelFacts, dtype: DType, workload: Workload, shape: Shape) -
         step_bytes=memory.weights * _weights_touched(facts, load.batch)
         + load.batch * context * _kv_bytes(facts, dtype),
         step_operations=2 * active * load.batch,
+        layers=_number(facts.layers),
+        kv_heads=facts.kv_heads,
+        token_bytes=_number(facts.heads) * _number(facts.head_dim) * _cache_width(dtype),
         demand=figure(workload.requests_per_second),
     )
 
 
-def estimate(work: Work, machine: Machine) -> Estimate:
-    """All figures of the work on one device, or on as many as its demand needs."""
+def estimate(work: Work, machine: Machine, group: Group = ONE_DEVICE, prefill_chunk: int | None = None) -> Estimate:
+    """All figures of the work on ``group``, or on as many of such groups as its demand needs.
+
+    ``prefill_chunk`` is how many tokens of a prompt are computed in one pass; None for all of them.
+    """
     if machine.remote:
         return _remote(work, machine)
+    memory, missing = work.memory.on_each(group, work.kv_heads), _missing(work, machine, group)
     bandwidth, pace = machine.bytes_per_second, machine.operations_per_second.get(work.dtype)
-    if bandwidth is None or pace is None:
-        return Estimate(Provenance.ASSUMED, _missing(work, machine), work.memory)
+    if bandwidth is None or pace is None or (group.devices > 1 and machine.link is None):
+        return Estimate(Provenance.ASSUMED, missing, memory)
     compute, provenance = pace
     if machine.efficiency_assumed:
         provenance = Provenance.ASSUMED
     elif work.converted:
         provenance = Provenance.DERIVED
+    bandwidth, compute = group.tensor * bandwidth, group.tensor * compute
 
     batch, answer_tokens = work.load.batch, work.load.output_tokens
-    prefill = max(work.prefill_operations / compute, work.prefill_bytes / bandwidth) + PASS_OVERHEAD_SECONDS
-    tpot = max(work.step_bytes / bandwidth, work.step_operations / compute) + PASS_OVERHEAD_SECONDS
+    passes = 1 if prefill_chunk is None else math.ceil(work.load.input_tokens / prefill_chunk)
+    prefill = (
+        max(work.prefill_operations / compute, passes * work.prefill_bytes / bandwidth)
+        + _exchange(work, machine, group, work.load.input_tokens, passes)
+        + passes * PASS_OVERHEAD_SECONDS
+    )
+    tpot = (
+        max(work.step_bytes / bandwidth, work.step_operations / compute)
+        + _exchange(work, machine, group, batch, 1)
+        + PASS_OVERHEAD_SECONDS
+    )
     rate = batch / (batch * prefill + answer_tokens * tpot)
     # Little's law: those who wait leave at the rate of the replica.
     queue = work.load.waiting / rate
@@ -164,13 +193,13 @@ def estimate(work: Work, machine: Machine) -> Estimate:
     joules = price = None
     if machine.idle_watts is not None and machine.max_watts is not None:
         watts = machine.idle_watts + utilisation * (machine.max_watts - machine.idle_watts)
-        joules = replicas * watts / tokens_per_second
+        joules = replicas * group.devices * watts / tokens_per_second
     if machine.price_per_second is not None:
-        price = replicas * machine.price_per_second / tokens_per_second * 1e6
+        price = replicas * group.devices * machine.price_per_second / tokens_per_second * 1e6
     return Estimate(
         provenance=provenance,
-        missing=_missing(work, machine),
-        memory=work.memory,
+        missing=missing,
+        memory=memory,
         queue=queue,
         ttft=ttft,
         tpot=tpot,
@@ -184,17 +213,28 @@ def estimate(work: Work, machine: Machine) -> Estimate:
     )
 
 
+def _exchange(work: Work, machine: Machine, group: Group, tokens: float, passes: int) -> float:
+    """Seconds that the devices of a group take to tell one another of ``tokens`` tokens, in so many passes."""
+    if group.devices == 1 or machine.link is None:
+        return 0.0
+    size = tokens * work.token_bytes / machine.link
+    # Twice a layer all of them get the sum of what each has: around a ring, each sends it nearly twice.
+    sums = 2 * work.layers * (passes * EXCHANGE_SECONDS + 2 * (group.tensor - 1) / group.tensor * size)
+    hands = (group.pipeline - 1) * (passes * EXCHANGE_SECONDS + size)
+    return (sums if group.tensor > 1 else 0.0) + hands
+
+
 def _remote(work: Work, machine: Machine) -> Estimate:
     """An endpoint charges by token, and declares neither speed nor power."""
     prompt, answer = machine.price_per_input_token, machine.price_per_output_token
-    missing = _missing(work, machine)
+    missing = _missing(work, machine, ONE_DEVICE)
     if prompt is None or answer is None:
         return Estimate(Provenance.ASSUMED, missing)
     price = (prompt * work.load.input_tokens / work.load.output_tokens + answer) * 1e6
     return Estimate(Provenance.DECLARED, missing, price=price, currency=machine.currency)
 
 
-def _missing(work: Work, machine: Machine) -> tuple[str, ...]:
+def _missing(work: Work, machine: Machine, group: Group) -> tuple[str, ...]:
     known: tuple[tuple[str, bool], ...]
     if machine.remote:
         known = (
@@ -205,6 +245,7 @@ def _missing(work: Work, machine: Machine) -> tuple[str, ...]:
         known = (
             ("performance.bandwidthGBps", machine.bytes_per_second is not None),
             (f"performance.tflops for {work.dtype}", work.dtype in machine.operations_per_second),
+            ("performance.linkGBps", machine.link is not None or group.devices == 1),
             ("power", machine.idle_watts is not None),
             ("cost", machine.price_per_second is not None),
         )
@@ -224,8 +265,11 @@ def _weight_bytes(facts: ModelFacts, dtype: DType) -> float:
 
 def _kv_bytes(facts: ModelFacts, dtype: DType) -> float:
     """Bytes per token. Formats below 16 bits are those of the weights; engines keep the cache in 16 bits."""
-    width = 4.0 if dtype is DType.FP32 else 2.0
-    return 2 * _number(facts.layers) * _number(facts.kv_heads) * _number(facts.head_dim) * width
+    return 2 * _number(facts.layers) * _number(facts.kv_heads) * _number(facts.head_dim) * _cache_width(dtype)
+
+
+def _cache_width(dtype: DType) -> float:
+    return 4.0 if dtype is DType.FP32 else 2.0
 
 
 def _number(value: int) -> float:

@@ -76,8 +76,11 @@ def _terms(ranked: Ranked) -> list[Term]:
 def figures(ranked: Ranked) -> dict[str, tuple[float, str]]:
     """The figures that are known, by the name of their term, with their units."""
     estimate = ranked.fit.estimate
-    memory = estimate.memory
+    memory, group = estimate.memory, ranked.fit.way.group
+    several = group.devices > 1
     known: tuple[tuple[str, float | None, float, str], ...] = (
+        ("tensorParallel", group.tensor if several else None, 1, "devices"),
+        ("pipelineParallel", group.pipeline if group.pipeline > 1 else None, 1, "stages"),
         ("queue", estimate.queue or None, 1e3, "ms"),
         ("ttft", estimate.ttft, 1e3, "ms"),
         ("tpot", estimate.tpot, 1e3, "ms"),
@@ -128,6 +131,8 @@ class Explanation:
         """The line for a deployment that has a place."""
         way = self._chosen.fit.way
         how = f"profile {way.profile.name}, {way.dtype}" if way.profile is not None else "a remote endpoint"
+        if way.group.devices > 1:
+            how += f", {way.group.devices} devices for each replica"
         deployment = self._question.request.deployment
         return line(f"{deployment} goes to {self._chosen.name} ({how}): {self._why(self._chosen)}", MAX_MESSAGE)
 
@@ -137,8 +142,9 @@ class Explanation:
         if one.fit.way.dtype is not question.dtype:
             parts.append(f"computes in {one.fit.way.dtype}, as it does not take the model's {question.facts.dtype}")
         free, healthy = one.accelerator.free, one.accelerator.healthy
-        if free is not None and free < question.devices:
-            parts.append(f"only {free} of the {question.devices} devices that spec.replicas needs are free")
+        devices = question.replicas * one.fit.way.group.devices
+        if free is not None and free < devices:
+            parts.append(f"only {free} of the {devices} devices that spec.replicas needs are free")
         elif spec.provisioning.mode is ProvisioningMode.ELASTIC and healthy == 0:
             seconds = spec.provisioning.expected_seconds
             parts.append("nodes come on demand" + (f", usually within {seconds} s" if seconds is not None else ""))

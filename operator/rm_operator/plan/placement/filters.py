@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 
 from rm_operator.plan import compatibility
+from rm_operator.plan.buckets import Group
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.placement.estimate import Estimate
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
@@ -16,6 +17,7 @@ from rm_operator.plan.placement.request import AcceleratorView, ProfileView
 from rm_operator.plan.placement.ways import BATCH_ADVICE, LENGTH_ADVICE
 
 Check = Callable[[Question, AcceleratorView], None]
+Available = Callable[[Question, AcceleratorView, Group], None]
 
 
 def allowed_type(question: Question, accelerator: AcceleratorView) -> None:
@@ -101,7 +103,7 @@ def within_objectives(question: Question, estimate: Estimate) -> None:
             )
 
 
-def ready(question: Question, accelerator: AcceleratorView) -> None:
+def ready(question: Question, accelerator: AcceleratorView, _: Group) -> None:
     """Removes what cannot take a new deployment; one that is there already stays."""
     if not accelerator.ready and accelerator.name != question.request.current:
         raise Removed(
@@ -109,12 +111,15 @@ def ready(question: Question, accelerator: AcceleratorView) -> None:
         )
 
 
-def has_device(question: Question, accelerator: AcceleratorView) -> None:
-    """Removes what has no device to give. A deployment keeps its place unless others have taken every device of it."""
+def has_device(question: Question, accelerator: AcceleratorView, group: Group) -> None:
+    """Removes what has no device to give, or too few for a replica.
+
+    A deployment keeps its place unless others have taken every device of it.
+    """
     what, provisioning = requested_resource(accelerator.spec) or "it", accelerator.spec.provisioning
     elastic = provisioning.mode is ProvisioningMode.ELASTIC
     if accelerator.name == question.request.current:
-        if accelerator.taken and question.devices:
+        if accelerator.taken and question.replicas:
             raise Removed(
                 Cause.CAPACITY, f"other pods hold every device of {what}, and none is left for this deployment"
             )
@@ -123,7 +128,8 @@ def has_device(question: Question, accelerator: AcceleratorView) -> None:
         raise Removed(Cause.CAPACITY, f"no node has {what}; add one, or correct its nodeSelector")
     if accelerator.healthy is not None and accelerator.healthy <= 0 and not elastic:
         raise Removed(Cause.CAPACITY, f"no device of {what} is healthy; look at its device plugin and nodes")
-    if accelerator.free is not None and accelerator.free <= 0 and question.devices:
+    free, needed = accelerator.free, group.devices
+    if free is not None and free <= 0 and question.replicas:
         if elastic:
             raise Removed(
                 Cause.CAPACITY,
@@ -131,6 +137,18 @@ def has_device(question: Question, accelerator: AcceleratorView) -> None:
                 "or promised",
             )
         raise Removed(Cause.CAPACITY, f"no device of {what} is free; add one, or release one of those that are taken")
+    if needed == 1 or not question.replicas:
+        return
+    if free is not None and free < needed:
+        raise Removed(
+            Cause.CAPACITY, f"{free} devices of {what} are free, a replica needs {needed}; add some, or release others"
+        )
+    if accelerator.roomiest is not None and accelerator.roomiest < needed and not elastic:
+        raise Removed(
+            Cause.CAPACITY,
+            f"no node has {needed} free devices of {what}, which a replica needs on one node ({accelerator.roomiest} "
+            "at most); release others of one node",
+        )
 
 
 def fitting_version(accelerator: AcceleratorView, profile: ProfileView | None) -> None:
@@ -168,7 +186,7 @@ WANTED: tuple[Check, ...] = (
     possible_batch,
 )
 # What may pass by itself comes last, so that whoever reads it knows that nothing else is in the way.
-AVAILABLE: tuple[Check, ...] = (ready, has_device)
+AVAILABLE: tuple[Available, ...] = (ready, has_device)
 
 
 def _require_listed(what: str, value: str, member: str, listed: Sequence[str]) -> None:

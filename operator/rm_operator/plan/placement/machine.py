@@ -51,6 +51,8 @@ class Machine:
     operations_per_second: dict[DType, tuple[float, Provenance]]
     """The same for each format that it computes in."""
     efficiency_assumed: bool
+    link: float | None
+    """Bytes per second from one device to the others of its node."""
     idle_watts: float | None
     max_watts: float | None
     price_per_second: float | None
@@ -81,6 +83,7 @@ def _machine_of(spec: AcceleratorResourceSpec) -> Machine:
                 reached = declared[candidate] * 1e12 * (compute_part or DEFAULT_COMPUTE_EFFICIENCY)
                 pace[dtype] = (reached, source)
                 break
+    link = figure(performance.link_gbps)
     idle = None if power is None else _amount(power.idle_watts)
     by_token = None if cost is None else (cost.per_million_input_tokens, cost.per_million_output_tokens)
     prompt, answer = by_token or (None, None)
@@ -92,6 +95,7 @@ def _machine_of(spec: AcceleratorResourceSpec) -> Machine:
         else bandwidth * 1e9 * (bandwidth_part or DEFAULT_BANDWIDTH_EFFICIENCY),
         operations_per_second=pace,
         efficiency_assumed=None in (compute_part, bandwidth_part),
+        link=None if link is None else link * 1e9,
         idle_watts=idle,
         max_watts=None if power is None or idle is None else max(idle, _amount(power.max_watts)),
         price_per_second=None if cost is None else _amount(cost.per_hour) / 3600,

@@ -27,6 +27,8 @@ class Observed:
     """Why it is not ready, for a person."""
     versions: tuple[NodeVersions, ...] = ()
     """Versions that its nodes have, the commonest first."""
+    largest: int | None = None
+    """Devices of the node that has most of them, healthy or not; None where that is not known."""
 
 
 def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observed:
@@ -52,6 +54,8 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
         ready=ready,
         reason=reason,
         versions=tuple(map(NodeVersions.model_validate, status.get("versions") or ())),
+        # Of nodes that may come it is not known what they have.
+        largest=int(devices.get("mostOnNode", 1)) if counted and total else None,
     )
 
 

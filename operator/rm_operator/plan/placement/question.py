@@ -8,7 +8,7 @@ from rm_api.kinds.accelerator_resource import AcceleratorType
 
 from rm_operator.plan.buckets import required_shape
 from rm_operator.plan.memo import Memo
-from rm_operator.plan.placement.estimate import Work, work_of
+from rm_operator.plan.placement.estimate import Estimate, Work, work_of
 from rm_operator.plan.placement.request import PlacementRequest, ProfileView
 
 
@@ -60,14 +60,31 @@ class Question:
         self.shape = required_shape(request.spec, request.facts)
         self.dtype = request.spec.requirements.dtype or request.facts.dtype
         """The number format that is wanted, before it is known what can be had."""
-        self.devices = 0 if request.spec.suspend else request.spec.replicas
-        """Devices that the deployment wants now."""
+        self.replicas = 0 if request.spec.suspend else request.spec.replicas
+        """Replicas that the deployment wants now."""
         self._works: dict[DType, Work] = {}
         self._profiles = _profiles_by_target(request.profiles)
 
     def profiles_for(self, type_: AcceleratorType, vendor: str) -> Sequence[ProfileView]:
         """Profiles for any product of the target, the preferred one first."""
         return self._profiles.get((type_, vendor), ())
+
+    @property
+    def is_without_objectives(self) -> bool:
+        """True if any speed will do."""
+        return self.spec.slo.ttft_ms is None and self.spec.slo.tpot_ms is None
+
+    def missed_by(self, figures: Estimate) -> float:
+        """How many times as slow as ``spec.slo`` allows; 1 where it is reached, and for what is not known."""
+        slo = self.spec.slo
+        return max(
+            1.0,
+            *(
+                seconds * 1e3 / most
+                for seconds, most in ((figures.ttft, slo.ttft_ms), (figures.tpot, slo.tpot_ms))
+                if most is not None and seconds is not None
+            ),
+        )
 
     def work(self, dtype: DType) -> Work:
         """What the model asks of a device in ``dtype``."""

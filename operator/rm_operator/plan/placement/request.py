@@ -1,6 +1,7 @@
 """What placement is asked, and what it answers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
@@ -37,6 +38,10 @@ class AcceleratorView:
     """Healthy devices that no pod has or waits for, and nobody was promised; None as with ``free``."""
     versions: tuple[NodeVersions, ...] = ()
     """Versions that its nodes have, the commonest first."""
+    largest: int | None = None
+    """Devices of the node that has most of them, healthy or not; None where that is not known."""
+    roomiest: int | None = None
+    """Devices that no pod has on the node that has most of those; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,10 @@ class PlacementResult:
     """Accelerators that would be chosen, but for a lack of free devices or because they are not ready."""
     leader: str | None = None
     """One that is clearly better than the chosen one, and will be chosen if it stays so."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Devices that one replica would have, of the accelerators in ``waits_for`` and ``leader`` where it is not one."""
+
+    @property
+    def devices_each(self) -> int:
+        """Devices that one replica has on the chosen accelerator."""
+        return 1 if self.bucket is None else self.bucket.devices

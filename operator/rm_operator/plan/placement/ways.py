@@ -1,4 +1,4 @@
-"""In which ways an accelerator can serve a model: a BuildProfile, a number format and compiled shapes.
+"""In which ways an accelerator can serve a model: a BuildProfile, a number format, compiled shapes, and devices.
 
 The profiles are tried from the preferred one on, and the first that passes every step is the way. If none passes, those
 that came furthest say why.
@@ -10,8 +10,10 @@ from typing import NamedTuple
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 
-from rm_operator.plan.buckets import round_up
-from rm_operator.plan.placement.machine import GIB, USABLE_MEMORY, machine_of
+from rm_operator.plan.buckets import ONE_DEVICE, Group, chunk_of, round_up
+from rm_operator.plan.placement import groups
+from rm_operator.plan.placement.estimate import Work, estimate
+from rm_operator.plan.placement.machine import GIB, USABLE_MEMORY, Machine, machine_of
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
 from rm_operator.plan.placement.request import AcceleratorView, ProfileView
 
@@ -29,6 +31,10 @@ class Way(NamedTuple):
     """Compiled length in tokens; None where it is not compiled in."""
     batch: int | None = None
     """Compiled batch; None where it is not compiled in."""
+    prefill_chunk: int | None = None
+    """Tokens of a prompt in one pass; None where that is not compiled in."""
+    group: Group = ONE_DEVICE
+    """The devices of one replica."""
 
 
 class _Try(NamedTuple):
@@ -38,6 +44,8 @@ class _Try(NamedTuple):
     dtype: DType
     sequence: int | None = None
     batch: int | None = None
+    prefill_chunk: int | None = None
+    group: Group = ONE_DEVICE
 
 
 class _Step(NamedTuple):
@@ -57,7 +65,8 @@ def best_way(question: Question, accelerator: AcceleratorView) -> Way:
         return _ask_the_endpoint(question, accelerator)
     furthest, ended = 0, list[_Try]()
     for profile in _profiles(question, accelerator):
-        attempt = _Try(profile, question.dtype)
+        chunk = chunk_of(question.spec.workload.input_tokens, profile.spec.shapes.prefill_chunk)
+        attempt = _Try(profile, question.dtype, prefill_chunk=chunk)
         for stage, step in enumerate(_STEPS):
             settled = step.settle(question, accelerator, attempt)
             if settled is None:
@@ -204,19 +213,71 @@ def _none_taken(question: Question, _: AcceleratorView, ended: Sequence[_Try]) -
     return "the compiler does not take the model: " + "; ".join(f"BuildProfile {name}: {said[name]}" for name in names)
 
 
+def _divided(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if groups.of(question, accelerator, attempt.profile).divisible else None
+
+
+def _not_divided(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    return groups.not_divisible(question, [groups.of(question, accelerator, each.profile) for each in ended])
+
+
+def _linked(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if groups.of(question, accelerator, attempt.profile).linked else None
+
+
+def _not_linked(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    return groups.not_linked(accelerator, [groups.of(question, accelerator, each.profile) for each in ended])
+
+
+def _on_one_node(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if groups.of(question, accelerator, attempt.profile).on_one_node else None
+
+
+def _on_no_node(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    return groups.on_no_node(accelerator, [groups.of(question, accelerator, each.profile) for each in ended])
+
+
 def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
-    """Memory that is not declared is taken to suffice."""
-    limit = machine_of(accelerator.spec).memory
-    return attempt if limit is None or question.work(attempt.dtype).memory.total <= limit else None
+    """The fewest devices on which the model fits and reaches ``spec.slo``; on which it comes nearest where none does.
+
+    Memory that is not declared is taken to suffice.
+    """
+    work, machine = question.work(attempt.dtype), machine_of(accelerator.spec)
+    possible = groups.of(question, accelerator, attempt.profile).on_one_node
+    fitting = [group for group in possible if _fits(work, machine, group)]
+    if len(fitting) < 2 or question.is_without_objectives:
+        return attempt._replace(group=fitting[0]) if fitting else None
+    misses = [question.missed_by(estimate(work, machine, group, attempt.prefill_chunk)) for group in fitting]
+    return attempt._replace(group=fitting[misses.index(min(misses))])
+
+
+def _fits(work: Work, machine: Machine, group: Group) -> bool:
+    return machine.memory is None or work.memory.on_each(group, work.kv_heads).total <= machine.memory
 
 
 def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
-    limit = machine_of(accelerator.spec).memory
-    assert limit is not None
-    least = min((question.work(each.dtype).memory for each in ended), key=lambda memory: memory.total)
+    machine = machine_of(accelerator.spec)
+    assert machine.memory is not None
+    tried = [
+        (question.work(each.dtype).memory.on_each(group, question.facts.kv_heads), group)
+        for each in ended
+        for group in groups.of(question, accelerator, each.profile).on_one_node
+    ]
+    least, group = min(tried, key=lambda each: each[0].total)
+    larger = [
+        more.devices
+        for each in ended
+        for more in groups.of(question, accelerator, each.profile).linked
+        if _fits(question.work(each.dtype), machine, more)
+    ]
+    where = f" on each of {group.devices} devices" if group.devices > 1 else ""
+    otherwise = (
+        f" it would fit {min(larger)} devices of one node, and {groups.most_on_node(accelerator)};" if larger else ""
+    )
     return (
-        f"the model needs {_gib(least.total)} GiB (weights {_gib(least.weights)}, KV cache {_gib(least.kv_cache)}, "
-        f"reserve {_gib(least.reserve)}), {_gib(limit)} GiB may be used ({USABLE_MEMORY:g} of the device's); "
+        f"the model needs {_gib(least.total)} GiB{where} (weights {_gib(least.weights)}, KV cache "
+        f"{_gib(least.kv_cache)}, reserve {_gib(least.reserve)}), {_gib(machine.memory)} GiB may be used "
+        f"({USABLE_MEMORY:g} of the device's);{otherwise} "
         "lower spec.requirements.maxBatchSize, spec.workload or spec.requirements.dtype"
     )
 
@@ -233,6 +294,10 @@ _STEPS = (
     _Step(_usable, _none_usable),
     # What its compiler has said of the model counts for more than what it was declared to take.
     _Step(_taken, _none_taken, Cause.REFUSED),
+    # How many devices can a replica have?
+    _Step(_divided, _not_divided),
+    _Step(_linked, _not_linked),
+    _Step(_on_one_node, _on_no_node),
     # Needs the number format.
     _Step(_memory, _no_memory),
 )

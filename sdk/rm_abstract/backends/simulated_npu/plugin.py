@@ -117,6 +117,7 @@ class SimulatedNpuPlugin(Plugin):
     def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> LoadedProgram:
         """See the base class: the artifact and its blob must be for the product and the driver of every device."""
         config = config or BackendConfig()
+        config.refuse_several_devices("the simulated NPU")
         devices = self._devices or self.probe()
         header = read_header(resource.path / BLOB)
         for device in devices:

@@ -140,8 +140,11 @@ class Cluster:
         self.later = self.fleet.settle(obj, result, self.now)
         return result
 
-    def write(self, name: str, chosen: str | None, **conditions: str) -> None:
-        """Writes a status. Conditions get ``now`` as the time of their last transition where they change."""
+    def write(self, name: str, chosen: str | None, tensor: int = 1, **conditions: str) -> None:
+        """Writes a status, with ``tensor`` devices for a replica.
+
+        Conditions get ``now`` as the time of their last transition where they change.
+        """
         obj = self.deployment(name)
         known = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions") or []}
         stated = {"Placed": str(chosen is not None), **conditions}
@@ -155,7 +158,9 @@ class Cluster:
             }
             for type_, word in stated.items()
         ]
-        placement = {"policy": "Latency", **({"chosen": chosen} if chosen else {})}
+        placement: Object = {"policy": "Latency", **({"chosen": chosen} if chosen else {})}
+        if chosen and tensor > 1:
+            placement["tensorParallel"] = tensor
         status = {"placement": placement, "conditions": entries}
         if "artifact" in (obj.get("status") or {}):
             status["artifact"] = obj["status"]["artifact"]
@@ -163,9 +168,9 @@ class Cluster:
 
     def place(self, name: str, **conditions: str) -> str | None:
         """Decides and writes the decision."""
-        chosen = self.decide(name).chosen
-        self.write(name, chosen, **conditions)
-        return chosen
+        result = self.decide(name)
+        self.write(name, result.chosen, result.devices_each, **conditions)
+        return result.chosen
 
     def pod(
         self,

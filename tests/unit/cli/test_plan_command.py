@@ -458,3 +458,34 @@ def test_explain_says_what_is_in_the_way_before_it_comes_to_a_placement(here: Pa
 def test_explain_of_nothing(here: Path, cluster: dict[str, Any]) -> None:
     done = answer(here, cluster, "explain", "chat", "-n", "team")
     assert (done.exit_code, done.stderr) == (1, "Error: there is no ModelDeployment chat in namespace team\n")
+
+
+def test_a_model_that_no_device_can_hold_goes_to_several_of_one_node(here: Path) -> None:
+    large = LLAMA_8B.model_copy(
+        update={
+            "parameters": 70_000_000_000, "active_parameters": 70_000_000_000, "weight_bytes": 140_000_000_000,
+            "layers": 80, "heads": 64,
+        }
+    )  # fmt: skip
+    (here / "facts.json").write_text(json.dumps(large.to_wire()))
+    (here / "chat.yaml").write_text(yaml.safe_dump(chat(workload={"concurrency": 64})))
+    (gpu,) = (each for each in ACCELERATORS if each["metadata"]["name"] == "gpu")
+    linked = {**gpu, "spec": {**gpu["spec"], "performance": {**gpu["spec"]["performance"], "linkGBps": "450"}}}
+    said = [{"type": "DevicesAdvertised", "status": "True", "reason": "Advertised", "message": "m"}]
+
+    def planned(on_node: int | None, total: int) -> Result:
+        devices = {"total": total, "healthy": total, "allocated": 0, "mostOnNode": on_node}
+        status = {} if on_node is None else {"status": {"nodes": 2, "devices": devices, "conditions": said}}
+        (here / "fleet/accelerators.yaml").write_text(yaml.safe_dump(linked | status))
+        return run(*OFFLINE)
+
+    for found in (planned(None, 0), planned(4, 8)):
+        assert found.exit_code == 0, found.output
+        assert "4 devices for each replica" in " ".join(found.output.split())
+        header, row = (line.split() for line in found.output.splitlines() if line.startswith((" ", "*"))
+                       and ("CANDIDATE" in line or line.startswith("*")))  # fmt: skip
+        assert row[header.index("DEVICES") + 1] == "4"
+    refused = planned(2, 8)
+    assert refused.exit_code == 3, refused.output
+    told = " ".join(refused.output.split())
+    assert "it would fit 4 devices of one node, and no node has more than 2 of green.com/gpu" in told

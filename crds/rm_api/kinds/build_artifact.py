@@ -136,6 +136,8 @@ class BuildArtifactSpec(ApiModel):
     """What is compiled for: type, vendor and products."""
     dtype: DType
     """Number format that is compiled to."""
+    dtype_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """What the tools call it; absent where they say the same."""
     shape: ShapeBucket = ShapeBucket()
     """Shapes that it covers: any request up to these sizes."""
     drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []

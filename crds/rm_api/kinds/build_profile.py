@@ -130,6 +130,15 @@ class Target(ApiModel):
     """What the compiler calls the target; the variable TARGET. It may name ${DRIVER} and ${SDK}, see compatibility."""
 
 
+class DTypeName(ApiModel):
+    """What the tools call a number format."""
+
+    dtype: DType
+    """The number format."""
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:+-]*$")]
+    """What ${DTYPE} is for it, such as float16."""
+
+
 class Supports(ApiModel):
     """Which models it can compile. An empty list means no restriction."""
 
@@ -353,6 +362,8 @@ class BuildProfileSpec(ApiModel):
     """Which models it can compile; what is empty restricts nothing."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Decides between profiles that fit; the higher wins, then the name."""
+    dtype_names: Annotated[list[DTypeName], Field(max_length=16, json_schema_extra=list_map("dtype"))] = []
+    """What ${DTYPE} is in the build, where the tools call a number format something else than we do."""
     interface: BuildInterface = BuildInterface.CLI
     """How the compiler is driven. CLI: by the steps' command lines. ConfigFile: the same, with a file that is made from
     configTemplate. Python: a step's command is module:function. SharedLibrary: it is the path of a library that has

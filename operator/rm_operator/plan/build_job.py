@@ -86,7 +86,7 @@ def variables(spec: BuildArtifactSpec) -> dict[str, str]:
         "OUTPUT": names.OUTPUT_DIR,
         "WORK": names.WORK_DIR,
         "CACHE_DIR": names.CACHE_DIR,
-        **build_variables(spec.target, spec.dtype, spec.shape),
+        **build_variables(spec.target, spec.dtype, spec.shape, spec.dtype_name),
         **{names.input_variable(name): f"{names.INPUTS_DIR}/{name}" for name in inputs},
     }
 

@@ -13,7 +13,7 @@ from rm_operator.plan import compatibility, pods, sharing
 from rm_operator.plan.buckets import Shape, chunk_of, round_up
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name
+from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name, dtype_name
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Object, deletion_of, is_deleting, name_of, namespace_of
 from rm_operator.plan.placement import ProfileView
@@ -166,7 +166,7 @@ def _wanted(
     assert placement.bucket is not None
     shape = placement.bucket
     if view.name != placement.profile:
-        shape = _shape_before(view, shape, placement.shape)
+        shape = _shape_before(view, shape, placement.shape, facts.max_sequence_length)
     return artifact_spec(
         view.name,
         view.spec,
@@ -182,7 +182,7 @@ def _wanted(
     )
 
 
-def _shape_before(view: ProfileView, wanted: ShapeBucket, needed: Shape) -> ShapeBucket:
+def _shape_before(view: ProfileView, wanted: ShapeBucket, needed: Shape, longest: int) -> ShapeBucket:
     """The shape of what another artifact starts from: for the same devices, and with buckets of its own."""
     own = view.spec.shapes
     for what, compiled, number in (
@@ -193,9 +193,10 @@ def _shape_before(view: ProfileView, wanted: ShapeBucket, needed: Shape) -> Shap
             raise _Unbuildable(
                 f"BuildProfile {view.name} does not compile for {what} {number}; add it to its spec.shapes.{what}"
             )
+    sequence = _covering(view, "sequence", wanted.max_sequence_length or needed.sequence)
     return wanted.model_copy(
         update={
-            "max_sequence_length": _covering(view, "sequence", wanted.max_sequence_length or needed.sequence),
+            "max_sequence_length": None if sequence is None else min(sequence, longest),
             "max_batch_size": _covering(view, "batch", wanted.max_batch_size or needed.batch),
             "prefill_chunk": chunk_of(wanted.prefill_chunk or needed.sequence, own.prefill_chunk),
         }
@@ -304,6 +305,7 @@ def _made(
         profile=profile_name,
         target=profile.target,
         dtype=dtype,
+        dtype_name=dtype_name(profile, dtype),
         shape=shape,
         drivers=list(drivers),
         sdks=list(sdks),

@@ -37,20 +37,27 @@ class KeyStep:
     """Whether it runs on a device: what is tuned there is tuned for it."""
 
 
-def build_variables(target: Target, dtype: DType, bucket: ShapeBucket) -> dict[str, str]:
+def build_variables(target: Target, dtype: DType, bucket: ShapeBucket, dtype_name: str | None = None) -> dict[str, str]:
     """Values of the variables that decide what is built; a size that is not compiled in is empty.
+
+    ``dtype_name`` is what the tools call the number format, where they call it something else.
 
     The directories are not among them: where they are mounted does not change the result.
     """
     return {
         "TARGET": target.target_string,
-        "DTYPE": str(dtype),
+        "DTYPE": dtype_name or str(dtype),
         "TP": str(bucket.tensor_parallel or 1),
         "PP": str(bucket.pipeline_parallel or 1),
         "MAX_SEQ": str(bucket.max_sequence_length or ""),
         "MAX_BATCH": str(bucket.max_batch_size or ""),
         "DEVICE_COUNT": str(bucket.devices),
     }
+
+
+def dtype_name(profile: BuildProfileSpec, dtype: DType) -> str | None:
+    """What the profile's tools call the number format; None where they say the same."""
+    return next((each.name for each in profile.dtype_names if each.dtype is dtype), None)
 
 
 def expand(step: Step, values: Mapping[str, str]) -> KeyStep:
@@ -112,7 +119,7 @@ class KeyInputs:
         ``base`` is the key of the artifact that it starts from, ``chosen`` the class of nodes that it is for: all that
         the profile declares, without it. Raises TemplateInvalid for a profile that is unusable.
         """
-        values = build_variables(profile.target, dtype, bucket)
+        values = build_variables(profile.target, dtype, bucket, dtype_name(profile, dtype))
         template = profile.config_template
         return cls(
             config_digest=facts.config_digest,

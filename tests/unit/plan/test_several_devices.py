@@ -121,3 +121,30 @@ def test_pods_tell_how_many_devices_each_has() -> None:
     pod = {"spec": deployment["spec"]["template"]["spec"]}
     assert serving.devices_of([pod]) == 4
     assert serving.devices_of([]) == serving.devices_of([{"spec": {"containers": [{"name": "engine"}]}}]) == 1
+
+
+def test_a_build_says_the_number_format_as_its_tools_do_and_the_engine_as_we_do() -> None:
+    made = world(recipe(steps=[{**STEP, "args": ["--dtype=${DTYPE}"]}], dtypeNames=[{"dtype": "fp16", "name": "half"}]))
+    made.deploy()
+    made.settle()
+    made.resolve_model()
+    made.settle()
+    (artifact,) = made.of("BuildArtifact")
+    assert (artifact["spec"]["dtype"], artifact["spec"]["dtypeName"]) == ("fp16", "half")
+    (job,) = made.jobs("build")
+    step = next(each for each in job["spec"]["template"]["spec"]["initContainers"] if each["name"] == "compile")
+    assert {"name": "DTYPE", "value": "half"} in step["env"]
+    for act in (made.build, made.start_pods):
+        act()
+        made.settle()
+    assert {"name": "DTYPE", "value": "fp16"} in engine(made)["env"]
+
+
+@pytest.mark.parametrize(("buckets", "compiled"), [([1024], 1024), ([2048], 2048), ([512, 4096], 2048), ([], None)])
+def test_nothing_longer_is_compiled_than_the_model_was_made_for(buckets: list[int], compiled: int | None) -> None:
+    before = ProfileView("base", recipe(shapes={"sequence": [8192]}, target={"type": "NPU", "vendor": "Other"}))
+    made = world(recipe(shapes={"sequence": buckets}, **{"from": "base"}), before)
+    made.serve(requirements={"maxSequenceLength": 1024})
+    shapes = {each["spec"]["profile"]: each["spec"]["shape"] for each in made.of("BuildArtifact")}
+    assert shapes["acme"].get("maxSequenceLength") == compiled
+    assert shapes["base"]["maxSequenceLength"] == 2048

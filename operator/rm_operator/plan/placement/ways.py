@@ -162,7 +162,8 @@ def _sequence(question: Question, accelerator: AcceleratorView, attempt: _Try) -
     if not buckets:
         return attempt
     found = round_up(question.shape.sequence, buckets, accelerator.spec.capability.max_sequence_length)
-    return None if found is None else attempt._replace(sequence=found)
+    # No compiler makes more of a model than it was made for.
+    return None if found is None else attempt._replace(sequence=min(found, question.facts.max_sequence_length))
 
 
 def _no_sequence(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:

@@ -1,5 +1,6 @@
 """A replica of several devices, all the way: artifact, build, pods, and what the status says of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,11 @@ from chain import NPU, PROFILE, World
 from rm_api.kinds import BuildProfileSpec
 from rm_operator.plan import serving
 from rm_operator.plan.placement import AcceleratorView, ProfileView
+from rolling import served
+from test_replacement import Hospital
 
 Object = dict[str, Any]
+LIMITS: Object = {"resources": {"limits": {"acme.com/npu": "4"}}}
 LINKED = NPU.model_copy(update={"capability": NPU.capability.model_copy(update={"max_tensor_parallel": 4})})
 STEP: Object = {**PROFILE.steps[0].to_wire(), "args": ["--tp=${TP}", "--pp=${PP}", "--devices=${DEVICE_COUNT}"]}
 
@@ -148,3 +152,38 @@ def test_nothing_longer_is_compiled_than_the_model_was_made_for(buckets: list[in
     shapes = {each["spec"]["profile"]: each["spec"]["shape"] for each in made.of("BuildArtifact")}
     assert shapes["acme"].get("maxSequenceLength") == compiled
     assert shapes["base"]["maxSequenceLength"] == 2048
+
+
+class Ward(Hospital):
+    """A world whose pods have four devices each; one of each pod falls ill."""
+
+    short = 0
+    """Devices by which what is spare is less than whole pods of it."""
+
+    def _deployment_snapshot(self, obj: Object) -> Any:
+        for pod in self.of("Pod"):
+            if serving.variant_label(pod):
+                pod["spec"]["containers"] = [{"name": "engine", **LIMITS}]
+        snapshot = super()._deployment_snapshot(obj)
+        views = [replace(view, spare=4 * (view.spare or 0) - self.short) for view in snapshot.accelerators]
+        return replace(snapshot, accelerators=views)
+
+
+@pytest.mark.parametrize(("short", "replaced"), [(0, True), (1, False)])
+def test_a_pod_on_a_sick_device_is_replaced_where_there_are_devices_for_a_whole_one(short: int, replaced: bool) -> None:
+    made, other = Ward(), served(replicas=2)
+    made.__dict__ |= {key: value for key, value in other.__dict__.items() if key not in ("devices", "ill")}
+    # Places for three pods: one spare, and the device that is ill is none that can be had.
+    made.devices, made.short = 3, short
+    before = made.names()
+    made.fail(before[0])
+    reached = made.run()
+    assert min(reached) == 2
+    assert (before[0] not in made.names()) is replaced
+    asked = {plan.replacing for plan in made.plans} - {None}
+    assert asked <= {("npu", 8), ("npu", 12)}
+    assert bool(asked) is replaced
+    if not replaced:
+        assert (
+            "no other device of npu is free" in made.condition("ModelDeployment", "hello", "DevicesHealthy")["message"]
+        )

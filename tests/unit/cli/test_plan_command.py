@@ -87,7 +87,8 @@ def test_the_table_has_a_line_for_each_candidate_and_columns_that_align(here: Pa
     rows = lines[lines.index(header) + 1 :]
     columns = {name: header.index(name) for name in header.split()}
     assert list(columns) == [
-        "CANDIDATE", "ELIGIBLE", "DEVICES", "SCORE", "TTFT", "TPOT", "RATE", "J/TOKEN", "PRICE/MTOKEN", "PROVENANCE", "REASON",
+        "CANDIDATE", "ELIGIBLE", "DEVICES", "SCORE", "TTFT", "TPOT", "RATE", "J/TOKEN", "PRICE/MTOKEN", "PROVENANCE",
+        "REASON",
     ]  # fmt: skip
     assert all(row[start - 1] == " " for row in rows for start in columns.values() if len(row) > start)
     first = rows[0]

@@ -51,6 +51,8 @@ class Memory:
 
     def on_each(self, group: Group, kv_heads: int) -> "Memory":
         """What of it is on each device of ``group``: a head's keys and values are not divided, but there twice."""
+        if group.devices == 1:
+            return self
         sharers = min(group.tensor, kv_heads) * group.pipeline
         return Memory(self.weights / group.devices, self.kv_cache / sharers, self.reserve)
 

@@ -33,14 +33,15 @@ class Groups(NamedTuple):
     """Those of these that one node has the devices for."""
 
 
-_ONE: Final = Groups((ONE_DEVICE,), (ONE_DEVICE,), (ONE_DEVICE,), (ONE_DEVICE,))
+ONLY_ONE: Final = Groups((ONE_DEVICE,), (ONE_DEVICE,), (ONE_DEVICE,), (ONE_DEVICE,))
+"""Where nothing is said of several devices: of most profiles on most accelerators."""
 
 
 def of(question: Question, accelerator: AcceleratorView, profile: ProfileView) -> Groups:
     """The groups that may serve the model, as far as devices are there at all."""
     shapes, spec = profile.spec.shapes, accelerator.spec
     if not shapes.tensor_parallel and not shapes.pipeline_parallel and linkable(spec) == 1:
-        return _ONE
+        return ONLY_ONE
     tensors = sorted(set(shapes.tensor_parallel)) or _powers(min(_MOST, linkable(spec) or _MOST))
     stages = sorted(set(shapes.pipeline_parallel)) or [1]
     every = sorted(

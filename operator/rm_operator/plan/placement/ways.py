@@ -13,6 +13,7 @@ from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_operator.plan.buckets import ONE_DEVICE, Group, chunk_of, round_up
 from rm_operator.plan.placement import groups
 from rm_operator.plan.placement.estimate import Work, estimate
+from rm_operator.plan.placement.groups import ONLY_ONE, Groups
 from rm_operator.plan.placement.machine import GIB, USABLE_MEMORY, Machine, machine_of
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
 from rm_operator.plan.placement.request import AcceleratorView, ProfileView
@@ -46,6 +47,8 @@ class _Try(NamedTuple):
     batch: int | None = None
     prefill_chunk: int | None = None
     group: Group = ONE_DEVICE
+    groups: Groups = ONLY_ONE
+    """What ``group`` is chosen from."""
 
 
 class _Step(NamedTuple):
@@ -77,7 +80,7 @@ def best_way(question: Question, accelerator: AcceleratorView) -> Way:
                 break
             attempt = settled
         else:
-            return Way(*attempt)
+            return Way(*attempt[:-1])
     last = _STEPS[furthest]
     raise Removed(last.cause, last.sentence(question, accelerator, ended))
 
@@ -215,27 +218,30 @@ def _none_taken(question: Question, _: AcceleratorView, ended: Sequence[_Try]) -
 
 
 def _divided(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
-    return attempt if groups.of(question, accelerator, attempt.profile).divisible else None
+    found = groups.of(question, accelerator, attempt.profile)
+    if found is ONLY_ONE:
+        return attempt
+    return attempt._replace(groups=found) if found.divisible else None
 
 
 def _not_divided(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
     return groups.not_divisible(question, [groups.of(question, accelerator, each.profile) for each in ended])
 
 
-def _linked(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
-    return attempt if groups.of(question, accelerator, attempt.profile).linked else None
+def _linked(_: Question, __: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if attempt.groups.linked else None
 
 
-def _not_linked(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
-    return groups.not_linked(accelerator, [groups.of(question, accelerator, each.profile) for each in ended])
+def _not_linked(_: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    return groups.not_linked(accelerator, [each.groups for each in ended])
 
 
-def _on_one_node(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
-    return attempt if groups.of(question, accelerator, attempt.profile).on_one_node else None
+def _on_one_node(_: Question, __: AcceleratorView, attempt: _Try) -> _Try | None:
+    return attempt if attempt.groups.on_one_node else None
 
 
-def _on_no_node(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
-    return groups.on_no_node(accelerator, [groups.of(question, accelerator, each.profile) for each in ended])
+def _on_no_node(_: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    return groups.on_no_node(accelerator, [each.groups for each in ended])
 
 
 def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
@@ -244,8 +250,7 @@ def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> 
     Memory that is not declared is taken to suffice.
     """
     work, machine = question.work(attempt.dtype), machine_of(accelerator.spec)
-    possible = groups.of(question, accelerator, attempt.profile).on_one_node
-    fitting = [group for group in possible if _fits(work, machine, group)]
+    fitting = [group for group in attempt.groups.on_one_node if _fits(work, machine, group)]
     if len(fitting) < 2 or question.is_without_objectives:
         return attempt._replace(group=fitting[0]) if fitting else None
     misses = [question.missed_by(estimate(work, machine, group, attempt.prefill_chunk)) for group in fitting]
@@ -262,14 +267,11 @@ def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence
     tried = [
         (question.work(each.dtype).memory.on_each(group, question.facts.kv_heads), group)
         for each in ended
-        for group in groups.of(question, accelerator, each.profile).on_one_node
+        for group in each.groups.on_one_node
     ]
     least, group = min(tried, key=lambda each: each[0].total)
     larger = [
-        more.devices
-        for each in ended
-        for more in groups.of(question, accelerator, each.profile).linked
-        if _fits(question.work(each.dtype), machine, more)
+        more.devices for each in ended for more in each.groups.linked if _fits(question.work(each.dtype), machine, more)
     ]
     where = f" on each of {group.devices} devices" if group.devices > 1 else ""
     otherwise = (

@@ -169,7 +169,7 @@ def start(rig: Rig) -> Iterator[Start]:
 
 
 def ready(engine: Engine) -> openai.OpenAI:
-    """A client of the engine, once it is Ready."""
+    """A client of the engine, once it is Ready; to be closed."""
 
     def reached() -> bool:
         assert engine.process.poll() is None, engine.launch.log.read_text()
@@ -192,20 +192,19 @@ def completed(client: openai.OpenAI, prompt: str) -> str:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_units_say_the_known_text(start: Start, artifacts: Mapping[int, Built], model: Path, ranks: int) -> None:
     engine = start(artifacts[ranks], ranks)
-    client = ready(engine)
-    with ThreadPoolExecutor() as pool:  # so they share steps of the decode
-        texts = list(pool.map(lambda prompt: completed(client, prompt), PROMPTS))
-    assert texts == [expected_text(model, prompt, 64) for prompt in PROMPTS]
-    messages: Any = [{"role": "user", "content": SAMPLES[5].prompt}]
-    chunks = client.chat.completions.create(
-        model="tape", messages=messages, temperature=0, max_tokens=64, stream=True,
-        stream_options={"include_usage": True},
-    )  # fmt: skip
-    pieces = [(chunk.choices[0].delta.content if chunk.choices else "", chunk.usage) for chunk in chunks]
-    assert "".join(text or "" for text, _ in pieces) == expected_text(model, messages, 64)
-    assert pieces[-1][1] is not None
-
-    scored = client.completions.create(model="tape", prompt=PROMPTS[0], temperature=0, max_tokens=4, logprobs=2)
+    with ready(engine) as client:
+        with ThreadPoolExecutor() as pool:  # so they share steps of the decode
+            texts = list(pool.map(lambda prompt: completed(client, prompt), PROMPTS))
+        assert texts == [expected_text(model, prompt, 64) for prompt in PROMPTS]
+        messages: Any = [{"role": "user", "content": SAMPLES[5].prompt}]
+        chunks = client.chat.completions.create(
+            model="tape", messages=messages, temperature=0, max_tokens=64, stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        pieces = [(chunk.choices[0].delta.content if chunk.choices else "", chunk.usage) for chunk in chunks]
+        assert "".join(text or "" for text, _ in pieces) == expected_text(model, messages, 64)
+        assert pieces[-1][1] is not None
+        scored = client.completions.create(model="tape", prompt=PROMPTS[0], temperature=0, max_tokens=4, logprobs=2)
     told = scored.choices[0].logprobs
     assert told is not None
     assert told.token_logprobs is not None
@@ -227,8 +226,8 @@ def test_without_the_units_the_text_is_another(
     """What answers is the memory: once its units no longer compute, nothing else does."""
     made = shutil.copytree(libraries.dpu.parent, tmp_path / "idle")
     idle = idle_launch(made, LOAD_LAUNCHES)
-    client = ready(start(artifacts[1], 1, LD_PRELOAD=str(idle)))
-    text = completed(client, PROMPTS[0])
+    with ready(start(artifacts[1], 1, LD_PRELOAD=str(idle))) as client:
+        text = completed(client, PROMPTS[0])
     wanted = expected_text(model, PROMPTS[0], 64)
     # The host chooses the first token, from the prompt.
     assert text != wanted
@@ -330,10 +329,10 @@ def test_another_program_for_the_units(rig: Rig, artifacts: Mapping[int, Built],
 
 def test_the_servers_health_does_not_wait_for_the_units(start: Start, artifacts: Mapping[int, Built]) -> None:
     engine = start(artifacts[1], 1)
-    client = ready(engine)
-    stream = client.completions.create(
-        model="tape", prompt="The", max_tokens=200, stream=True, temperature=0, extra_body={"ignore_eos": True}
-    )
-    next(stream)
-    assert httpx2.get(f"http://127.0.0.1:{engine.port}/health", timeout=30).status_code == 200
-    stream.close()
+    with ready(engine) as client:
+        stream = client.completions.create(
+            model="tape", prompt="The", max_tokens=200, stream=True, temperature=0, extra_body={"ignore_eos": True}
+        )
+        next(stream)
+        assert httpx2.get(f"http://127.0.0.1:{engine.port}/health", timeout=30).status_code == 200
+        stream.close()

@@ -78,8 +78,12 @@ def artifacts(binaries: Binaries, model: Path, tmp_path_factory: pytest.TempPath
     return {ranks: built(binaries, model, tmp_path_factory.mktemp(f"ranks{ranks}"), ranks) for ranks in (1, 2)}
 
 
-def test_another_number_of_ranks_is_another_artifact(artifacts: Mapping[int, Built]) -> None:
+def test_another_number_of_ranks_is_another_artifact(artifacts: Mapping[int, Built], model: Path) -> None:
     assert artifacts[1].key != artifacts[2].key
+    # As the profile says it, the number is that of the devices, and what it is counts, not that it is a variable.
+    profile = Profile.load("upmem/build-profile.yaml", "upmem/accelerator.yaml")
+    wanted = profile.artifact(facts_of(model), requirements={"dtype": "int8"})
+    assert wanted["spec"]["key"] == artifacts[1].key
     layouts = [(built.directory / "layout.json").read_text() for built in artifacts.values()]
     assert layouts[0] != layouts[1]
     # The program is the same: only where the rows are differs.

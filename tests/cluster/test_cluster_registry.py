@@ -4,7 +4,9 @@ The tests build on one another, in order: the installation begins without TLS an
 Its compiler is a small program of this file.
 """
 
+import os
 import ssl
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from installation import Installed
 from rm_abstract.store.reference import Reference
 from rm_api import names
 from rm_cli import release
-from rm_cli.kubectl import CommandFailed, Kubectl, wait_until
+from rm_cli.kubectl import CommandFailed, Kubectl, run, wait_until
 from rm_cli.store_access import Store
 from scripted_model import write_model
 from support import deploy, in_the_store, wait_for
@@ -272,6 +274,26 @@ def test_all_goes_on_with_another_key_for_tokens(neighbours: Neighbours, kept: K
     deployment = wait_for(kept.kubectl, "third", "Built", on="ArtifactReady", timeout=BUILD_SECONDS)
     assert deployment["status"]["artifact"] != kept.name
     kept.kubectl.delete("mdep", "third")
+
+
+def test_a_bundle_goes_out_and_comes_in_without_a_word_about_registries(
+    kept: Kept, installed: Installed, tmp_path: Path
+) -> None:
+    cluster, bundle = installed.cluster, tmp_path / "bundle.tar"
+    path = f"{cluster.kubectl.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "PATH": path}
+
+    def artifacts(*arguments: str) -> str:
+        return run([sys.executable, "-m", "rm_cli", "artifacts", *arguments], environment=environment)
+
+    artifacts("export", "first", "-n", str(kept.kubectl.namespace), "-o", str(bundle))
+    kept.kubectl.delete("mdep", "first")
+    artifacts("import", str(bundle))
+    deployment = wait_for(kept.kubectl, "first", "Built", on="ArtifactReady", timeout=120)
+    assert deployment["status"]["artifact"] == kept.name
+    source = deployment["spec"]["model"]["source"]
+    assert source != kept.source
+    assert source.startswith(kept.source.partition("/models/")[0] + "/models/"), "what all may read"
 
 
 def test_the_renewal_of_certificates_runs_and_finds_nothing_due(kept: Kept, installed: Installed) -> None:

@@ -177,6 +177,8 @@ def test_a_dry_run_changes_nothing(there: Site, exported: Exported) -> None:
 
 
 def test_another_store_than_the_operators_is_refused(there: Site, exported: Exported) -> None:
+    said = there.artifacts("import", str(exported.whole), code=1)
+    assert "no store that the chart runs is found there: say where it is with --registry" in said
     said = imported(there, exported.whole, "--registry-for-pods", "elsewhere:5000", code=1)
     assert f"the operator there keeps artifacts at {there.registry.host}, not at elsewhere:5000" in said
 

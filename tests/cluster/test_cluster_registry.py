@@ -4,6 +4,7 @@ The tests build on one another, in order: the installation begins without TLS an
 Its compiler is a small program of this file.
 """
 
+import json
 import os
 import ssl
 import sys
@@ -20,6 +21,7 @@ from rm_abstract.store.reference import Reference
 from rm_api import names
 from rm_cli import release
 from rm_cli.kubectl import CommandFailed, Kubectl, run, wait_until
+from rm_cli.offline_import import FIELD_MANAGER
 from rm_cli.store_access import Store
 from scripted_model import write_model
 from support import deploy, in_the_store, wait_for
@@ -288,12 +290,23 @@ def test_a_bundle_goes_out_and_comes_in_without_a_word_about_registries(
 
     artifacts("export", "first", "-n", str(kept.kubectl.namespace), "-o", str(bundle))
     kept.kubectl.delete("mdep", "first")
-    artifacts("import", str(bundle))
+    try:
+        artifacts("import", str(bundle))
+    finally:
+        _let_go(installed)
     deployment = wait_for(kept.kubectl, "first", "Built", on="ArtifactReady", timeout=120)
     assert deployment["status"]["artifact"] == kept.name
     source = deployment["spec"]["model"]["source"]
     assert source != kept.source
     assert source.startswith(kept.source.partition("/models/")[0] + "/models/"), "what all may read"
+
+
+def _let_go(installed: Installed) -> None:
+    """What all tests share is not the import's any more, so that others may change it."""
+    for name in (each["metadata"]["name"] for each in installed.system.list("accel")):
+        nothing = {"apiVersion": names.API_VERSION, "kind": "AcceleratorResource", "metadata": {"name": name}}
+        manager = f"--field-manager={FIELD_MANAGER}"
+        installed.system.run("apply", "--server-side", manager, "-f", "-", stdin=json.dumps(nothing))
 
 
 def test_the_renewal_of_certificates_runs_and_finds_nothing_due(kept: Kept, installed: Installed) -> None:

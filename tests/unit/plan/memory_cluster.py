@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -245,6 +246,10 @@ class MemoryApi:
         """All objects of a kind, by name."""
         return [obj for key, obj in sorted(self.objects.items()) if key[0] == kind]
 
+    async def list(self, resource: Resource, namespace: str | None = None) -> SimpleNamespace:
+        found = [obj for obj in self.of(resource.kind) if namespace in (None, obj["metadata"].get("namespace"))]
+        return SimpleNamespace(items=found)
+
 
 def copied(value: Any) -> Any:
     """A copy of JSON."""
@@ -305,6 +310,10 @@ class Surroundings:
     def push(self, reference: str, key: str) -> None:
         """Into the registry with something of a key."""
         self.registry[reference] = StoreAnswer(Presence.FOUND, DIGEST, 123, key)
+
+    async def forget(self, repository: str) -> None:
+        """The registry deletes a repository."""
+        self.registry = {name: each for name, each in self.registry.items() if not name.startswith(f"{repository}:")}
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -395,6 +395,32 @@ def test_it_is_kept_as_long_as_anybody_in_any_namespace_uses_it() -> None:
     assert artifact["status"]["keptBecause"].startswith("nobody uses it; kept until")
 
 
+def collect(cluster: Installation) -> None:
+    """It is to go, with its content, as the operator has it go when its time has come."""
+    (artifact,) = cluster.api.of("BuildArtifact")
+    key = ("BuildArtifact", SHARED, artifact["metadata"]["name"])
+    metadata = {"name": key[2], "namespace": SHARED, "finalizers": [names.FINALIZER_ARTIFACT]}
+    marked = {"apiVersion": names.API_VERSION, "kind": key[0], "metadata": metadata}
+    cluster.api.patch(marked, names.FIELD_MANAGER_IN_USE)
+    cluster.api.remove(key)
+    cluster.settle()
+
+
+def test_its_content_is_not_taken_from_somebody_in_another_namespace() -> None:
+    cluster = installation()
+    deploy(cluster, "tenant")
+    cluster.settle()
+    before = dict(cluster.surroundings.registry)
+    collect(cluster)
+    assert cluster.surroundings.registry == before
+    assert ready(cluster, "tenant")
+    assert len([name for name in cluster.surroundings.ran if name.startswith("b-")]) == 1, "it is adopted, not built"
+    cluster.api.remove(("ModelDeployment", "tenant", "hello"))
+    cluster.settle()
+    collect(cluster)
+    assert (artifacts(cluster), cluster.surroundings.registry) == ([], {})
+
+
 def test_a_build_that_starts_from_another_is_shared_as_a_whole_or_not_at_all() -> None:
     cluster = installation()
     step = {"name": "tune", "image": "acme/tune:1", "command": ["tune", "${INPUT_from}"]}

@@ -15,6 +15,7 @@ from rm_api.names import MAX_LAYER_BYTES
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.store.destination import MARKER
 from rm_abstract.store.tar import walk
+from rm_abstract.store.writeback import Writeback
 
 _BLOCK: Final = 512
 _CHUNK: Final = 1 << 20
@@ -249,10 +250,14 @@ class Unpacking:
 def _write(target: Path, content: Iterator[memoryview], mode: int) -> None:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with open(descriptor, "wb", buffering=0) as file:
+        writeback = Writeback(descriptor)
         for piece in content:
             left = piece
             while left:
-                left = left[file.write(left) :]
+                count = file.write(left)
+                left = left[count:]
+                writeback.wrote(count)
+        writeback.begin()
         os.fchmod(descriptor, mode)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import click
 import yaml
 from rm_abstract.core.errors import WorkloadError
+from rm_api.names import ORPHANS_CONFIG_MAP, ORPHANS_KEY
 
-from rm_cli import artifact_list
+from rm_cli import artifact_list, orphan_list
 from rm_cli.kubectl import CommandFailed, Kubectl, named_cluster
 from rm_cli.store_access import Store, applied
 
@@ -74,6 +75,28 @@ def _shared_by(kubectl: Kubectl) -> list[dict[str, Any]]:
             continue
         found += [each for each in there if (namespace, each["metadata"]["name"]) in wanted]
     return found
+
+
+@artifacts.command()
+@click.option("--system-namespace", default="rm-abstract-system", show_default=True, help="Where the operator runs.")
+@_KUBECONFIG
+@click.option("-o", "--output", "format_", type=click.Choice(["text", "json", "yaml"]), default="text")
+def orphans(system_namespace: str, kubeconfig: Path | None, format_: str) -> None:
+    """List what the artifact store has and no object of the cluster names, and when it goes.
+
+    The operator looks once a day. Nothing is changed by this command.
+    """
+    try:
+        kubectl = Kubectl(named_cluster(kubeconfig), system_namespace)
+        written = kubectl.get("configmap", ORPHANS_CONFIG_MAP)
+    except CommandFailed as error:
+        raise click.ClickException(str(error)) from None
+    found = orphan_list.read(((written or {}).get("data") or {}).get(ORPHANS_KEY, ""))
+    if format_ == "text":
+        click.echo(orphan_list.table(found))
+        return
+    whole = orphan_list.to_json(found)
+    click.echo(json.dumps(whole, indent=2) if format_ == "json" else yaml.safe_dump(whole, sort_keys=False).rstrip())
 
 
 @artifacts.command()

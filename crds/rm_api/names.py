@@ -88,6 +88,10 @@ ARTIFACT_TAG: Final = "v1"
 STAGE_TAG: Final = "stage-{}"
 """Under which tag a build's Job leaves what the next one goes on with; the braces stand for its number, from 1."""
 
+ORPHANS_CONFIG_MAP: Final = "rm-abstract-orphans"
+"""In the system namespace: what the store has and no object names."""
+ORPHANS_KEY: Final = "orphans.json"
+
 KEY_SCHEMA_VERSION: Final = 1
 """Version of the canonical form that an artifact's key is the hash of. Raising it rebuilds every artifact."""
 

@@ -65,6 +65,8 @@ class Config:
     """Days for which an artifact that nobody uses is kept."""
     quota_mib: int = 0
     """Mebibytes that a namespace's artifacts may take before those that nobody uses go; 0 for any number."""
+    orphan_days: int = 0
+    """Days for which the registry keeps what no object names; 0 for any number."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of containers that we make."""
     image_pull_secrets: tuple[str, ...] = ()
@@ -105,6 +107,7 @@ class Config:
             ),
             unused_days=reader.integer("RMA_ARTIFACT_UNUSED_DAYS", 30, 0, 36500),
             quota_mib=reader.integer("RMA_ARTIFACT_QUOTA_MIB", 0, 0, 1 << 40),
+            orphan_days=reader.integer("RMA_ARTIFACT_ORPHAN_DAYS", 0, 0, 36500),
             image_pull_policy=reader.choice("RMA_IMAGE_PULL_POLICY", _PULL_POLICIES, "IfNotPresent"),
             image_pull_secrets=reader.names("RMA_IMAGE_PULL_SECRETS"),
             tracing=reader.tracing(),

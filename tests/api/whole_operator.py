@@ -37,10 +37,8 @@ class WholeOperator(logging.Handler):
         self.errors: list[str] = []
         self.died: list[int] = []
         # Nothing listens at the store's address: builds wait, and say why.
-        config = Config(
-            system_namespace=namespace, store="127.0.0.1:1", runtime_image="r", launcher_image="l", metrics_port=0,
-            leader_elect=False, **further,
-        )  # fmt: skip
+        settings = {"store": "127.0.0.1:1", "metrics_port": 0, "leader_elect": False, **further}
+        config = Config(system_namespace=namespace, runtime_image="r", launcher_image="l", **settings)
         self.operator = Operator(config, server.connection(), die=self.died.append)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -259,6 +259,17 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     assert (default.tracing, default.image_volumes, default.image_volumes_host) == (False, "Never", "")
 
 
+def test_orphans_go_from_the_charts_own_registry_only(render: Render) -> None:
+    def days(**values: Any) -> int:
+        return Config.from_environment(_environment(render(**values))).orphan_days
+
+    assert days() == 30
+    assert days(artifacts={"orphanDays": 0}) == 0
+    assert days(artifacts={"orphanDays": 7}) == 7
+    # Another one may have artifacts of other clusters, of which nobody here knows who needs them.
+    assert days(store={"host": "registry.example:5000"}) == 0
+
+
 def test_the_operators_ports_and_probes_are_those_that_it_serves(rendered: list[Object]) -> None:
     container = _one(rendered, "Deployment", "rma-operator")["spec"]["template"]["spec"]["containers"][0]
     default = Config(system_namespace="s", store="s", runtime_image="r", launcher_image="l")

@@ -9,6 +9,7 @@ from rm_operator.controllers.build_profile import BuildProfileController
 from rm_operator.controllers.indexes import INDEXES
 from rm_operator.controllers.model_deployment import ModelDeploymentController
 from rm_operator.controllers.node import NodeController
+from rm_operator.controllers.orphans import OrphanCollector
 from rm_operator.kube.artifact_store import ArtifactStore
 from rm_operator.kube.auth import FileToken
 from rm_operator.kube.reports import Reports
@@ -35,7 +36,7 @@ def build(context: Context) -> list[Controller]:
         ),
         system_namespace=config.system_namespace,
         driver_service_account=config.driver_service_account,
-        retention=Retention(config.unused_days * 86400, config.quota_mib * 1024**2 or None),
+        retention=Retention(config.unused_days * 86400, config.quota_mib * 1024**2 or None, config.orphan_days),
         builds_per_namespace=config.builds_per_namespace,
         builds_namespace=config.builds_namespace,
     )
@@ -48,6 +49,9 @@ def build(context: Context) -> list[Controller]:
         account=FileToken(config.store_token_file) if config.store_token_file is not None else None,
     )
     context.on_close(store.close)
+    collector = OrphanCollector(context, settings, store)
+    context.on_lead(collector.start)
+    context.on_close(collector.stop)
     reports = Reports(context.stores, config.system_namespace)
     context.on_lead(reports.start)
     for state in reports.states():

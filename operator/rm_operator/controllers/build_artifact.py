@@ -16,6 +16,7 @@ from rm_operator.controllers.indexes import (
     artifact_based_on,
     artifact_labelled,
     artifact_named,
+    named_by,
     owners_of,
     scoped,
 )
@@ -30,7 +31,6 @@ from rm_operator.kube.resources import (
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
-    Resource,
 )
 from rm_operator.kube.serving_reports import ServingReports
 from rm_operator.plan import artifact as planner
@@ -169,7 +169,7 @@ class BuildArtifactController(PlanningController):
         where = None if place[0] == self._settings.builds_namespace else place[0]
         for resource in (MODEL_DEPLOYMENTS, BUILD_ARTIFACTS, DEPLOYMENTS):
             for each in (await self._client.list(resource, where)).items:
-                if place in _named_by(resource, each):
+                if place in named_by(resource, each):
                     return True
         return False
 
@@ -235,13 +235,6 @@ class BuildArtifactController(PlanningController):
 
 def _versions(accelerator: Object | None) -> object:
     return None if accelerator is None else (accelerator.get("status") or {}).get("versions")
-
-
-def _named_by(resource: Resource, obj: Object) -> tuple[tuple[str, str] | None, ...]:
-    """Artifacts, by namespace and name, that an object uses."""
-    if resource is MODEL_DEPLOYMENTS:
-        return (artifact_named(obj),)
-    return (artifact_based_on(obj),) if resource is BUILD_ARTIFACTS else (artifact_labelled(obj),)
 
 
 def _attempts(obj: Object, known: Reading) -> list[Attempt]:

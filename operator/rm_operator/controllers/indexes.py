@@ -27,7 +27,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.plan.artifact import in_build, is_ready, is_refused
 from rm_operator.plan.device_class import allocated_in, extended_resource, implied_resource
-from rm_operator.plan.model import is_deleting
+from rm_operator.plan.model import is_deleting, labels_of
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
 
@@ -271,3 +271,14 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
         "resource": resources_requested,
     },
 }
+
+
+def named_by(resource: Resource, obj: Object) -> set[tuple[str, str]]:
+    """Artifacts, by namespace and name, that an object uses: a ModelDeployment, another artifact, or serving pods."""
+    if resource is MODEL_DEPLOYMENTS:
+        found = artifact_named(obj)
+    elif resource is BUILD_ARTIFACTS:
+        found = artifact_based_on(obj)
+    else:
+        found = artifact_labelled(obj)
+    return set() if found is None else {found}

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import yarl
@@ -18,6 +20,8 @@ from rm_operator.plan.artifact import Presence, StoreAnswer
 TIMEOUT_SECONDS = 5.0
 FORGET_SECONDS = 30.0
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+_PAGE: Final = 1000
+_MOST_PAGES: Final = 1000
 
 
 class StoreTrouble(Exception):
@@ -48,6 +52,8 @@ class ArtifactStore:
             self._tls.load_verify_locations(cadata=authority)
         self._middlewares = (RegistryAuthenticator(yarl.URL(self._base), account),) if account is not None else ()
         self._session: aiohttp.ClientSession | None = None
+        self._going: set[str] = set()
+        """Repositories that are being forgotten, of which nobody may say that they are there."""
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -57,6 +63,8 @@ class ArtifactStore:
 
     async def ask(self, repository: str, tag: str = names.ARTIFACT_TAG) -> StoreAnswer:
         """What the store has under a tag of ``repository``. Never raises: no answer is an answer too."""
+        if repository in self._going:
+            return StoreAnswer(Presence.UNREACHABLE, message="what it has under this name is being removed")
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return await self._ask(repository, tag)
@@ -70,23 +78,66 @@ class ArtifactStore:
 
         Nothing to delete is as good. Raises StoreTrouble where the store does not answer or does not do it.
         """
-        try:
+        with _troubles(f"delete {repository}"):
             async with asyncio.timeout(FORGET_SECONDS):
-                await self._forget(repository)
-        except TimeoutError:
-            raise StoreTrouble(
-                f"the artifact store did not delete {repository} within {FORGET_SECONDS:.0f} s"
-            ) from None
-        except (aiohttp.ClientError, NoToken, OSError, ValueError) as error:
-            raise StoreTrouble(f"the artifact store does not delete {repository}: {error}") from None
+                await self._forget(repository, await self._tags(repository))
 
-    async def _forget(self, repository: str) -> None:
+    async def forget_unless(self, repository: str, is_used: Callable[[], Awaitable[bool]]) -> bool:
+        """Forgets it, if it is of nobody's use; False if it is.
+
+        Whoever asks for it meanwhile gets no answer, and so nobody takes it for being there who was not asked here.
+        """
+        if repository in self._going:
+            return False
+        self._going.add(repository)
+        try:
+            if await is_used():
+                return False
+            await self.forget(repository)
+        finally:
+            self._going.discard(repository)
+        return True
+
+    async def forget_tag(self, repository: str, tag: str) -> None:
+        """Deletes the manifest under one tag. Raises StoreTrouble."""
+        with _troubles(f"delete {repository}:{tag}"):
+            async with asyncio.timeout(FORGET_SECONDS):
+                await self._forget(repository, (tag,))
+
+    async def repositories(self) -> list[str]:
+        """All repositories of the store. Raises StoreTrouble, also where it does not tell."""
+        found: list[str] = []
+        after: dict[str, str] = {"n": str(_PAGE)}
+        with _troubles("list its repositories"):
+            for _ in range(_MOST_PAGES):
+                async with asyncio.timeout(FORGET_SECONDS):
+                    url = str(yarl.URL(f"{self._base}/_catalog").with_query(after))
+                    status, body, headers = await self._request("GET", url)
+                _require(status, 200)
+                found += map(str, json.loads(body).get("repositories") or ())
+                # RFC 5988: only where the next page begins is taken from it, not whose it is.
+                following = parse_qs(urlsplit(headers.get("Link", "").partition(">")[0].lstrip("< ")).query)
+                if not following.get("last"):
+                    return found
+                after["last"] = following["last"][0]
+            raise ValueError(f"it has more than {_MOST_PAGES * _PAGE} repositories")
+
+    async def tags(self, repository: str) -> tuple[str, ...]:
+        """The tags of a repository; none of one that it does not have. Raises StoreTrouble."""
+        with _troubles(f"list the tags of {repository}"):
+            async with asyncio.timeout(FORGET_SECONDS):
+                return await self._tags(repository)
+
+    async def _tags(self, repository: str) -> tuple[str, ...]:
         status, body, _ = await self._request("GET", f"{self._base}/{repository}/tags/list")
         if status == 404:
-            return
+            return ()
         _require(status, 200)
+        return tuple(map(str, json.loads(body).get("tags") or ()))
+
+    async def _forget(self, repository: str, tags: tuple[str, ...]) -> None:
         digests = set()
-        for tag in json.loads(body).get("tags") or []:
+        for tag in tags:
             status, _, headers = await self._request("HEAD", f"{self._base}/{repository}/manifests/{tag}")
             if status != 404:
                 _require(status, 200)
@@ -127,6 +178,16 @@ class ArtifactStore:
         finally:
             if self._observe is not None:
                 self._observe(url, status, loop.time() - started)
+
+
+@contextmanager
+def _troubles(what: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise StoreTrouble(f"the artifact store did not {what} within {FORGET_SECONDS:.0f} s") from None
+    except (aiohttp.ClientError, NoToken, OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise StoreTrouble(f"the artifact store does not {what}: {error}") from None
 
 
 def _require(status: int, wanted: int) -> None:

@@ -138,6 +138,8 @@ class Retention:
     unused_seconds: int = 30 * 86400
     quota_bytes: int | None = None
     """Bytes that the artifacts of a namespace may take before those without users go; None for any number."""
+    orphan_days: int = 0
+    """Days after which goes what the store has and no object names; 0 for never."""
 
 
 @dataclass(frozen=True)

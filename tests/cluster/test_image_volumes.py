@@ -1,7 +1,7 @@
 """Artifacts that the node mounts: the kubelet and the container runtime take them from the chart's registry.
 
-The tests build on one another, in order. Nodes reach the registry through a port of their own, in plain HTTP as
-container runtimes allow it on the node itself.
+The tests build on one another, in order. Nodes reach the registry through a port of their own, where container runtimes
+ask for no certificate. Without the token service: its tokens are for pods, and its name is known in the cluster only.
 """
 
 import tempfile
@@ -52,6 +52,7 @@ def port(installed: Installed) -> Iterator[int]:
         release.install(
             installed.cluster,
             installed.references,
+            "--set=store.registry.auth.enabled=false",
             "--set=store.imageVolumes.mode=Auto",
             f"--set=store.imageVolumes.host=localhost:{found}",
         )
@@ -120,7 +121,7 @@ def test_where_the_node_does_not_reach_the_registry_it_says_so_and_recovers(
 
 
 def test_switched_off_its_pods_fetch_again(mounted: Kubectl, installed: Installed, port: int) -> None:
-    release.install(installed.cluster, installed.references)
+    release.install(installed.cluster, installed.references, "--set=store.registry.auth.enabled=false")
 
     def replaced() -> bool:
         return any(

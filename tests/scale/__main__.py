@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from scale.report import Report, Row, machine
-from scale.rows import burst, cold, devices, failover, foreign, latency, noop, placement, store
+from scale.rows import burst, cold, deployments, devices, failover, foreign, latency, noop, placement, store
 from scale.sdk import rows as sdk
 from scale.sizes import Sizes
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], Awaitable[Sequence[Row]]]] = {
     "latency": latency.run,
     "failover": failover.run,
     "placement": placement.run,
+    "deployments": deployments.run,
     "devices": devices.run,
     "store": store.run,
     "sdk": sdk.run,

@@ -90,9 +90,11 @@ class Process:
 class OperatorProcess(Process):
     """``python -m rm_operator run``."""
 
-    def __init__(self, cluster: Cluster, user: str, *, profile: Path | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, user: str, *, profile: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.port = free_port()
-        environ = os.environ | {
+        variables = os.environ | {
             "KUBECONFIG": str(cluster.server.kubeconfig(cluster.directory / f"{user}.kubeconfig", user)),
             "RMA_SYSTEM_NAMESPACE": SYSTEM_NAMESPACE,
             "RMA_STORE": "127.0.0.1:1",
@@ -100,11 +102,12 @@ class OperatorProcess(Process):
             "RMA_LAUNCHER_IMAGE": "launcher:1",
             "POD_NAME": user,
             "RMA_METRICS_PORT": str(self.port),
+            **(environ or {}),
         }
         module = ["-m", "rm_operator", "run"]
         if profile is not None:
             module = ["-m", "cProfile", "-o", str(profile), *module]
-        super().__init__([sys.executable, *module], environ, cluster.directory / f"{user}.log")
+        super().__init__([sys.executable, *module], variables, cluster.directory / f"{user}.log")
         self._session = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}")
 
     async def close(self) -> None:
@@ -157,10 +160,14 @@ class OperatorProcess(Process):
 
 @asynccontextmanager
 async def operator(
-    cluster: Cluster, user: str = "operator-a", *, profile: Path | None = None
+    cluster: Cluster,
+    user: str = "operator-a",
+    *,
+    profile: Path | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[OperatorProcess]:
-    """An operator, started; it is killed at the end of the block."""
-    process = OperatorProcess(cluster, user, profile=profile)
+    """An operator, started, with ``environ`` beside its variables; it is killed at the end of the block."""
+    process = OperatorProcess(cluster, user, profile=profile, environ=environ)
     try:
         yield process
     finally:

@@ -261,7 +261,7 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
 
 def test_orphans_go_from_the_charts_own_registry_only(render: Render) -> None:
     def days(**values: Any) -> int:
-        return Config.from_environment(_environment(render(**values))).orphan_days
+        return int(_environment(render(**values))["RMA_ARTIFACT_ORPHAN_DAYS"])
 
     assert days() == 30
     assert days(artifacts={"orphanDays": 0}) == 0

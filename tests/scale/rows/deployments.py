@@ -69,6 +69,7 @@ async def run(sizes: Sizes) -> Sequence[Row]:
         Row("deployments", "… P50", percentile(ours, 50), "s"),
         Row("deployments", "a bare apps/v1 Deployment, P95", percentile(bare, 95), "s"),
         Row("deployments", "… P50", percentile(bare, 50), "s"),
+        Row("deployments", "ModelDeployment / bare Deployment, P95", percentile(ours, 95) / percentile(bare, 95), "×"),
         Row("deployments", f"{count} identical deployments at once, not compiled: compile Jobs", jobs, "",
             "<=", 1, f"exactly one was asked for; its request came after {seconds:.1f} s"),
     ]  # fmt: skip

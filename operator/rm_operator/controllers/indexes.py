@@ -27,7 +27,7 @@ from rm_operator.kube.resources import (
 )
 from rm_operator.plan.artifact import in_build, is_ready, is_refused
 from rm_operator.plan.device_class import allocated_in, extended_resource, implied_resource
-from rm_operator.plan.model import is_deleting, labels_of
+from rm_operator.plan.model import is_deleting
 from rm_operator.plan.resolve import written_source_hash
 from rm_operator.runtime.queue import Key
 

@@ -23,6 +23,7 @@ _COMMANDS: Mapping[str, str] = {
     "push": "rm_cli.runtime_commands:push",
     "stage": "rm_cli.stage_commands:stage",
     "serve": "rm_cli.runtime_commands:serve",
+    "engine-command": "rm_cli.runtime_commands:engine_command",
     "plugins": "rm_cli.plugin_commands:plugins",
 }
 
@@ -68,6 +69,7 @@ _SUMMARIES: Mapping[str, str] = {
     "push": "Put an artifact into the store (in a build Job).",
     "stage": "Hand what a build has come to from one Job to the next.",
     "serve": "Serve an artifact with the OpenAI API (in a serving pod).",
+    "engine-command": "Work out how an engine's own server is started (in a serving pod).",
     "plugins": "List plugins for accelerators, and install those of a signed index.",
 }
 

@@ -1,9 +1,10 @@
-"""Commands that a workload's images run (``resolve``, ``fetch``, ``config``, ``push``, ``serve``), and ``models``."""
+"""Commands that a workload's images run, such as ``resolve``, ``fetch``, ``push`` and ``serve``; and ``models``."""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import click
 from rm_api.conditions import Reason
@@ -185,43 +186,44 @@ def push(
     sys.exit(run_reported(action))
 
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_COUNT: Final = click.IntRange(1)
+_SERVED: Final = (
+    click.option("--plugin", required=True, help="Name of the runtime plugin."),
+    click.option("--artifact", type=_DESTINATION, required=True, help="Directory of the artifact."),
+    click.option("--model", type=_DIRECTORY, help="The model, where its weights are not in the artifact."),
+    click.option("--served-name", required=True, help="Name of the model in the API."),
+    click.option("--port", type=click.IntRange(1, 65535), default=SERVE_PORT, show_default=True),
+    click.option(
+        "--max-sequence-length", type=_COUNT, help="Tokens of prompt and answer; the model's own limit, without it."
+    ),
+    click.option("--prefill-chunk", type=_COUNT, help="Tokens of prompts in one pass; as the engine does, without it."),
+    click.option(
+        "--tensor-parallel", type=_COUNT, default=1, show_default=True, help="Devices that compute one layer together."
+    ),
+    click.option(
+        "--pipeline-parallel", type=_COUNT, default=1, show_default=True,
+        help="Groups of devices that have the layers one after the other.",
+    ),
+)  # fmt: skip
+
+
+def _served(command: _Command) -> _Command:
+    """The options of all commands that serve an artifact."""
+    for option in reversed(_SERVED):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--plugin", required=True, help="Name of the runtime plugin.")
-@click.option("--artifact", type=_DESTINATION, required=True, help="Directory of the artifact.")
-@click.option("--model", type=_DIRECTORY, help="The model, where its weights are not in the artifact.")
-@click.option("--served-name", required=True, help="Name of the model in the API.")
-@click.option("--port", type=click.IntRange(1, 65535), default=SERVE_PORT, show_default=True)
-@click.option(
-    "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers that are generated at a time."
-)
+@_served
+@click.option("--max-batch", type=_COUNT, default=8, show_default=True, help="Answers that are generated at a time.")
 @click.option("--max-queue", type=click.IntRange(0), help="Answers that may wait; four times --max-batch, without it.")
-@click.option(
-    "--max-sequence-length",
-    type=click.IntRange(1),
-    help="Tokens of prompt and answer; the model's own limit, without it.",
-)
-@click.option(
-    "--prefill-chunk", type=click.IntRange(1), help="Tokens of prompts in one pass; as the engine does, without it."
-)
-@click.option(
-    "--tensor-parallel",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Devices that compute one layer together.",
-)
-@click.option(
-    "--pipeline-parallel",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Groups of devices that have the layers one after the other.",
-)
 def serve(
     plugin: str,
     artifact: Path,
-    model: Path | None,
     served_name: str,
+    *,
     port: int,
     max_batch: int,
     max_queue: int | None,
@@ -229,6 +231,7 @@ def serve(
     prefill_chunk: int | None,
     tensor_parallel: int,
     pipeline_parallel: int,
+    model: Path | None,
 ) -> None:
     """Serve an artifact with the OpenAI API."""
     from rm_abstract.serve.main import serve as run
@@ -248,6 +251,43 @@ def serve(
             pipeline_parallel=pipeline_parallel,
         )
     )
+
+
+@click.command("engine-command")
+@_served
+@click.option("--max-batch", type=_COUNT, help="Answers that are generated at a time; as the engine has it, without.")
+@click.option("--dtype", default="", help="Number format to compute in, such as bf16.")
+@click.option("--prefix-caching/--no-prefix-caching", default=None, help="Keep what was computed of prompts, or not.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file for rma-launch."
+)
+def engine_command(
+    plugin: str, artifact: Path, served_name: str, *, port: int, max_batch: int | None, model: Path | None,
+    max_sequence_length: int | None, dtype: str, tensor_parallel: int, pipeline_parallel: int,
+    prefill_chunk: int | None, prefix_caching: bool | None, output: Path,
+) -> None:  # fmt: skip
+    """Work out the command of an engine's own server, which need not be here."""
+    from rm_abstract.core.plugin import BackendConfig
+    from rm_abstract.reporting import run_reported
+    from rm_abstract.serve import command
+
+    config = BackendConfig(
+        dtype=dtype,
+        max_batch_size=max_batch,
+        max_sequence_length=max_sequence_length,
+        model=model,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        prefill_chunk=prefill_chunk,
+        prefix_caching=prefix_caching,
+    )
+
+    def action() -> Report:
+        made = command.engine_command(plugin, artifact, config, served_name=served_name, port=port)
+        command.write_command(made, output)
+        return Report(reason=Reason.READY)
+
+    sys.exit(run_reported(action))
 
 
 @click.group()

@@ -126,6 +126,8 @@ STORE_DIR: Final = "/rma/store"
 LAUNCHER: Final = f"{BIN_DIR}/rma-launch"
 ENGINE_REPORT_FILE: Final = f"{REPORT_DIR}/engine.json"
 """Where an engine that knows our contract writes what it observed; the launcher merges it into its report."""
+ENGINE_COMMAND_FILE: Final = f"{BIN_DIR}/engine.json"
+"""The command of an engine that has a server of its own, where it has to be worked out from artifact and model."""
 
 # Variables that a device plugin sets for a container that it gave devices to.
 ENV_DEVICE_IDS: Final = "DEVICE_IDS"
@@ -206,6 +208,21 @@ def expand(text: str, values: Mapping[str, str]) -> str:
         if name is None:
             return "$$"
         return values[name].replace("$", "$$") if name in values else match.group(0)
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def literal(text: str) -> str:
+    """``text`` such that ``substitute``, or rma-launch, makes ``text`` of it."""
+    return text.replace("$", "$$")
+
+
+def substitute(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with every ``${NAME}`` replaced and ``$$`` a dollar, as rma-launch has it. KeyError: not set."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return "$" if name is None else values[name]
 
     return _REFERENCE.sub(replacement, text)
 

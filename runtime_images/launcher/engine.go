@@ -37,9 +37,9 @@ type engine struct {
 
 func parseEngine(args, environ []string) (engine, error) {
 	e := engine{}
-	own, argv, err := splitArgs(args)
-	if err != nil {
-		return e, err
+	own, argv, absent := splitArgs(args)
+	if absent != nil {
+		own = args
 	}
 	flags := flag.NewFlagSet("engine", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -49,6 +49,7 @@ func parseEngine(args, environ []string) (engine, error) {
 	flags.StringVar(&e.artifactDir, "artifact-dir", "", "")
 	flags.StringVar(&e.artifactKey, "artifact-key", "", "")
 	flags.StringVar(&e.cacheFrom, "cache-from", "", "")
+	commandFile := flags.String("command-file", "", "")
 	flags.IntVar(&e.devices, "require-devices", 0, "")
 	timeout := flags.Float64("ready-timeout", 1800, "")
 	hang := flags.Float64("hang-timeout", 600, "")
@@ -62,6 +63,8 @@ func parseEngine(args, environ []string) (engine, error) {
 	switch {
 	case flags.NArg() > 0:
 		return e, fmt.Errorf("%q is no flag of engine; the program follows after --", flags.Arg(0))
+	case absent != nil && *commandFile == "":
+		return e, absent
 	case e.servedName == "":
 		return e, fmt.Errorf("engine needs --served-name")
 	case (e.artifactDir == "") != (e.artifactKey == ""):
@@ -81,6 +84,14 @@ func parseEngine(args, environ []string) (engine, error) {
 	if e.cacheDir = variables.values["CACHE_DIR"]; e.cacheFrom != "" && e.cacheDir == "" {
 		return e, fmt.Errorf("--cache-from needs CACHE_DIR, where the engine looks for its cache; the operator sets it")
 	}
+	if *commandFile != "" {
+		made, err := readCommand(*commandFile)
+		if err != nil {
+			return e, err
+		}
+		argv, environ = append(made.Argv, argv...), made.under(environ)
+	}
+	var err error
 	if e.argv, err = variables.all("argument", argv); err != nil {
 		return e, err
 	}
@@ -119,7 +130,7 @@ func runEngine(args, environ []string, log terminationLog) outcome {
 	if !result.keepOwn {
 		result.report.Retryable = isRetryable(result.code)
 		result.report.Seconds = seconds(time.Since(status.begun))
-		result.report.Versions = notes.read().Versions
+		result.report.Versions = status.versions(notes.read())
 		result.report.Facts = facts{LogTail: output.tail()}
 	}
 	return result
@@ -201,6 +212,7 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 	go func() {
 		answered := func() { status.enter(generating, "waiting for the first token") }
 		if status.prober.untilToken(probing, answered, func(err error) { status.explain(err.Error()) }) == nil {
+			status.tellVersion(status.prober.version(probing))
 			close(tokens)
 		}
 	}()

@@ -29,7 +29,8 @@ const usage = `rma-launch runs a build step or an engine as its child and report
   rma-launch version-probe --name TOOL --pattern RE [--exit-code N=MEANING]... -- ARGV...
   rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
                     [--cache-from DIR] [--require-devices N] [--ready-timeout SECONDS] [--hang-timeout SECONDS]
-                    [--drain-delay SECONDS] [--drain-timeout SECONDS] -- ARGV...
+                    [--drain-delay SECONDS] [--drain-timeout SECONDS]
+                    {-- ARGV... | --command-file FILE [-- ARGS...]}
   rma-launch registry --config FILE --read-only-config FILE [--first 10m] [--every 24h] -- PROGRAM
   rma-launch version
 

@@ -217,3 +217,21 @@ func (p *prober) firstModel(ctx context.Context) (name string, status int, err e
 	}
 	return models.Data[0].ID, status, nil
 }
+
+// version is what the engine's server says of itself at /version, as vLLM's and others do; empty where it does not.
+func (p *prober) version(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+"/version", nil)
+	if err != nil {
+		return ""
+	}
+	_, answer, err := p.do(request)
+	var said struct {
+		Version string `json:"version"`
+	}
+	if err != nil || json.Unmarshal(answer, &said) != nil {
+		return ""
+	}
+	return cut(oneLine(said.Version), maxVersionBytes)
+}

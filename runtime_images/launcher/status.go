@@ -38,6 +38,7 @@ type status struct {
 	probes     map[string]int
 	probeTook  time.Duration
 	progressed time.Time
+	version    string
 
 	begun  time.Time
 	notes  *engineNotes
@@ -95,6 +96,25 @@ func (s *status) checked(found artifact, device map[string]any) {
 	s.artifact, s.device = found, device
 }
 
+// tellVersion keeps the version that the engine's server gave; empty for none.
+func (s *status) tellVersion(version string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version = version
+}
+
+// versions are those of the engine: what its server says, and what it has written itself.
+func (s *status) versions(notes engineReport) map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	versions := map[string]string{}
+	if s.version != "" {
+		versions["engine"] = s.version
+	}
+	maps.Copy(versions, notes.Versions)
+	return versions
+}
+
 func (s *status) dead() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,14 +158,14 @@ func (s *status) now(notes engineReport) readiness {
 // full is the whole report.
 func (s *status) full() map[string]any {
 	notes := s.notes.read()
-	answer := s.now(notes)
+	answer, running := s.now(notes), s.versions(notes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	device := maps.Clone(s.device)
 	maps.Copy(device, notes.ObservedDevice)
 	versions := map[string]string{}
 	maps.Copy(versions, s.artifact.Versions)
-	maps.Copy(versions, notes.Versions)
+	maps.Copy(versions, running)
 	return map[string]any{
 		"ready": answer.Ready, "state": answer.State, "reason": answer.Reason, "message": answer.Message,
 		"observedDevice": device, "driver": notes.Driver, "versions": versions, "artifact": s.artifact,

@@ -135,7 +135,8 @@ def _rules(old: Schema, new: Schema, place: str) -> Iterator[str]:
         # A rule that compares with what was there lets it stay as it is.
         if _text(rule) in before or rule.get("optionalOldSelf") or "oldSelf" in rule["rule"]:
             continue
-        if not _is_about_what_is_new(rule["rule"], old) and not _admits_more(_text(rule), before):
+        kept = _is_about_what_is_new(rule["rule"], old) or _asks_for_what_was_required(rule["rule"], old)
+        if not kept and not _admits_more(_text(rule), before):
             yield f"{place}: the rule {_text(rule)!r} is new, and may refuse what was valid"
 
 
@@ -153,6 +154,13 @@ def _is_about_what_is_new(rule: str, old: Schema) -> bool:
     head, has, _ = rule.partition(") || ")
     name = head.removeprefix("!has(self.")
     return bool(has) and name != head and name.isidentifier() and name not in old.get("properties", {})
+
+
+def _asks_for_what_was_required(rule: str, old: Schema) -> bool:
+    """True for ``has(self.name) || …``, where every object had to have the name."""
+    head, has, _ = rule.partition(") || ")
+    name = head.removeprefix("has(self.")
+    return bool(has) and "?" not in _QUOTED.sub("", rule) and name != head and name in old.get("required", ())
 
 
 def _without_words(value: Any) -> Any:

@@ -160,7 +160,11 @@ class Capability(ApiModel):
     max_tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Most devices that compute one layer together; by default as many as a node has with linkGBps, 1 without it."""
     features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
-    """What else it can do, in words that deployments ask for with requirements.features, such as lora."""
+    """What else it can do, in words that deployments ask for with requirements.features, such as lora. Without any,
+    what is known of runtime.plugin."""
+    architectures: Annotated[list[Line], Field(max_length=512, json_schema_extra=LIST_SET)] = []
+    """Models that its engine serves, as config.json names them, such as LlamaForCausalLM. Without any, those that
+    runtime.plugin is known to serve; any, where that is not known either."""
 
 
 class Tflops(ApiModel):
@@ -271,8 +275,24 @@ class Provisioning(ApiModel):
 class Runtime(ApiModel):
     """How models are served on this kind of accelerator."""
 
-    plugin: Word
-    """The runtime plugin of the SDK that starts the engine, such as openvino."""
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "has(self.plugin) || has(self.command)",
+                "plugin, which knows how its engine is started, or command is required",
+            ),
+            cel(
+                "!has(self.command) || !has(self.plugin)",
+                "command takes the place of plugin; only one of the two can be given",
+            ),
+        )
+    )
+
+    plugin: Word | None = None
+    """The runtime plugin of the SDK that starts the engine, such as openvino. This or command."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
+    """Instead of plugin: program and arguments of the engine's own OpenAI server; ${NAME} refers to a variable of the
+    workload contract, such as ${ARTIFACT_DIR}, ${SERVED_NAME} and ${PORT}."""
     image: Image
     """The engine's image, unmodified: the vendor's own."""
     args: Annotated[list[Argument], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None

@@ -254,6 +254,9 @@ class RuntimeOptions(ApiModel):
         ),
     ] = []
     """Variables of the engine: of its log levels, threads and time zone those that the cluster's policy allows."""
+    prefix_caching: bool | None = None
+    """Whether the engine keeps what it has computed of prompts for later ones that begin alike; as the engine is made,
+    where absent. Engines that cannot be told are not used."""
 
 
 class ModelDeploymentSpec(ApiModel):

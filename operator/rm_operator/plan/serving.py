@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
 from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
+from rm_api.runtimes import facts_of
 
 from rm_operator.plan import compatibility, image_volume, pods, startup
 from rm_operator.plan.device_class import requested_resource
@@ -199,6 +200,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
         compute["limits"] = {resource: str(devices)}
     served = pods.literal(variant.served_name)
     budget = startup.budget_seconds(variant.artifact_spec, variant.facts)
+    command = _Command.of(variant, settings, served=served, model_beside=bool(model))
     engine = pods.container(
         "engine",
         runtime.image,
@@ -209,20 +211,13 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             f"--report-port={names.REPORT_PORT}",
             f"--artifact-dir={names.ARTIFACT_DIR}",
             f"--artifact-key={variant.artifact_spec.key}",
-            f"--require-devices={devices}",
+            # Only plugins of ours say which nodes they have given.
+            f"--require-devices={devices if variant.accelerator_spec.device_plugin else 0}",
             f"--ready-timeout={budget}",
             f"--drain-delay={_DRAIN_DELAY_SECONDS}",
             f"--drain-timeout={_DRAIN_TIMEOUT_SECONDS}",
             *([f"--cache-from={names.ARTIFACT_DIR}/cache"] if _has_cache(variant.artifact_spec) else []),
-            "--",
-            "rm-abstract", "serve",
-            f"--plugin={runtime.plugin}",
-            f"--artifact={names.ARTIFACT_DIR}",
-            *([f"--model={names.MODEL_DIR}"] if model else []),
-            f"--served-name={served}",
-            f"--port={names.SERVE_PORT}",
-            *_limits(variant.artifact_spec),
-            *map(pods.literal, runtime.args or []),
+            *command.engine,
         ],
         settings,
         mounted=pods.mounts(mounted, read_only=sealed),
@@ -259,7 +254,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     return {
         "metadata": {"labels": {**_labels(variant), names.LABEL_ACTIVE: "true"}},
         "spec": pods.pod_spec(
-            init_containers=[pods.install_launcher(settings), *fetch, *model],
+            init_containers=[pods.install_launcher(settings), *fetch, *model, *command.before],
             containers=[engine],
             pod_volumes=[*pods.volumes(emptied), *artifact_volumes, *model_volumes],
             **further,
@@ -287,6 +282,52 @@ def _artifact(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]
         compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
     )  # fmt: skip
     return [container], store_volumes
+
+
+class _Command(NamedTuple):
+    """How the engine is started."""
+
+    engine: list[str]
+    """Arguments of rma-launch that say it."""
+    before: list[dict[str, Any]]
+    """The init container that works the command out, where artifact and model have to be read for it."""
+
+    @classmethod
+    def of(cls, variant: Variant, settings: Settings, *, served: str, model_beside: bool) -> "_Command":
+        """The command that the accelerator states; else that of the engine's own server, or of ours over the plugin."""
+        runtime = variant.accelerator_spec.runtime
+        further = list(map(pods.literal, runtime.args or []))
+        if runtime.command is not None:
+            return cls(["--", *map(pods.literal, runtime.command), *further], [])
+        serving = [
+            f"--plugin={runtime.plugin}",
+            f"--artifact={names.ARTIFACT_DIR}",
+            *([f"--model={names.MODEL_DIR}"] if model_beside else []),
+            f"--served-name={served}",
+            f"--port={names.SERVE_PORT}",
+            *_limits(variant.artifact_spec),
+        ]
+        if not facts_of(runtime.plugin).own_server:
+            return cls(["--", "rm-abstract", "serve", *serving, *further], [])
+        prefix_caching = variant.spec.runtime.prefix_caching
+        read = ["artifact", *(["model"] if model_beside else [])]
+        worked_out = pods.container(
+            "engine-command",
+            settings.images.runtime,
+            [
+                "rm-abstract", "engine-command",
+                *serving,
+                f"--dtype={variant.artifact_spec.dtype}",
+                *([] if prefix_caching is None else [f"--{'' if prefix_caching else 'no-'}prefix-caching"]),
+                f"--output={names.ENGINE_COMMAND_FILE}",
+            ],
+            settings,
+            mounted=pods.mounts(["bin", "tmp", *read], read_only=read),
+            compute={"requests": {"cpu": "100m", "memory": "128Mi"}},
+        )  # fmt: skip
+        return cls(
+            [f"--command-file={names.ENGINE_COMMAND_FILE}", *(["--", *further] if further else [])], [worked_out]
+        )
 
 
 def _limits(artifact: BuildArtifactSpec) -> list[str]:

@@ -103,7 +103,7 @@ class PyTorchSession(SteppingSession[_Slot]):
     def __init__(self, model: PyTorchModel) -> None:
         super().__init__()
         self._torch: Any = import_module("torch")
-        self.native: Any = _load(model)
+        self.native: Any = self.load(model)
         self.tokenizer = HfTokenizer(model.directory)
         self.max_sequence_length = model.info.max_sequence_length
         self.vocabulary_size = model.info.vocabulary_size
@@ -112,6 +112,10 @@ class PyTorchSession(SteppingSession[_Slot]):
         self.max_logprobs = MAX_LOGPROBS
         self._end_tokens = model.info.end_tokens
         self.start()
+
+    def load(self, model: PyTorchModel) -> Any:
+        """The model, on the device that it runs on. Raises ArtifactMismatch where that is not possible."""
+        return load(model)
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -133,9 +137,9 @@ class PyTorchSession(SteppingSession[_Slot]):
     def _advance(self, slot: _Slot) -> Iterator[tuple[_Slot, Sequence[int], FinishReason | None]]:
         torch = self._torch
         with torch.inference_mode():
-            ids = torch.tensor([slot.tokens], dtype=torch.long)
+            ids = torch.tensor([slot.tokens], dtype=torch.long, device=self.native.device)
             output = self.native(input_ids=ids, past_key_values=slot.cache, use_cache=True, **self._options)
-            logits = output.logits[0, -1].float().numpy()
+            logits = output.logits[0, -1].float().cpu().numpy()
         slot.cache = output.past_key_values
         token = slot.sampler.choose(logits)
         slot.tokens = [token]
@@ -152,7 +156,8 @@ class PyTorchSession(SteppingSession[_Slot]):
         slot.cache = None
 
 
-def _load(model: PyTorchModel) -> Any:
+def load(model: PyTorchModel) -> Any:
+    """A model of transformers, on the CPU. Raises ArtifactMismatch."""
     transformers = import_module("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(model.directory, local_files_only=True)

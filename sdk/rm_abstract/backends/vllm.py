@@ -4,71 +4,71 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from rm_abstract import __version__
-from rm_abstract.backends.hf import FORMAT, HfTokenizer, dtype_name, versions_of
+from rm_api.names import literal, substitute
+from rm_api.runtimes import FORMAT_VLLM_CACHE
+
+from rm_abstract.backends.hf import HfTokenizer, dtype_name, versions_of
 from rm_abstract.backends.openai import OpenAiSession
 from rm_abstract.backends.openvino_model import ModelInfo
+from rm_abstract.backends.own_server import (
+    OFFLINE,
+    OwnServerPlugin,
+    ServerModel,
+    model_beside,
+    option,
+    sequence_limit,
+    settings,
+    several,
+    switch,
+)
 from rm_abstract.backends.server_process import ServerProcess
 from rm_abstract.core.errors import BadInput, DeviceMissing
-from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
-from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource, ResourceType
+from rm_abstract.core.plugin import BackendConfig, PluginPriority
+from rm_abstract.core.resource import BuildArtifact, Capability, Resource, ResourceType
 from rm_abstract.core.session import GenerationRequest, Session
 
-CACHE_FORMAT: Final = "vllm-cache"
-"""An artifact that holds what vLLM has compiled and tuned, and not the model."""
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _GPU_NODE: Final = re.compile(r"nvidia(\d+)")
 _OURS: Final = frozenset(
     {"host", "port", "uds", "model", "served_model_name", "dtype", "max_model_len", "max_num_seqs"}
 )
+_COMPUTED: Final = frozenset({"float16", "bfloat16", "float32"})
+"""Number formats that vLLM can be told to compute in; of quantised weights it knows by itself."""
 
 
 @dataclass(frozen=True)
-class VllmModel:
-    """A model's directory that was found to be one, and how the server is started on it."""
+class VllmModel(ServerModel):
+    """A model's directory, and how the server is started on it."""
 
-    directory: Path
-    info: ModelInfo
-    arguments: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
+    """Variables that restrict a server of this process to the devices that were asked for."""
+    limit: int | None = None
+    """Longest sequence that was asked for."""
 
 
-class VllmPlugin(Plugin):
+class VllmPlugin(OwnServerPlugin):
     """Compiles nothing that could be kept: the server compiles its kernels when it starts."""
 
-    _type: ClassVar = ResourceType.GPU
+    name = "vllm"
+    display_name = "vLLM (CUDA)"
+    vendor = "vLLM"
+    device_type = ResourceType.GPU
+    package = "vllm"
+    description = "vLLM's own server on NVIDIA GPUs"
+    aliases: ClassVar[tuple[str, ...]] = ("cuda",)
+    priority = PluginPriority.HIGH
     _cpu_build: ClassVar = False
 
     def __init__(self) -> None:
         self._devices: list[Resource] = []
 
-    @classmethod
-    def metadata(cls) -> PluginMetadata:
-        """See the base class."""
-        return PluginMetadata(
-            name="vllm",
-            display_name="vLLM (CUDA)",
-            version=__version__,
-            vendor="vLLM",
-            priority=PluginPriority.HIGH,
-            device_types=("gpu", "cuda"),
-            requires=("vllm",),
-            description="vLLM's own server on NVIDIA GPUs",
-            formats=(FORMAT, CACHE_FORMAT),
-        )
-
     def is_available(self) -> bool:
         """See the base class: installed for this type of device, of which there is one."""
         return find_spec("vllm") is not None and _is_cpu_build() is self._cpu_build and bool(self._present())
-
-    def required_build_profiles(self, config: BackendConfig) -> list[BuildProfile]:
-        """See the base class: none."""
-        return []
 
     def _present(self) -> list[Resource]:
         nodes = (_GPU_NODE.fullmatch(name) for name in sorted(os.listdir("/dev")))
@@ -81,7 +81,7 @@ class VllmPlugin(Plugin):
     def probe(self, resources: Sequence[Resource] = ()) -> list[Resource]:
         """See the base class."""
         present = self._present()
-        wanted = [resource.id for resource in resources if resource.type is self._type]
+        wanted = [resource.id for resource in resources if resource.type is self.device_type]
         missing = sorted(set(wanted) - {resource.id for resource in present})
         if missing or not present:
             raise DeviceMissing(f"there is no {missing[0] if missing else 'NVIDIA GPU'} here")
@@ -93,41 +93,52 @@ class VllmPlugin(Plugin):
     ) -> Capability:
         """See the base class."""
         lengths = [ModelInfo.read(artifact.path).max_sequence_length for artifact in artifacts]
-        return Capability(
-            max_seq_len=min(lengths, default=None), dtype=("bf16", "fp16", "fp32"), optimized_for=("throughput",)
-        )
+        known = super().get_capability(resources, config)
+        return replace(known, max_seq_len=min(lengths, default=None), optimized_for=("throughput",))
 
     def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> VllmModel:
         """See the base class. Options of ``config`` are vLLM's own, such as ``gpu_memory_utilization``."""
-        config = config or BackendConfig()
-        directory = resource.path
-        if resource.format == CACHE_FORMAT:
-            if config.model is None:
-                raise BadInput("the artifact is vLLM's cache: the model's directory has to be given too")
-            directory = config.model
-        info = ModelInfo.read(directory, config.max_sequence_length)
-        arguments = ["--dtype", dtype_name(config.dtype), "--max-model-len", str(info.max_sequence_length)]
-        if config.max_batch_size is not None:
-            arguments += ["--max-num-seqs", str(config.max_batch_size)]
-        if config.prefill_chunk is not None:
-            arguments += ["--max-num-batched-tokens", str(config.prefill_chunk)]
-        if config.tensor_parallel > 1:
-            arguments += ["--tensor-parallel-size", str(config.tensor_parallel)]
-        if config.pipeline_parallel > 1:
-            arguments += ["--pipeline-parallel-size", str(config.pipeline_parallel)]
-        for name, value in (self._usual_options() | dict(config.options)).items():
-            arguments += _argument(name, value)
-        return VllmModel(directory, info, tuple(arguments), self._environment())
+        return self.server_model(resource, config or BackendConfig())
 
-    def _usual_options(self) -> dict[str, str]:
+    def server_model(self, resource: BuildArtifact, config: BackendConfig) -> VllmModel:
+        """See the base class."""
+        directory = model_beside(resource, config) if resource.format == FORMAT_VLLM_CACHE else resource.path
+        settings(directory)
+        dtype = dtype_name(config.dtype)
+        arguments = [
+            *option("--dtype", dtype if dtype in _COMPUTED else "auto"),
+            *option("--max-model-len", sequence_limit(directory, config.max_sequence_length)),
+            *option("--max-num-seqs", config.max_batch_size),
+            *several("--tensor-parallel-size", config.tensor_parallel),
+            *several("--pipeline-parallel-size", config.pipeline_parallel),
+            *option("--max-num-batched-tokens", config.prefill_chunk),
+            *switch("enable-prefix-caching", config.prefix_caching),
+        ]
+        for name, value in (self._usual_options(resource) | dict(config.options)).items():
+            arguments += _argument(name, value)
+        environment = {
+            **OFFLINE,
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CACHE_ROOT": "${CACHE_DIR}/vllm",
+            # Where these are not said, PyTorch asks for the name of the user, who has none in a pod.
+            "TORCHINDUCTOR_CACHE_DIR": "${CACHE_DIR}/inductor",
+            "USER": "nonroot",
+        }
+        return VllmModel(
+            directory, tuple(arguments), environment, devices=self._visible(), limit=config.max_sequence_length
+        )
+
+    def _usual_options(self, resource: BuildArtifact) -> dict[str, str]:
         return {}
 
-    def _environment(self) -> dict[str, str]:
+    def _visible(self) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ",".join(device.id.removeprefix("gpu") for device in self._devices)}
 
     def serve_command(self, resource: VllmModel, *, served_name: str, port: int) -> list[str]:
-        """See the base class."""
-        return [*_command(resource, served_name), "--port", str(port)]
+        """See the base class. Where vLLM is installed in this Python, that one runs it."""
+        model = literal(str(resource.directory))
+        start = [*_HERE, model] if find_spec("vllm") is not None else ["vllm", "serve", model]
+        return [*start, "--served-model-name", literal(served_name), *resource.arguments, "--port", str(port)]
 
     def create_session(self, resource: VllmModel) -> Session:
         """See the base class: the same server on a socket file, as a child. Takes as long as vLLM needs to start."""
@@ -141,32 +152,22 @@ class VllmPlugin(Plugin):
 class VllmCpuPlugin(VllmPlugin):
     """vLLM's build for the CPU. Chosen by its name: it takes a minute to start, where others take a second."""
 
-    _type: ClassVar = ResourceType.CPU
+    name = "vllm-cpu"
+    display_name = "vLLM (CPU)"
+    device_type = ResourceType.CPU
+    description = "vLLM's own server on the CPU"
+    aliases = ()
+    priority = PluginPriority.LOWEST
     _cpu_build: ClassVar = True
-
-    @classmethod
-    def metadata(cls) -> PluginMetadata:
-        """See the base class."""
-        return PluginMetadata(
-            name="vllm-cpu",
-            display_name="vLLM (CPU)",
-            version=__version__,
-            vendor="vLLM",
-            priority=PluginPriority.LOWEST,
-            device_types=("cpu",),
-            requires=("vllm",),
-            description="vLLM's own server on the CPU",
-            formats=(FORMAT, CACHE_FORMAT),
-        )
 
     def _present(self) -> list[Resource]:
         return [Resource("cpu", ResourceType.CPU)]
 
-    def _usual_options(self) -> dict[str, str]:
-        # Compiled kernels take minutes at the start, and gain little on a CPU.
-        return {"enforce_eager": "true"}
+    def _usual_options(self, resource: BuildArtifact) -> dict[str, str]:
+        # Compiled kernels take minutes at the start, and gain little on a CPU; unless they are there already.
+        return {} if resource.format == FORMAT_VLLM_CACHE else {"enforce_eager": "true"}
 
-    def _environment(self) -> dict[str, str]:
+    def _visible(self) -> dict[str, str]:
         return {}
 
 
@@ -174,21 +175,25 @@ class VllmSession(OpenAiSession):
     """A server of vLLM that this session started, and ends."""
 
     def __init__(self, model: VllmModel) -> None:
-        environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **model.environment}
+        info = ModelInfo.read(model.directory, model.limit)
+        start = [*_HERE, str(model.directory), "--served-model-name", "model", "--generation-config", "vllm"]
+        length = [] if model.limit else ["--max-model-len", str(info.max_sequence_length)]
+        arguments = [substitute(argument, {}) for argument in model.arguments]
         self._server = ServerProcess(
-            lambda socket: [*_command(model, "model"), "--generation-config", "vllm", "--uds", str(socket)], environment
+            lambda socket: [*start, *arguments, *length, "--uds", str(socket)],
+            {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **model.devices},
         )
         super().__init__(
             self._server.endpoint,
             "model",
             HfTokenizer(model.directory),
-            max_sequence_length=model.info.max_sequence_length,
-            vocabulary_size=model.info.vocabulary_size,
-            end_tokens=model.info.end_tokens,
+            max_sequence_length=info.max_sequence_length,
+            vocabulary_size=info.vocabulary_size,
+            end_tokens=info.end_tokens,
         )
-        self.default_temperature = model.info.temperature
-        self.default_top_p = model.info.top_p
-        self._ends = sorted(model.info.end_tokens)
+        self.default_temperature = info.temperature
+        self.default_top_p = info.top_p
+        self._ends = sorted(info.end_tokens)
         try:
             self._server.wait_until_ready()
         except BaseException:
@@ -207,10 +212,8 @@ class VllmSession(OpenAiSession):
         self._server.stop()
 
 
-def _command(model: VllmModel, served_name: str) -> list[str]:
-    # The module and not the command `vllm`: that one looks for the metadata of a distribution of its own name.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.directory)]
-    return [*command, "--served-model-name", served_name, *model.arguments]
+# The module and not the command `vllm`: that one looks for the metadata of a distribution of its own name.
+_HERE: Final = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
 
 
 def _argument(name: str, value: str) -> list[str]:
@@ -220,7 +223,7 @@ def _argument(name: str, value: str) -> list[str]:
     flag = f"--{plain.replace('_', '-')}"
     if value in ("true", "false"):
         return [flag if value == "true" else f"--no-{flag[2:]}"]
-    return [flag, value]
+    return [flag, literal(value)]
 
 
 def _is_cpu_build() -> bool:

@@ -83,6 +83,8 @@ class BackendConfig:
     """Devices that compute one layer together."""
     pipeline_parallel: int = 1
     """Groups of devices that have the layers one after the other."""
+    prefix_caching: bool | None = None
+    """Whether what was computed of a prompt is kept for later ones that begin alike."""
 
     @property
     def devices(self) -> int:
@@ -193,8 +195,17 @@ class Plugin(ABC):
         """
 
     def serve_command(self, resource: Any, *, served_name: str, port: int) -> list[str] | None:
-        """Program and arguments of the engine's own OpenAI server, or None where ``create_session`` is to be used."""
+        """Program and arguments of the engine's own OpenAI server, or None where ``create_session`` is to be used.
+
+        It is asked where neither the engine nor a device is: what depends on the allocation is written as ``${NAME}``
+        of the contract's variables, and ``$$`` is a dollar (``rm_api.names.literal``). The program is one of the
+        engine's image, found by its name.
+        """
         return None
+
+    def serve_environment(self, resource: Any) -> Mapping[str, str]:
+        """Variables for that server, written as its arguments are. Those that its container has come before them."""
+        return {}
 
     def release_resource(self, resource: Any) -> None:  # noqa: B027 (see initialize)
         """Free what ``prepare_resource`` returned; nobody uses it any more."""

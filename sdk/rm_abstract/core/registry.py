@@ -91,13 +91,17 @@ def normal_name(plugin_type: str, name: str) -> str:
 
 
 BUILT_IN: Final = (
+    PluginEntry("runtime", "deepspeed", Origin.BUILT_IN, "rm_abstract.backends.deepspeed:DeepSpeedPlugin"),
+    PluginEntry("runtime", "furiosa", Origin.BUILT_IN, "rm_abstract.backends.furiosa:FuriosaPlugin"),
     PluginEntry("runtime", "iree", Origin.BUILT_IN, "rm_abstract.backends.iree:IreePlugin"),
     PluginEntry("runtime", "openvino", Origin.BUILT_IN, "rm_abstract.backends.openvino:OpenVinoPlugin"),
     PluginEntry("runtime", "pytorch", Origin.BUILT_IN, "rm_abstract.backends.pytorch:PyTorchPlugin"),
+    PluginEntry("runtime", "rebellions", Origin.BUILT_IN, "rm_abstract.backends.rebellions:RebellionsPlugin"),
     PluginEntry("runtime", "remote", Origin.BUILT_IN, "rm_abstract.backends.remote:RemotePlugin"),
     PluginEntry(
         "runtime", "simulated-npu", Origin.BUILT_IN, "rm_abstract.backends.simulated_npu.plugin:SimulatedNpuPlugin"
     ),
+    PluginEntry("runtime", "tensorrt-llm", Origin.BUILT_IN, "rm_abstract.backends.tensorrt_llm:TensorRtLlmPlugin"),
     PluginEntry("runtime", "upmem", Origin.BUILT_IN, "rm_abstract.backends.pim.plugin:UpmemPlugin"),
     PluginEntry("runtime", "vllm", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmPlugin"),
     PluginEntry("runtime", "vllm-cpu", Origin.BUILT_IN, "rm_abstract.backends.vllm:VllmCpuPlugin"),

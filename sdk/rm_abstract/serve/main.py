@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -13,14 +13,15 @@ from typing import Any
 
 import uvicorn
 from rm_api.conditions import Reason
-from rm_api.names import ENV_ENGINE_REPORT, SERVE_PORT, ExitCode
+from rm_api.names import ENV_ENGINE_REPORT, SERVE_PORT, ExitCode, substitute
 
-from rm_abstract.core.errors import ArtifactMismatch, ToolchainFailure, WorkloadError
-from rm_abstract.core.plugin import BackendConfig, Plugin, get_registry
-from rm_abstract.core.resource import BuildArtifact, Resource
+from rm_abstract.core.errors import BadInput, ToolchainFailure, WorkloadError
+from rm_abstract.core.plugin import BackendConfig, Plugin
+from rm_abstract.core.resource import Resource
 from rm_abstract.core.session import Session
 from rm_abstract.reporting import leave_report
 from rm_abstract.serve.app import Api
+from rm_abstract.serve.command import open_artifact
 from rm_abstract.serve.engine import Engine
 
 
@@ -76,13 +77,7 @@ def serve(
     """
     observed: dict[str, Any] = {}
     try:
-        plugin = get_registry().get_plugin(plugin_name)
-        artifact = BuildArtifact.read(artifact_dir)
-        formats = plugin.metadata().formats
-        if artifact.format not in formats:
-            raise ArtifactMismatch(
-                f"plugin {plugin_name} serves {', '.join(formats)}, but the artifact is {artifact.format}"
-            )
+        plugin, artifact = open_artifact(plugin_name, artifact_dir)
         observed = _observed(plugin.probe(), {})
         plugin.initialize()
         observed["versions"] = plugin.versions()
@@ -98,7 +93,7 @@ def serve(
         command = plugin.serve_command(prepared, served_name=served_name, port=port)
         if command is not None:
             write_engine_report(observed)
-            os.execvp(command[0], command)  # noqa: S606 (the engine's own server takes this process over)
+            _become(command, plugin.serve_environment(prepared))
         session = plugin.create_session(prepared)
         write_engine_report({**observed, "drains": True})
         queue = 4 * max_batch if max_queue is None else max_queue
@@ -106,6 +101,21 @@ def serve(
     except WorkloadError as error:
         return _failed(error, observed)
     return ExitCode.OK
+
+
+def _become(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """The engine's own server takes this process over, with the variables as rma-launch would replace them.
+
+    One that names a variable which is not set here is left to the engine: outside of a pod not all of them are.
+    """
+    for name, text in environment.items():
+        with suppress(KeyError):
+            os.environ.setdefault(name, substitute(text, os.environ))
+    try:
+        argv = [substitute(word, os.environ) for word in command]
+    except KeyError as error:
+        raise BadInput(f"the command of the engine names ${{{error.args[0]}}}, which is not set here") from None
+    os.execvp(argv[0], argv)  # noqa: S606
 
 
 def _failed(error: WorkloadError, observed: Mapping[str, Any]) -> ExitCode:

@@ -8,6 +8,7 @@ from placement_fleet import (
     CPU,
     FLEET,
     GPU,
+    LLAMA_8B,
     NPU_FAST,
     PROFILES,
     accelerator,
@@ -238,6 +239,50 @@ SOLO = {"fleet": (NPU_FAST,)}
             "its capability.features lack audio, vision of spec.requirements.features",
         ),
         (
+            # Without features of its own it has those of its engine.
+            {
+                "fleet": (accelerator("npu", "NPU", "Red", runtime={"plugin": "vllm", "image": "i"}),),
+                "spec": {"requirements": {"features": ["logprobs", "lora"]}},
+            },
+            "its capability.features lack lora of spec.requirements.features",
+        ),
+        (
+            {
+                "fleet": (accelerator("npu", "NPU", "Red", runtime={"plugin": "rebellions", "image": "i"}),),
+                "facts": LLAMA_8B.model_copy(update={"architecture": "XForCausalLM"}),
+            },
+            "rebellions does not serve XForCausalLM; where its image does, list what it serves in "
+            "capability.architectures",
+        ),
+        (
+            {
+                "fleet": (
+                    accelerator(
+                        "npu",
+                        "NPU",
+                        "Red",
+                        capability={"architectures": ["YForCausalLM", "XForCausalLM"]},
+                        runtime={"command": ["serve"], "image": "i"},
+                    ),
+                ),
+            },
+            "its capability.architectures lack LlamaForCausalLM; it serves XForCausalLM, YForCausalLM",
+        ),
+        (
+            {
+                "fleet": (accelerator("npu", "NPU", "Red", runtime={"plugin": "tensorrt-llm", "image": "i"}),),
+                "spec": {"runtime": {"prefixCaching": False}},
+            },
+            "its runtime plugin tensorrt-llm cannot be told spec.runtime.prefixCaching; leave that out",
+        ),
+        (
+            {
+                "fleet": (accelerator("npu", "NPU", "Red", runtime={"command": ["serve"], "image": "i"}),),
+                "spec": {"runtime": {"prefixCaching": True}},
+            },
+            "its runtime.command cannot be told spec.runtime.prefixCaching; leave that out",
+        ),
+        (
             {"fleet": (endpoint("remote", "1", "1", remote={"models": ["hf://org/b", "hf://org/a"]}),)},
             "the endpoint does not serve hf://org/model; it serves hf://org/a, hf://org/b",
         ),
@@ -346,8 +391,12 @@ def test_each_filter_alone_removes_with_its_sentence(change: dict[str, Any], sen
     assert place(request(**SOLO)).chosen == "npu-fast"
     members = SOLO | {k: v for k, v in change.items() if k != "spec"}
     result = place(request(**members, **change.get("spec", {})))
-    slow = "spec.slo" in sentence
-    assert (result.chosen, result.reason) == (None, Reason.SLO_UNREACHABLE if slow else Reason.NO_ELIGIBLE_ACCELERATOR)
+    reason = Reason.NO_ELIGIBLE_ACCELERATOR
+    if "spec.slo" in sentence:
+        reason = Reason.SLO_UNREACHABLE
+    elif "capability.architectures" in sentence:
+        reason = Reason.UNSUPPORTED_MODEL
+    assert (result.chosen, result.reason) == (None, reason)
     assert [(c.eligible, c.score, c.reason) for c in result.candidates] == [(False, None, sentence)]
     assert sentence in result.message
 

@@ -7,6 +7,7 @@ of it now. Which BuildProfile serves on it, and whether the model fits, is in ``
 from collections.abc import Callable, Sequence
 
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
+from rm_api.runtimes import EngineOption, facts_of
 
 from rm_operator.plan import compatibility
 from rm_operator.plan.buckets import Group
@@ -16,6 +17,7 @@ from rm_operator.plan.placement.question import Cause, Question, Removed, admits
 from rm_operator.plan.placement.request import AcceleratorView, ProfileView
 from rm_operator.plan.placement.ways import BATCH_ADVICE, LENGTH_ADVICE
 
+_MOST_NAMED = 8
 Check = Callable[[Question, AcceleratorView], None]
 Available = Callable[[Question, AcceleratorView, Group], None]
 
@@ -60,10 +62,39 @@ def allowed_namespace(question: Question, accelerator: AcceleratorView) -> None:
     )
 
 
+def served_architecture(question: Question, accelerator: AcceleratorView) -> None:
+    """Removes what does not serve the model: as the accelerator says, or else as its runtime plugin is known to."""
+    stated, runtime = accelerator.spec.capability.architectures, accelerator.spec.runtime
+    architecture = question.facts.architecture
+    if stated:
+        if architecture not in stated:
+            raise Removed(Cause.REFUSED, f"its capability.architectures lack {architecture}; it serves {_some(stated)}")
+    elif not admits(facts_of(runtime.plugin).architectures, architecture):
+        raise Removed(
+            Cause.REFUSED,
+            f"{runtime.plugin} does not serve {architecture}; where its image does, list what it serves in "
+            "capability.architectures",
+        )
+
+
+def served_options(question: Question, accelerator: AcceleratorView) -> None:
+    """Removes what cannot be told an option of ``spec.runtime``."""
+    if question.spec.runtime.prefix_caching is None:
+        return
+    plugin = accelerator.spec.runtime.plugin
+    if EngineOption.PREFIX_CACHING not in facts_of(plugin).options:
+        raise Removed(
+            Cause.UNFIT,
+            f"{f'its runtime plugin {plugin}' if plugin else 'its runtime.command'} cannot be told "
+            f"spec.runtime.{EngineOption.PREFIX_CACHING}; leave that out",
+        )
+
+
 def required_features(question: Question, accelerator: AcceleratorView) -> None:
     """Removes what lacks one of ``spec.requirements.features``."""
-    wanted = question.spec.requirements.features
-    if wanted and (lacking := sorted(set(wanted) - set(accelerator.spec.capability.features))):
+    wanted, spec = question.spec.requirements.features, accelerator.spec
+    known = spec.capability.features or facts_of(spec.runtime.plugin).features
+    if wanted and (lacking := sorted(set(wanted) - set(known))):
         raise Removed(Cause.UNFIT, f"its capability.features lack {', '.join(lacking)} of spec.requirements.features")
 
 
@@ -181,12 +212,22 @@ WANTED: tuple[Check, ...] = (
     required_tags,
     not_excluded,
     allowed_namespace,
+    served_architecture,
+    served_options,
     required_features,
     possible_sequence,
     possible_batch,
 )
 # What may pass by itself comes last, so that whoever reads it knows that nothing else is in the way.
 AVAILABLE: tuple[Available, ...] = (ready, has_device)
+
+
+def _some(values: Sequence[str]) -> str:
+    """The first of them, in a sentence that has to stay short."""
+    ordered = sorted(values)
+    return ", ".join(ordered[:_MOST_NAMED]) + (
+        f" and {len(ordered) - _MOST_NAMED} more" if values[_MOST_NAMED:] else ""
+    )
 
 
 def _require_listed(what: str, value: str, member: str, listed: Sequence[str]) -> None:

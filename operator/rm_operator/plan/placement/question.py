@@ -20,7 +20,7 @@ class Cause(IntEnum):
     UNFIT = 1
     """It, or what compiles for it, does not take the model."""
     REFUSED = 2
-    """What compiles for it was asked, and does not take the model."""
+    """What compiles for it was asked, and does not take the model; or its engine is known not to serve such."""
     SLO = 3
     """Its estimate misses the deployment's objectives."""
     CAPACITY = 4

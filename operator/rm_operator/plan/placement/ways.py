@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
+from rm_api.runtimes import facts_of
 
 from rm_operator.plan.buckets import ONE_DEVICE, Group, chunk_of, round_up
 from rm_operator.plan.placement import groups
@@ -130,12 +131,18 @@ def _no_architecture(question: Question, _: AcceleratorView, ended: Sequence[_Tr
     return f"no BuildProfile for it compiles {question.facts.architecture}; they compile {listing(compiled)}"
 
 
+def _computed(accelerator: AcceleratorView) -> Sequence[DType]:
+    """Number formats of the accelerator; where it does not say, those that its runtime plugin is known to take."""
+    spec = accelerator.spec
+    return spec.capability.dtypes or facts_of(spec.runtime.plugin).dtypes
+
+
 def _number_format(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
     """What is required, else the model's own, else the first plain float that is supported.
 
     Nothing is ever quantised that nobody asked to quantise.
     """
-    compiled, computed = attempt.profile.spec.supports.dtypes, accelerator.spec.capability.dtypes
+    compiled, computed = attempt.profile.spec.supports.dtypes, _computed(accelerator)
     wanted = question.dtype
     if admits(compiled, wanted) and admits(computed, wanted):
         return attempt
@@ -147,7 +154,7 @@ def _number_format(question: Question, accelerator: AcceleratorView, attempt: _T
 
 
 def _no_number_format(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
-    computed, wanted = accelerator.spec.capability.dtypes, question.dtype
+    computed, wanted = _computed(accelerator), question.dtype
     possible = {
         dtype
         for each in ended

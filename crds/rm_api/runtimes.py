@@ -1,0 +1,126 @@
+"""What is known of runtime plugins without their engines: data that placement and the SDK's plugins share.
+
+A plugin that is not in the table, such as a vendor's own, is taken to be able to do anything. What an
+AcceleratorResource says in ``capability`` counts instead of what stands here. Only the standard library is imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from rm_api.dtypes import DType
+from rm_api.vllm_architectures import VLLM_ARCHITECTURES
+
+FORMAT_HUGGING_FACE: Final = "huggingface"
+"""A model's directory as it is: configuration, tokenizer and safetensors files."""
+FORMAT_VLLM_CACHE: Final = "vllm-cache"
+"""What vLLM has compiled and tuned, and not the model."""
+FORMAT_RBLN: Final = "rbln"
+FORMAT_FXB: Final = "furiosa-fxb"
+FORMAT_TENSORRT_LLM: Final = "tensorrt-llm"
+
+
+class EngineOption(StrEnum):
+    """Options of ``ModelDeployment.spec.runtime`` that an engine may have or not, by their names there."""
+
+    PREFIX_CACHING = "prefixCaching"
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """What a runtime plugin serves. Empty means that it is not known, and anything is tried."""
+
+    formats: tuple[str, ...] = ()
+    """Formats of artifacts."""
+    own_server: bool = False
+    """True if the engine comes with an OpenAI server, whose command the plugin knows without the engine."""
+    architectures: tuple[str, ...] = ()
+    """As in ``architectures`` of a model's config.json."""
+    dtypes: tuple[DType, ...] = ()
+    """Number formats of weights, quantised ones too. Of what is compiled, the BuildProfile tells them."""
+    features: tuple[str, ...] = ()
+    """What its server does without further options, in the words of ``capability.features``."""
+    options: frozenset[EngineOption] = frozenset()
+
+
+_NOTHING_KNOWN: Final = RuntimeFacts()
+_PLAIN: Final = (DType.FP32, DType.FP16, DType.BF16)
+_VLLM_FEATURES: Final = ("logprobs", "prefix-caching", "structured-outputs")
+_PREFIX_CACHING: Final = frozenset({EngineOption.PREFIX_CACHING})
+
+RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
+    {
+        "vllm": RuntimeFacts(
+            formats=(FORMAT_HUGGING_FACE, FORMAT_VLLM_CACHE),
+            own_server=True,
+            architectures=VLLM_ARCHITECTURES,
+            dtypes=(*_PLAIN, DType.FP8, DType.INT8, DType.INT4),
+            features=_VLLM_FEATURES,
+            options=_PREFIX_CACHING,
+        ),
+        "vllm-cpu": RuntimeFacts(
+            formats=(FORMAT_HUGGING_FACE, FORMAT_VLLM_CACHE),
+            own_server=True,
+            architectures=VLLM_ARCHITECTURES,
+            dtypes=(*_PLAIN, DType.INT8, DType.INT4),
+            features=_VLLM_FEATURES,
+            options=_PREFIX_CACHING,
+        ),
+        # The registry of vllm-rbln, of what optimum-rbln compiles and that generates text.
+        "rebellions": RuntimeFacts(
+            formats=(FORMAT_RBLN,),
+            own_server=True,
+            architectures=(
+                "Blip2ForConditionalGeneration",
+                "ExaoneForCausalLM",
+                "GPT2LMHeadModel",
+                "Gemma2ForCausalLM",
+                "Gemma3ForConditionalGeneration",
+                "GemmaForCausalLM",
+                "GptOssForCausalLM",
+                "Idefics3ForConditionalGeneration",
+                "LlamaForCausalLM",
+                "LlavaForConditionalGeneration",
+                "LlavaNextForConditionalGeneration",
+                "MidmLMHeadModel",
+                "MistralForCausalLM",
+                "OPTForCausalLM",
+                "PhiForCausalLM",
+                "Qwen2ForCausalLM",
+                "Qwen2VLForConditionalGeneration",
+                "Qwen2_5_VLForConditionalGeneration",
+                "Qwen3ForCausalLM",
+            ),
+            options=_PREFIX_CACHING,
+        ),
+        # Those that the packages of furiosa-llm 2026.4.0 name.
+        "furiosa": RuntimeFacts(
+            formats=(FORMAT_FXB,),
+            own_server=True,
+            architectures=(
+                "Exaone4ForCausalLM",
+                "ExaoneMoEForCausalLM",
+                "Gemma4ForConditionalGeneration",
+                "GptOssForCausalLM",
+                "LlamaForCausalLM",
+                "MistralForCausalLM",
+                "Qwen2ForCausalLM",
+                "Qwen3ForCausalLM",
+                "Qwen3MoeForCausalLM",
+                "Qwen3VLForConditionalGeneration",
+                "SolarOpenForCausalLM",
+            ),
+            features=("prefix-caching", "structured-outputs"),
+            options=_PREFIX_CACHING,
+        ),
+        "tensorrt-llm": RuntimeFacts(formats=(FORMAT_TENSORRT_LLM, FORMAT_HUGGING_FACE), own_server=True),
+        "deepspeed": RuntimeFacts(formats=(FORMAT_HUGGING_FACE,), dtypes=_PLAIN),
+    }
+)
+
+
+def facts_of(plugin: str | None) -> RuntimeFacts:
+    """What is known of a plugin, however its name is written; nothing where the table does not have it."""
+    return RUNTIMES.get((plugin or "").lower().replace("_", "-"), _NOTHING_KNOWN)

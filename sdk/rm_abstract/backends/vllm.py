@@ -61,6 +61,7 @@ class VllmPlugin(OwnServerPlugin):
     description = "vLLM's own server on NVIDIA GPUs"
     aliases: ClassVar[tuple[str, ...]] = ("cuda",)
     priority = PluginPriority.HIGH
+    further_environment: ClassVar[Mapping[str, str]] = {}
     _cpu_build: ClassVar = False
 
     def __init__(self) -> None:
@@ -123,6 +124,7 @@ class VllmPlugin(OwnServerPlugin):
             # Where these are not said, PyTorch asks for the name of the user, who has none in a pod.
             "TORCHINDUCTOR_CACHE_DIR": "${CACHE_DIR}/inductor",
             "USER": "nonroot",
+            **self.further_environment,
         }
         return VllmModel(
             directory, tuple(arguments), environment, devices=self._visible(), limit=config.max_sequence_length
@@ -158,6 +160,8 @@ class VllmCpuPlugin(VllmPlugin):
     description = "vLLM's own server on the CPU"
     aliases = ()
     priority = PluginPriority.LOWEST
+    # Whole compiled functions, as vLLM 0.32 keeps them on a CPU, cannot be loaded again; what they are made of can.
+    further_environment: ClassVar[Mapping[str, str]] = {"VLLM_USE_AOT_COMPILE": "0"}
     _cpu_build: ClassVar = True
 
     def _present(self) -> list[Resource]:

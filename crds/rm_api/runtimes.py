@@ -96,7 +96,7 @@ RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
             options=_PREFIX_CACHING,
         ),
         # Those that the packages of furiosa-llm 2026.4.0 name.
-        "furiosa": RuntimeFacts(
+        "furiosa-llm": RuntimeFacts(
             formats=(FORMAT_FXB,),
             own_server=True,
             architectures=(

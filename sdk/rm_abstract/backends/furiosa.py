@@ -20,11 +20,12 @@ from rm_abstract.core.resource import BuildArtifact, ResourceType
 class FuriosaPlugin(OwnServerPlugin):
     """Serves a bundle of ``fxb build`` beside the model that it was built for, or one of the same structure."""
 
-    name = "furiosa"
+    name = "furiosa-llm"
     display_name = "Furiosa-LLM"
     vendor = "FuriosaAI"
     device_type = ResourceType.NPU
     package = "furiosa_llm"
+    aliases = ("furiosa",)
     description = "FuriosaAI's own server on RNGD, with kernels that fxb built"
 
     def server_model(self, resource: BuildArtifact, config: BackendConfig) -> ServerModel:

@@ -18,6 +18,7 @@ class RebellionsPlugin(OwnServerPlugin):
     vendor = "Rebellions"
     device_type = ResourceType.NPU
     package = "vllm_rbln"
+    aliases = ("rbln",)
     description = "vLLM on Rebellions' NPUs, with what optimum-rbln compiled"
 
     def server_model(self, resource: BuildArtifact, config: BackendConfig) -> ServerModel:

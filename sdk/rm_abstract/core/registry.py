@@ -92,7 +92,7 @@ def normal_name(plugin_type: str, name: str) -> str:
 
 BUILT_IN: Final = (
     PluginEntry("runtime", "deepspeed", Origin.BUILT_IN, "rm_abstract.backends.deepspeed:DeepSpeedPlugin"),
-    PluginEntry("runtime", "furiosa", Origin.BUILT_IN, "rm_abstract.backends.furiosa:FuriosaPlugin"),
+    PluginEntry("runtime", "furiosa-llm", Origin.BUILT_IN, "rm_abstract.backends.furiosa:FuriosaPlugin"),
     PluginEntry("runtime", "iree", Origin.BUILT_IN, "rm_abstract.backends.iree:IreePlugin"),
     PluginEntry("runtime", "openvino", Origin.BUILT_IN, "rm_abstract.backends.openvino:OpenVinoPlugin"),
     PluginEntry("runtime", "pytorch", Origin.BUILT_IN, "rm_abstract.backends.pytorch:PyTorchPlugin"),

@@ -44,7 +44,7 @@ def test_a_plugin_without_a_server_of_its_own_is_behind_ours() -> None:
     assert before(pod) == ["launcher", "fetch"]
 
 
-@pytest.mark.parametrize("plugin", ["vllm", "vllm-cpu", "rebellions", "furiosa", "tensorrt-llm", "TensorRT_LLM"])
+@pytest.mark.parametrize("plugin", ["vllm", "vllm-cpu", "rebellions", "furiosa-llm", "tensorrt-llm", "TensorRT_LLM"])
 def test_the_command_of_an_engines_own_server_is_worked_out_where_our_code_is(plugin: str) -> None:
     pod = template({"plugin": plugin, "args": ["--seed", "$1"]})
     assert before(pod) == ["launcher", "fetch", "engine-command"]
@@ -70,7 +70,7 @@ def test_an_engines_own_server_without_further_arguments() -> None:
 
 
 def test_the_model_beside_the_artifact_is_there_before_the_command_is_worked_out() -> None:
-    pod = template({"plugin": "furiosa"}, weights=False)
+    pod = template({"plugin": "furiosa-llm"}, weights=False)
     assert before(pod) == ["launcher", "fetch", "fetch-model", "engine-command"]
     worked_out = pod["initContainers"][3]
     assert "--model=/rma/model" in worked_out["command"]

@@ -108,15 +108,15 @@ def test_rebellions(lay: Lay) -> None:
 
 def test_furiosa(lay: Lay) -> None:
     bundle, model = lay("artifact", {"model.fxb": 0}, "furiosa-fxb"), lay("model", MODEL)
-    argv, _ = command("furiosa", bundle, BackendConfig(max_sequence_length=1024, max_batch_size=4, model=model))
+    argv, _ = command("furiosa-llm", bundle, BackendConfig(max_sequence_length=1024, max_batch_size=4, model=model))
     assert argv == [
         "furiosa-llm", "serve", str(model), "--served-model-name", "me$$$$you", "--port", "8123",
         "--fxb", f"{bundle}/model.fxb", "--max-model-len", "1024", "--max-concurrency", "4",
     ]  # fmt: skip
     with pytest.raises(ArtifactMismatch, match=r"has 0 files \*\.fxb; one is expected"):
-        command("furiosa", lay("other", {}, "furiosa-fxb"), BackendConfig(model=model))
+        command("furiosa-llm", lay("other", {}, "furiosa-fxb"), BackendConfig(model=model))
     with pytest.raises(BadInput, match="the model's directory has to be given too"):
-        command("furiosa", bundle, BackendConfig())
+        command("furiosa-llm", bundle, BackendConfig())
 
 
 def test_tensorrt_llm(lay: Lay) -> None:

@@ -161,6 +161,14 @@ RULES = (
         (CPU, {"type": "GPU"}, BY_CLASS),
     ),
     Rule(
+        A, "spec.runtime", "plugin, which knows how its engine is started, or command is required",
+        ({"runtime__plugin": None},), ({"runtime__plugin": None, "runtime__command": ["serve"]}, {}),
+    ),
+    Rule(
+        A, "spec.runtime", "command takes the place of plugin",
+        ({"runtime__command": ["serve"]},), ({"runtime__plugin": None, "runtime__command": ["serve", "${PORT}"]},),
+    ),
+    Rule(
         A, "spec", "devicePlugin needs the resourceName or the deviceClassName",
         ({**CPU, "devicePlugin": PLUGIN},), ({"devicePlugin": PLUGIN}, {**BY_CLASS, "devicePlugin": PLUGIN}),
     ),

@@ -105,6 +105,10 @@ def settled(kind: str, spec: Object) -> Object:
             spec.get("devicePlugin", {}).pop("extendedResourceName", None)
         if "devicePlugin" in spec or "resourceName" not in spec:
             spec.pop("observer", None)
+        if "command" not in spec["runtime"]:
+            spec["runtime"].setdefault("plugin", "acme")
+        else:
+            spec["runtime"].pop("plugin", None)
         power = spec.get("power")
         if power and Decimal(power["idleWatts"]) > Decimal(power["maxWatts"]):
             power["idleWatts"], power["maxWatts"] = power["maxWatts"], power["idleWatts"]

@@ -37,7 +37,7 @@ def ready(process: "subprocess.Popen[str]", report_port: str, log: Path) -> Iter
 
     def keep() -> None:
         assert process.stdout is not None
-        with log.open("w") as output:
+        with process.stdout, log.open("w") as output:
             output.writelines(process.stdout)
 
     reader = threading.Thread(target=keep, daemon=True)

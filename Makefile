@@ -52,6 +52,9 @@ test-slow-devices: $(READY) ## Device plugins: the whole conformance suite over 
 test-slow-compilers: $(READY) ## Kernels for an NPU of FuriosaAI, really compiled: 20 minutes.
 	$(BIN)/python -m pytest tests/contract/slow_compilers.py
 
+test-slow-engines: $(READY) ## vLLM on the CPU, warmed up in a build and started from its cache: 10 minutes.
+	$(BIN)/python -m pytest tests/contract/slow_engines.py
+
 crds: $(READY) ## Regenerate the CRDs from the models.
 	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
 
@@ -65,4 +68,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test test-slow-devices test-slow-compilers check lint format scale crds images lock down
+.PHONY: help setup demo test test-slow-devices test-slow-compilers test-slow-engines check lint format scale crds images lock down

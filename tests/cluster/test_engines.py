@@ -28,6 +28,9 @@ def iree(installed: Installed, module_namespace: Kubectl) -> Iterator[Kubectl]:
     for each in objects:
         if each["kind"] == "AcceleratorResource":
             each["spec"]["allowedNamespaces"] = [module_namespace.namespace]
+        else:
+            # Two cores would be the whole node.
+            each["spec"]["resources"] = {"cpu": "500m", "memory": "4Gi"}
         module_namespace.apply(each)
     yield module_namespace
     for each in objects:

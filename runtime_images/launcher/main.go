@@ -35,8 +35,8 @@ const usage = `rma-launch runs a build step or an engine as its child and report
   rma-launch version
 
 JUDGED is --name NAME [--output GLOB]... [--success-pattern RE] [--failure-pattern RE] [--exit-code N=MEANING]...
-[--failure-meaning MEANING] [--version NAME=VALUE]..., and MEANING is BadInput, UnsupportedModel, ToolchainFailure or
-Transient. ARGV, PATH, DIR, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no
+[--failure-meaning MEANING] [--version NAME=VALUE]... [--require-devices N], and MEANING is BadInput, UnsupportedModel,
+ToolchainFailure or Transient. ARGV, PATH, DIR, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no
 shell. python runs python3, or what RMA_PYTHON names.
 `
 

@@ -112,6 +112,9 @@ func runPython(args, environ []string, log terminationLog) outcome {
 	if err := s.parse(flags, args, environ); err != nil {
 		return refuse("%v", err)
 	}
+	if missing, fine := s.checkDevices(); !fine {
+		return missing
+	}
 	call := s.argv[0]
 	if !callable.MatchString(call) {
 		return refuse("%q is no function of a Python package; it should be MODULE:FUNCTION", call)

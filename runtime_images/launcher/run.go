@@ -6,6 +6,9 @@ func runStep(args, environ []string, log terminationLog) outcome {
 	if err := s.parse(s.judgedFlags("run"), args, environ); err != nil {
 		return refuse("%v", err)
 	}
+	if missing, fine := s.checkDevices(); !fine {
+		return missing
+	}
 	output := s.transcript()
 	a, err := s.begin(log, output)
 	if err != nil {

@@ -25,7 +25,9 @@ type step struct {
 	failure   *regexp.Regexp
 	exitCodes map[int]verdict
 	// failing is what a failure means that nothing else is known of.
-	failing   verdict
+	failing verdict
+	// devices are so many that have to be there before the program starts.
+	devices   int
 	versions  map[string]string
 	argv      []string
 	environ   []string
@@ -52,6 +54,7 @@ func (s *step) judgedFlags(command string) *flag.FlagSet {
 	flags.Func("success-pattern", "", pattern(&s.success))
 	flags.Func("failure-pattern", "", pattern(&s.failure))
 	flags.Func("failure-meaning", "", s.setFailing)
+	flags.IntVar(&s.devices, "require-devices", 0, "")
 	flags.Func("version", "", func(text string) error { return assign(s.versions, text) })
 	return flags
 }
@@ -70,6 +73,9 @@ func (s *step) parse(flags *flag.FlagSet, args, environ []string) error {
 	}
 	if s.name == "" {
 		return fmt.Errorf("%s needs --name", flags.Name())
+	}
+	if s.devices < 0 {
+		return fmt.Errorf("--require-devices %d is negative", s.devices)
 	}
 	s.variables = newExpander(buildCatalogue, environ)
 	if s.argv, err = s.variables.all("argument", argv); err != nil {
@@ -170,6 +176,17 @@ func (s *step) begin(log terminationLog, output *transcript, files ...*os.File) 
 		return nil, fmt.Errorf("cannot start the %s: %w", s.what, err)
 	}
 	return a, nil
+}
+
+// checkDevices makes sure that the step has the devices that it needs; false where its program must not start.
+func (s *step) checkDevices() (outcome, bool) {
+	if s.devices == 0 {
+		return outcome{}, true
+	}
+	if _, err := checkDevices(os.Getenv(deviceNodesName), os.Getenv(deviceIDsName), s.devices); err != nil {
+		return verdict{codeDeviceMissing, reasonOf[codeDeviceMissing]}.because("%v", err), false
+	}
+	return outcome{}, true
 }
 
 // run waits for the program's end.

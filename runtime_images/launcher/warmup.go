@@ -70,6 +70,9 @@ func runWarmup(args, environ []string, log terminationLog) outcome {
 	if err != nil {
 		return refuse("%v", err)
 	}
+	if missing, fine := w.checkDevices(); !fine {
+		return missing
+	}
 	output := w.transcript()
 	a, err := w.begin(log, output)
 	if err != nil {

@@ -238,6 +238,17 @@ RULES = (
         _each("check", {"image": "i", "command": ["check", "${OUT}"]}),
         _each("check", {"image": "i", "command": ["check", "${MODEL_DIR}"]}),
     ),
+    *(
+        Rule(
+            kind, "spec.check.env", "the check's environment names a variable that does not exist; there are CACHE",
+            _each("check", {"image": "i", "command": ["check"], "env": [{"name": "A", "value": "${HOME}"}]}),
+            _each(
+                "check",
+                {"image": "i", "command": ["c"], "env": [{"name": "A", "value": "${INPUT_x}"}, {"name": "B"}]},
+            ),
+        )
+        for kind in (P, B)
+    ),
     Rule(
         P, "spec", "the template names a variable that does not exist; there are CACHE_DIR, ",
         ({"interface": "ConfigFile", "configTemplate": _template("{\"a\": \"${NOPE}\"}")},),

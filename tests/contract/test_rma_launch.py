@@ -47,6 +47,7 @@ def test_version(launch: Launch) -> None:
         (["run", "--name", "x", "--failure-meaning", "Sunny", "--", "true"], "want one of BadInput, UnsupportedModel"),
         (["run", "--name", "x", "--output", "[", "--", "true"], "no glob"),
         (["run", "--name", "x", "--output", "a/**/b", "--", "true"], "** is not known"),
+        (["run", "--name", "x", "--require-devices", "-1", "--", "true"], "negative"),
         (["run", "--name", "x", "--", "no-such-program"], "not in PATH"),
         (["run", "--name", "x", "--", "/no/such/program"], "no such file"),
         (["run", "--name", "x", "--", "/"], "permission denied"),
@@ -434,3 +435,35 @@ def test_a_reader_that_goes_away_does_not_stop_the_step(launch: Launch) -> None:
 
 def test_the_programs_streams_block(launch: Launch) -> None:
     assert launch.step("flags=").stdout.count("nonblocking false true") == 3
+
+
+# --- devices ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "python", "warmup"])
+@pytest.mark.parametrize(
+    ("announced", "said"),
+    [
+        ({}, "RMA_DEVICE_NODES names none"),
+        ({"DEVICE_IDS": "a,b", "RMA_DEVICE_NODES": "/dev/null=1:3,/dev/zero=1:5"}, "DEVICE_IDS names 2"),
+        ({"DEVICE_IDS": "a", "RMA_DEVICE_NODES": "/dev/none-such=1:3"}, "/dev/none-such is not there"),
+        ({"DEVICE_IDS": "a", "RMA_DEVICE_NODES": "/dev/null=1:4"}, "announced 1:4"),
+    ],
+)
+def test_without_its_device_a_step_does_not_begin(
+    launch: Launch, tmp_path: Path, command: str, announced: dict[str, str], said: str
+) -> None:
+    trace = tmp_path / "begun"
+    directories = {"OUTPUT": str(tmp_path / "output"), "CACHE_DIR": str(tmp_path / "cache")}
+    argv = ["os:mkdir", str(trace)] if command == "python" else ["mkdir", str(trace)]
+    ended = launch(command, "--name=tune", "--require-devices=1", "--", *argv, env={**directories, **announced})
+    assert ended.code == ExitCode.DEVICE_MISSING
+    assert ended.report.reason == Reason.DEVICE_MISSING
+    assert said in ended.report.message
+    assert not trace.exists()
+
+
+def test_with_its_device_a_step_begins(launch: Launch) -> None:
+    announced = {"DEVICE_IDS": "a", "RMA_DEVICE_NODES": "/dev/null=1:3,/dev/zero=1:5"}
+    ended = launch("run", "--name=tune", "--require-devices=1", "--", "true", env=announced)
+    assert ended.code == 0

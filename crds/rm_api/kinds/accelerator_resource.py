@@ -432,6 +432,15 @@ class UnhealthyDevice(ApiModel):
     """Pods that have it, as namespace/name."""
 
 
+class NodeDevices(ApiModel):
+    """Nodes that have the same number of devices."""
+
+    devices: Annotated[int, Field(ge=1)]
+    """Devices of each of them."""
+    nodes: Annotated[int, Field(ge=1)]
+    """How many such nodes there are."""
+
+
 class NodeVersions(ApiModel):
     """Versions that nodes have, and how many of them."""
 
@@ -443,6 +452,14 @@ class NodeVersions(ApiModel):
     """The devices' firmware; empty if not known."""
     nodes: Annotated[int, Field(ge=1)]
     """Nodes with just these versions."""
+    devices: Annotated[int, Field(ge=0)] | None = None
+    """Devices of these nodes, healthy or not; absent where devices are not counted."""
+    free: Annotated[int, Field(ge=0)] | None = None
+    """Healthy ones of them that no pod has."""
+    devices_by_node: Annotated[list[NodeDevices], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
+    """These nodes by their devices, as those of a replica are of one node; absent where none has more than one."""
+    free_by_node: Annotated[list[NodeDevices], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] | None = None
+    """The same by the healthy ones that no pod has."""
 
 
 class AcceleratorResourceStatus(ApiModel):

@@ -192,6 +192,16 @@ class Probe(ApiModel):
     """Program and arguments; it must end with 0 where the artifact is whole."""
 
 
+_KNOWN = ", ".join(sorted(BUILD_VARIABLES)) + " and INPUT_name for each input"
+_VARIABLES = "|".join([*sorted(BUILD_VARIABLES), f"{INPUT_VARIABLE_PREFIX}[A-Za-z0-9_]+"])
+_PATTERN = rf"^([^$]|[$][$]|[$][{{]({_VARIABLES})[}}]|[$][^${{])*[$]?$"
+
+
+def _only_known(text: str) -> str:
+    """CEL: ``text`` names no variable but those of the catalogue."""
+    return f"{text}.matches('{_PATTERN}')"
+
+
 class Check(ApiModel):
     """A dry run that tells in seconds whether the compiler takes a model."""
 
@@ -199,6 +209,24 @@ class Check(ApiModel):
     """Image with the tool; it runs unmodified."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)]
     """Program and arguments. ${MODEL_DIR} has all but the weights. It ends with 0 where the model can be compiled."""
+    env: Annotated[
+        list[StepVariable],
+        Field(
+            max_length=32,
+            json_schema_extra=list_map("name")
+            | validations(
+                cel(
+                    f"self.all(e, !has(e.value) || {_only_known('e.value')})",
+                    f"the check's environment names a variable that does not exist; there are {_KNOWN}",
+                )
+            ),
+        ),
+    ] = []
+    """Variables of its environment. Inputs that they, or the command, name as ${INPUT_name} are fetched before."""
+    success_pattern: Annotated[str, Field(max_length=512)] | None = None
+    """A regular expression (RE2) that a line of the log must match, for tools that end with 0 whatever happened."""
+    failure_pattern: Annotated[str, Field(max_length=512)] | None = None
+    """A regular expression (RE2) that no line of the log may match."""
 
 
 class VersionProbe(ApiModel):
@@ -283,16 +311,6 @@ class ExitCodeMapping(ApiModel):
         str, Field(json_schema_extra={"enum": ["BadInput", "UnsupportedModel", "ToolchainFailure", "Transient"]})
     ]
     """BadInput and UnsupportedModel blame the model, ToolchainFailure the tool; Transient is tried again."""
-
-
-_KNOWN = ", ".join(sorted(BUILD_VARIABLES)) + " and INPUT_name for each input"
-_VARIABLES = "|".join([*sorted(BUILD_VARIABLES), f"{INPUT_VARIABLE_PREFIX}[A-Za-z0-9_]+"])
-_PATTERN = rf"^([^$]|[$][$]|[$][{{]({_VARIABLES})[}}]|[$][^${{])*[$]?$"
-
-
-def _only_known(text: str) -> str:
-    """CEL: ``text`` names no variable but those of the catalogue."""
-    return f"{text}.matches('{_PATTERN}')"
 
 
 class Flag(ApiModel):

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from rm_api.base import (
     CONDITIONS,
+    LIST_ATOMIC,
     LIST_SET,
     MAP_ATOMIC,
     ApiModel,
@@ -401,6 +402,25 @@ class VariantStatus(ApiModel):
     """True if the Service sends requests to them."""
     observed_device: Annotated[str, Field(max_length=512)] | None = None
     """The devices that the ready ones run on, and their drivers, as these pods report."""
+    drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] | None = None
+    """Driver versions of the nodes that they keep to; absent where any will do."""
+    sdks: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] | None = None
+    """The same of the vendor's runtime libraries."""
+
+
+class ClassShare(ApiModel):
+    """Nodes of one class, and what of the deployment was given to them."""
+
+    artifact: Annotated[str, Field(min_length=1, max_length=63)]
+    """BuildArtifact that these nodes load."""
+    artifact_namespace: Name | None = None
+    """Its namespace, where the deployments of all namespaces share it."""
+    drivers: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Their driver versions; empty means any."""
+    sdks: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
+    """Versions of the vendor's runtime libraries on them; empty means any."""
+    replicas: Annotated[int, Field(ge=0)] = 0
+    """Replicas that it was given; none where the artifact is only built ahead, for when its nodes are needed."""
 
 
 class ModelDeploymentStatus(ApiModel):
@@ -415,9 +435,11 @@ class ModelDeploymentStatus(ApiModel):
     placement: Annotated[Placement | None, Field(json_schema_extra=MAP_ATOMIC)] = None
     """Where it runs, and why there: all that was looked at, with figures or a reason."""
     artifact: Annotated[str, Field(max_length=63)] | None = None
-    """BuildArtifact that the placement needs."""
+    """BuildArtifact that the placement needs; of several the one with the most replicas."""
     artifact_namespace: Name | None = None
     """Namespace of that artifact, where the deployments of all namespaces share it."""
+    classes: Annotated[list[ClassShare], Field(max_length=16, json_schema_extra=LIST_ATOMIC)] | None = None
+    """Where the nodes have several versions, and each needs an artifact of its own: who got how many replicas."""
     variants: Annotated[list[VariantStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """Serving pods by accelerator and artifact."""
     replicas: Annotated[int, Field(ge=0)] = 0

@@ -15,7 +15,7 @@ from rm_operator.controllers.indexes import (
     JOB_NAME_LABEL,
     artifact_based_on,
     artifact_labelled,
-    artifact_named,
+    artifacts_named,
     named_by,
     owners_of,
     scoped,
@@ -223,18 +223,19 @@ class BuildArtifactController(PlanningController):
 
     def _of_deployment(self, old: Object | None, new: Object | None) -> Iterable[Key]:
         # A deployment that names it, or no longer does, or goes, or waits for it or not.
-        seen = {
-            (artifact_named(each), is_deleting(each), _is_suspended(each)) for each in (old, new) if each is not None
-        }
-        if len(seen) == 1 and old is not None and new is not None:
-            return
-        for place, *_ in seen:
-            if place:
-                yield Key(self.kind, *place)
+        before, after = (
+            {(place, is_deleting(each), _is_suspended(each)) for place in artifacts_named(each)}
+            if each is not None
+            else set()
+            for each in (old, new)
+        )
+        for place in sorted({place for place, *_ in before ^ after}):
+            yield Key(self.kind, *place)
 
 
 def _versions(accelerator: Object | None) -> object:
-    return None if accelerator is None else (accelerator.get("status") or {}).get("versions")
+    versions = (None if accelerator is None else accelerator.get("status") or {}) or {}
+    return [(each.get("driver"), each.get("sdk"), each["nodes"]) for each in versions.get("versions") or []]
 
 
 def _attempts(obj: Object, known: Reading) -> list[Attempt]:

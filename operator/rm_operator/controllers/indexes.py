@@ -86,6 +86,16 @@ def artifact_named(deployment: Object) -> tuple[str, str] | None:
     return (status.get("artifactNamespace") or deployment["metadata"]["namespace"], name) if name else None
 
 
+def artifacts_named(deployment: Object) -> tuple[tuple[str, str], ...]:
+    """The same of all artifacts that its status names, one for each class of nodes."""
+    shares = (deployment.get("status") or {}).get("classes") or []
+    first = artifact_named(deployment)
+    others = {
+        (share.get("artifactNamespace") or deployment["metadata"]["namespace"], share["artifact"]) for share in shares
+    }
+    return tuple(sorted(others if first is None else {first, *others}))
+
+
 def artifact_labelled(obj: Object) -> tuple[str, str] | None:
     """Namespace and name of the artifact of a serving pod, its Deployment, or a build's Job or pod."""
     metadata = obj["metadata"]
@@ -105,7 +115,7 @@ def _of_artifact(found: tuple[str, str] | None) -> list[str]:
 
 
 def _artifact(obj: Object) -> list[str]:
-    return _of_artifact(artifact_named(obj))
+    return [scoped(*place) for place in artifacts_named(obj)]
 
 
 def _labelled(obj: Object) -> list[str]:
@@ -276,9 +286,6 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
 def named_by(resource: Resource, obj: Object) -> set[tuple[str, str]]:
     """Artifacts, by namespace and name, that an object uses: a ModelDeployment, another artifact, or serving pods."""
     if resource is MODEL_DEPLOYMENTS:
-        found = artifact_named(obj)
-    elif resource is BUILD_ARTIFACTS:
-        found = artifact_based_on(obj)
-    else:
-        found = artifact_labelled(obj)
+        return set(artifacts_named(obj))
+    found = artifact_based_on(obj) if resource is BUILD_ARTIFACTS else artifact_labelled(obj)
     return set() if found is None else {found}

@@ -218,9 +218,11 @@ def _said_of(artifact: Object) -> tuple[object, ...]:
 
 
 def _versions(accelerator: Object) -> object:
-    return (
-        (accelerator.get("status") or {}).get("versions") if accelerator["kind"] == ACCELERATOR_RESOURCES.kind else None
-    )
+    if accelerator["kind"] != ACCELERATOR_RESOURCES.kind:
+        return None
+    versions = (accelerator.get("status") or {}).get("versions") or []
+    # Devices that others take, or leave, move nobody who has some.
+    return [{name: value for name, value in each.items() if name not in ("free", "freeByNode")} for each in versions]
 
 
 def _most_on_node(accelerator: Object) -> object:

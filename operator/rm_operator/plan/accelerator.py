@@ -1,6 +1,7 @@
 """AcceleratorResource: roll out its device plugin, and say what the nodes have."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -84,6 +85,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
     nodes = [node for node in selected if name_of(node) not in owned.lost]
     holding: Sequence[Object] = ()
     devices, by_class = DeviceCounts(), ClassDevices()
+    by_node: dict[str, tuple[int, int]] | None = None
     if spec.device_class_name:
         by_class = device_class.count(spec.device_class_name, snapshot.by_class, nodes)
         nodes = list(by_class.nodes)
@@ -98,13 +100,20 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         mine = set(map(name_of, nodes))
         holding = [pod for pod in snapshot.requesting if (pod.get("spec") or {}).get("nodeName") in mine]
         nodes = [node for node in nodes if spec.resource_name in (node.get("status") or {}).get("capacity", {})]
-        on_nodes = [devices_on(node, "capacity", spec.resource_name) for node in nodes]
-        devices = DeviceCounts(
-            total=sum(on_nodes),
-            healthy=sum(devices_on(node, "allocatable", spec.resource_name) for node in nodes),
-            allocated=sum(requested(pod, spec.resource_name) for pod in holding),
-            most_on_node=_if_several(max(on_nodes, default=0)),
+        there, healthy = (
+            {name_of(node): devices_on(node, what, spec.resource_name) for node in nodes}
+            for what in ("capacity", "allocatable")
         )
+        taken: Counter[str] = Counter()
+        for pod in holding:
+            taken[pod["spec"]["nodeName"]] += requested(pod, spec.resource_name)
+        devices = DeviceCounts(
+            total=sum(there.values()),
+            healthy=sum(healthy.values()),
+            allocated=taken.total(),
+            most_on_node=_if_several(max(there.values(), default=0)),
+        )
+        by_node = {node: (count, max(0, healthy[node] - taken[node])) for node, count in there.items()}
     health = device_health.examine(accelerator, spec, selected, devices, snapshot.reported, holding, conditions)
     devices = devices.model_copy(update={"used_out_of_band": health.used_out_of_band})
     _advertised(conditions, spec, nodes, devices, by_class, snapshot.plugin_pods)
@@ -126,7 +135,7 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         "observedGeneration": accelerator["metadata"].get("generation", 0),
         "nodes": len(nodes),
         "devices": devices.to_wire(),
-        "versions": [each.to_wire() for each in ownership.versions(name_of(accelerator), spec, selected)],
+        "versions": [each.to_wire() for each in ownership.versions(name_of(accelerator), spec, selected, by_node)],
         "unhealthy": health.to_wire(),
         "conditions": conditions.to_list(),
     }

@@ -72,6 +72,7 @@ def find(
             limits={resource: str(needed)} if resource else {},
             node_selector=chosen.spec.node_selector,
             tolerations=[toleration.to_wire() for toleration in chosen.spec.tolerations],
+            announced=chosen.spec.device_plugin is not None and bool(resource),
             ways=ways_to_say(chosen.name, chosen.spec, chosen.versions, for_),
         )
     )

@@ -31,6 +31,8 @@ class Devices:
     tolerations: Sequence[dict[str, Any]]
     ways: Sequence[Sequence[dict[str, Any]]] = ()
     """Ways in which a node says that it has the versions that the result is for, each as expressions of an affinity."""
+    announced: bool = False
+    """The device plugin is ours, which tells a container what it gave it: the step's launcher looks at it first."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,20 @@ def render(artifact: Object, spec: BuildArtifactSpec, run: Run, settings: Settin
                 pods.install_launcher(settings),
                 *(builder.check() if run.stage == 0 else []),
                 builder.fetch(weights=True),
-                *builder.inputs(),
+                *builder.inputs(before_check=False),
+                *(builder.inputs(before_check=True) if run.stage else []),
                 *(builder.earlier(run.stage) if run.stage else builder.config()),
                 *(
                     container
                     for step in steps[run.stage]
                     for container in build_step.containers(
-                        step, spec, variables(spec), settings, run.memory, run.devices.limits if run.devices else {}
+                        step,
+                        spec,
+                        variables(spec),
+                        settings,
+                        run.memory,
+                        run.devices.limits if run.devices else {},
+                        announced=run.devices is not None and run.devices.announced,
                     )
                 ),
                 *(builder.probe() if last else []),
@@ -154,17 +163,29 @@ class _Builder:
         check = self._spec.check
         if check is None:
             return []
-        command = [names.LAUNCHER, "run", "--name=check", "--failure-meaning=UnsupportedModel"]
+        judged = [*build_step.patterns(check), *build_step.exit_codes(self._spec)]
+        command = [names.LAUNCHER, "run", "--name=check", "--failure-meaning=UnsupportedModel", *judged]
         container = pods.container(
             "check",
             check.image,
-            [*command, *build_step.exit_codes(self._spec), "--", *map(pods.literal, check.command)],
+            [*command, "--", *map(pods.literal, check.command)],
             self._settings,
-            mounted=pods.mounts(_VOLUMES, read_only=["bin", "model"]),
-            environment=pods.env(variables(self._spec)),
+            mounted=pods.mounts(
+                [*_VOLUMES, *(["inputs"] if self._before_check else [])], read_only=["bin", "model", "inputs"]
+            ),
+            environment=pods.env(variables(self._spec), check.env),
             workingDir=names.WORK_DIR,
         )
-        return [self.fetch(weights=False), container]
+        return [self.fetch(weights=False), *self.inputs(before_check=True), container]
+
+    @property
+    def _before_check(self) -> set[str]:
+        """Inputs that the check names."""
+        check = self._spec.check
+        texts = [] if check is None else [*check.command, *(variable.value for variable in check.env)]
+        named = {variable for text in texts for variable in names.variables_in(text)}
+        known = [each.name for each in self._spec.inputs] + ([names.INPUT_FROM] if self._spec.base else [])
+        return {name for name in known if names.input_variable(name) in named}
 
     def fetch(self, *, weights: bool) -> dict[str, Any]:
         """Fetches the model."""
@@ -175,8 +196,9 @@ class _Builder:
             shared=self._namespace == self._settings.builds_namespace,
         )  # fmt: skip
 
-    def inputs(self) -> list[dict[str, Any]]:
-        """Fetches what else the build reads."""
+    def inputs(self, *, before_check: bool) -> list[dict[str, Any]]:
+        """Fetches what else the build reads: what the check names, or all the rest."""
+        early = self._before_check
         fetched = [
             self._ours(
                 input_container(each.name),
@@ -191,9 +213,10 @@ class _Builder:
                 further_mounts=further_mounts,
             )
             for each, (environment, further_mounts, _) in zip(self._spec.inputs, self._inputs, strict=True)
+            if (each.name in early) is before_check
         ]  # fmt: skip
         base = self._spec.base
-        if base is not None:
+        if base is not None and (names.INPUT_FROM in early) is before_check:
             command = [
                 "rm-abstract", "fetch", "artifact",
                 f"--reference={base.location}",

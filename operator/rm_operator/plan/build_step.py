@@ -6,7 +6,7 @@ from typing import Any
 from rm_api import names
 from rm_api.base import Resources
 from rm_api.kinds import BuildArtifactSpec
-from rm_api.kinds.build_profile import BuildInterface, Step
+from rm_api.kinds.build_profile import BuildInterface, Check, Step
 from rm_api.quantity import quantity
 
 from rm_operator.plan import pods
@@ -25,12 +25,15 @@ def containers(
     settings: Settings,
     memory: str | None,
     devices: Mapping[str, str],
+    *,
+    announced: bool = False,
 ) -> list[dict[str, Any]]:
     """The step's containers, in the order in which they run.
 
     ``memory`` replaces the step's own where it is more; ``devices`` are extended resources that the step is limited to.
+    Where these are ``announced`` to it, rma-launch makes sure that they are there before the tool starts.
     """
-    make = _Step(step, spec, variables, settings, memory, devices)
+    make = _Step(step, spec, variables, settings, memory, devices, announced=announced)
     match spec.interface:
         case BuildInterface.CLI | BuildInterface.CONFIG_FILE:
             return [make.container("run", [*step.command, *step.args])]
@@ -46,6 +49,14 @@ def containers(
 def exit_codes(spec: BuildArtifactSpec) -> list[str]:
     """Flags that tell rma-launch what the tools' exit codes mean."""
     return [f"--exit-code={mapping.code}={mapping.meaning}" for mapping in spec.exit_codes]
+
+
+def patterns(judged: Step | Check) -> list[str]:
+    """Flags that tell rma-launch what the log of a tool means."""
+    return [
+        *([f"--success-pattern={pods.literal(judged.success_pattern)}"] if judged.success_pattern else []),
+        *([f"--failure-pattern={pods.literal(judged.failure_pattern)}"] if judged.failure_pattern else []),
+    ]
 
 
 def _buckets(spec: BuildArtifactSpec) -> list[str]:
@@ -65,8 +76,11 @@ class _Step:
         settings: Settings,
         memory: str | None,
         devices: Mapping[str, str],
+        *,
+        announced: bool,
     ) -> None:
         self._step = step
+        self._announced = sum(map(int, devices.values())) if announced else 0
         self._spec = spec
         self._variables = variables
         self._settings = settings
@@ -117,8 +131,8 @@ class _Step:
         return [
             f"--name={step.name}",
             *(f"--output={pods.literal(output)}" for output in step.outputs),
-            *([f"--success-pattern={pods.literal(step.success_pattern)}"] if step.success_pattern else []),
-            *([f"--failure-pattern={pods.literal(step.failure_pattern)}"] if step.failure_pattern else []),
+            *patterns(step),
+            *([f"--require-devices={self._announced}"] if self._announced else []),
             *exit_codes(self._spec),
         ]
 

@@ -1,4 +1,9 @@
-"""The step that asks for the artifact, and says how far it is."""
+"""The step that asks for the artifact, or one for each class of nodes, and says how far it is."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from rm_api import names
 from rm_api.base import Resources
@@ -9,51 +14,175 @@ from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, 
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import artifact as artifact_plan
-from rm_operator.plan import compatibility, pods, sharing
+from rm_operator.plan import compatibility, pods, serving, sharing
 from rm_operator.plan.buckets import Shape, chunk_of, round_up
-from rm_operator.plan.compatibility import NodeClass
+from rm_operator.plan.classes import Option, Share, split
+from rm_operator.plan.compatibility import NodeClass, Room
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name, dtype_name
 from rm_operator.plan.memo import Memo, Specs
-from rm_operator.plan.model import Object, deletion_of, is_deleting, name_of, namespace_of
-from rm_operator.plan.placement import ProfileView
+from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
+from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rm_operator.plan.sharing import Home
-from rm_operator.plan.state import DeploymentSnapshot, State
+from rm_operator.plan.state import DeploymentSnapshot, Given, State
+from rm_operator.plan.trouble import is_stuck
+
+LOOK_AGAIN_SECONDS: Final = 10
+"""While pods wait for a device that another class may have by now."""
+_MOST_CLASSES: Final = 8
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How far the artifact for a class of nodes is, or one before it that it starts from."""
+
+    for_: NodeClass
+    reason: Reason
+    message: str
+    home: Home
+    """Where it is, or is to be."""
+    wanted: BuildArtifactSpec | None = None
+    """None where it cannot be told yet."""
+    existing: Object | None = None
+    ready: bool = False
+    """The artifact itself is in the store."""
+    failed: bool = False
+    """It will not be, until somebody changes something."""
+    given_up_in: float | None = None
+    """Seconds until it makes room for another one, as what failed was somebody else's source."""
+
+    @property
+    def name(self) -> str:
+        return "" if self.wanted is None else artifact_name(self.wanted.key)
+
+    @property
+    def location(self) -> str:
+        assert self.existing is not None
+        return str(self.existing["status"].get("location"))
 
 
 def build(state: State) -> bool:
-    """Has the placement's artifact built, and before it those that it starts from; True once it is in the store."""
+    """Has the placement's artifacts built, and before them those that they start from; True once one can serve.
+
+    Where the nodes have several versions that need an artifact each, this gives the replicas to the classes of nodes.
+    """
     assert state.placement is not None
     assert state.placement.profile is not None
     try:
         if namespace_of(state.snapshot.deployment) == state.snapshot.settings.builds_namespace:
             raise _Unbuildable("this namespace is for builds that all namespaces share; deploy models in another one")
         chain = _chain(state.placement.profile, state.snapshot)
-        base: BaseArtifact | None = None
-        home = Home(namespace_of(state.snapshot.deployment))
-        for view in chain:
-            if view.awaited:
-                # Which artifact it is depends on what the probe finds.
-                message = f"BuildProfile {view.name}: {view.reason}"
-                state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.PROBING, message)
-                return False
-            home, wanted = _home(view, _class(view, state), state, base)
-            if not _has(state, wanted, home):
-                return False
-            assert state.artifact_object is not None
-            base = BaseArtifact(
-                name=name_of(state.artifact_object),
-                key=wanted.key,
-                location=str(state.artifact_object["status"].get("location")),
-                namespace=home.namespace if home.shared else None,
-            )
+        rooms = _rooms(chain[-1], state)
     except _Unbuildable as error:
         state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.INVALID_SPEC, str(error))
         state.stall(Reason.INVALID_SPEC, str(error))
         return False
-    assert base is not None
-    state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, f"{base.location}{home.suffix}")
-    return True
+    looks = {for_: _look(chain, for_, state) for for_ in rooms}
+    shares = _split(chain[-1].name, rooms, looks, state)
+    for share in shares:
+        _request(looks[share.option.for_], state)
+    state.shares = tuple(_given(share, looks[share.option.for_]) for share in shares)
+    _say(shares, looks, state)
+    return any(_serves(share, state) for share in shares)
+
+
+def _serves(share: Share, state: State) -> bool:
+    return share.option.warm and (share.replicas > 0 or state.spec.replicas == 0)
+
+
+def _rooms(view: ProfileView, state: State) -> dict[NodeClass, Room]:
+    """The classes of the accelerator's nodes; of very many, those of the most nodes and those that it has now."""
+    chosen = _chosen(state)
+    rooms = compatibility.rooms(view.spec.compatibility, chosen.versions, _devices_each(state))
+    if not rooms:
+        raise _unbuildable(view, chosen)
+    before = _before(view.name, state)
+    ranked = sorted(rooms, key=lambda each: (each in before, rooms[each].nodes, each.drivers, each.sdks), reverse=True)
+    return {each: rooms[each] for each in ranked[:_MOST_CLASSES]}
+
+
+def _before(profile: str, state: State) -> dict[NodeClass, int]:
+    """What was given to classes last, of this profile."""
+    snapshot, found = state.snapshot, dict[NodeClass, int]()
+    status = snapshot.deployment.get("status") or {}
+    for share in status.get("classes") or [{**status, "replicas": state.spec.replicas}]:
+        artifact = snapshot.artifact_at(share.get("artifactNamespace"), share.get("artifact") or "")
+        if artifact is not None and (spec := spec_of(artifact)).profile == profile:
+            found[compatibility.class_of(spec)] = int(share.get("replicas", 0))
+    return found
+
+
+def _split(
+    profile: str, rooms: Mapping[NodeClass, Room], looks: Mapping[NodeClass, _Look], state: State
+) -> list[Share]:
+    each = _devices_each(state)
+    held, stuck = Counter[tuple[NodeClass, str, str]](), Counter[tuple[NodeClass, str]]()
+    for pod in state.snapshot.pods if len(rooms) > 1 else ():
+        artifact = state.snapshot.artifact_of(pod)
+        if artifact is None or not serving.is_live(pod):
+            continue
+        place = compatibility.class_of(spec_of(artifact)), serving.variant_label(pod)
+        devices = serving.devices_of([pod])
+        node = (pod.get("spec") or {}).get("nodeName")
+        if node:
+            held[*place, node] += devices
+        # One that needs more devices than a replica is to have says nothing about fewer.
+        stuck[place] += devices <= each and is_stuck(pod)
+    if stuck.total():
+        # Devices that become free there wake nobody who has found a place.
+        state.requeue(LOOK_AGAIN_SECONDS)
+    options = []
+    for for_, room in rooms.items():
+        most = max(
+            (place for place in stuck if place[0] == for_), key=lambda place: (stuck[place], place[1]), default=None
+        )
+        options.append(
+            Option(
+                for_,
+                room,
+                looks[for_].ready,
+                looks[for_].failed,
+                held=_whole({place: devices for place, devices in held.items() if place[0] == for_}, each),
+                stuck=0 if most is None else stuck[most],
+                beside=_whole({place: devices for place, devices in held.items() if place[:2] == most}, each),
+            )
+        )
+    return split(state.spec.replicas, options, _before(profile, state))
+
+
+def _devices_each(state: State) -> int:
+    """Devices that a replica is to have."""
+    assert state.placement is not None
+    assert state.placement.bucket is not None
+    return state.placement.bucket.devices
+
+
+def _whole(held: Mapping[tuple[NodeClass, str, str], int], each: int) -> int:
+    """Replicas of so many devices ``each`` that devices suffice for, which are by class, variant and node."""
+    on_nodes = Counter[str]()
+    for (_, _, node), devices in held.items():
+        on_nodes[node] += devices
+    return sum(devices // each for devices in on_nodes.values())
+
+
+def _given(share: Share, look: _Look) -> Given:
+    home = look.home.namespace if look.home.shared else None
+    return Given(look.for_, look.name, home, look.existing, share.replicas, look.ready, share.option.room.free)
+
+
+def _say(shares: Sequence[Share], looks: Mapping[NodeClass, _Look], state: State) -> None:
+    """States how far the artifacts are that are needed."""
+    needed = [share for share in shares if share.replicas] or shares[:1]
+    behind = [looks[share.option.for_] for share in needed if not share.option.warm]
+    if not behind:
+        there = [looks[share.option.for_].message for share in needed]
+        state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.BUILT, "; ".join(there))
+        return
+    first = behind[0]
+    further = f"for {compatibility.label_of(first.for_)}: " if len(shares) > 1 else ""
+    state.conditions.set(ConditionType.ARTIFACT_READY, False, first.reason, further + first.message)
+    if first.failed:
+        state.stall(first.reason, further + first.message)
 
 
 def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
@@ -80,9 +209,22 @@ def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
         )  # fmt: skip
         if again.key != spec.key or again.check != spec.check:
             state.delete.append(deletion_of(artifact))
-        else:
+        elif not _serves_elsewhere(spec, state):
             found[view.name] = artifact_plan.why_not_ready(artifact)
     return tuple(sorted(found.items()))
+
+
+def _serves_elsewhere(refused: BuildArtifactSpec, state: State) -> bool:
+    """True if the deployment has what was refused for one class of nodes from the same profile for another one."""
+    status = state.snapshot.deployment.get("status") or {}
+    for share in (status, *(status.get("classes") or ())):
+        artifact = state.snapshot.artifact_at(share.get("artifactNamespace"), share.get("artifact") or "")
+        if artifact is None or not artifact_plan.is_ready(artifact):
+            continue
+        spec = spec_of(artifact)
+        if spec.profile == refused.profile and compatibility.class_of(spec) != compatibility.class_of(refused):
+            return True
+    return False
 
 
 class _Unbuildable(Exception):
@@ -106,21 +248,26 @@ def _chain(profile: str, snapshot: DeploymentSnapshot) -> list[ProfileView]:
     return chain[::-1]
 
 
-def _class(view: ProfileView, state: State) -> NodeClass:
-    """The versions that the artifact is for."""
+def _chosen(state: State) -> AcceleratorView:
     assert state.placement is not None
-    chosen = next(each for each in state.snapshot.accelerators if each.name == state.placement.chosen)
-    now = state.snapshot.artifact_now
-    spec = None if now is None else spec_of(now)
-    current = None if spec is None or spec.profile != view.name else compatibility.class_of(spec)
-    found = compatibility.choose(view.spec.compatibility, chosen.versions, current)
+    return next(each for each in state.snapshot.accelerators if each.name == state.placement.chosen)
+
+
+def _class_of_base(view: ProfileView, for_: NodeClass, state: State) -> NodeClass:
+    """The versions that the artifact is for that one for ``for_`` starts from."""
+    chosen = _chosen(state)
+    there = [each for each in chosen.versions if for_.admits(each)]
+    found = compatibility.commonest(compatibility.rooms(view.spec.compatibility, there))
     if found is None:
-        # Of the profile that serves placement has made sure; this is one that it starts from.
-        raise _Unbuildable(
-            f"BuildProfile {view.name} builds for {compatibility.wanted(view.spec.compatibility)}; "
-            f"{chosen.name} has {compatibility.said(chosen.versions) or 'no known version'}"
-        )
+        raise _unbuildable(view, chosen)
     return found
+
+
+def _unbuildable(view: ProfileView, chosen: AcceleratorView) -> _Unbuildable:
+    return _Unbuildable(
+        f"BuildProfile {view.name} builds for {compatibility.wanted(view.spec.compatibility)}; "
+        f"{chosen.name} has {compatibility.said(chosen.versions) or 'no known version'}"
+    )
 
 
 def _home(
@@ -214,61 +361,81 @@ def _covering(view: ProfileView, what: str, needed: int) -> int | None:
     return found
 
 
-def _has(state: State, wanted: BuildArtifactSpec, home: Home) -> bool:
-    """Asks for the artifact, and says how far it is; True if it is there."""
-    snapshot = state.snapshot
-    name = artifact_name(wanted.key)
-    state.artifact = name
-    state.artifact_namespace = home.namespace if home.shared else None
+def _look(chain: Sequence[ProfileView], for_: NodeClass, state: State) -> _Look:
+    """How far the artifact for a class is: the last of the chain, or the first that is not in the store."""
+    base: BaseArtifact | None = None
+    home = Home(namespace_of(state.snapshot.deployment))
+    try:
+        for view in chain:
+            if view.awaited:
+                # Which artifact it is depends on what the probe finds.
+                return _Look(for_, Reason.PROBING, f"BuildProfile {view.name}: {view.reason}", home)
+            last = view is chain[-1]
+            home, wanted = _home(view, for_ if last else _class_of_base(view, for_, state), state, base)
+            found = _look_at(wanted, home, for_, state)
+            if last or not found.ready:
+                return found
+            base = BaseArtifact(
+                name=found.name,
+                key=wanted.key,
+                location=found.location,
+                namespace=home.namespace if home.shared else None,
+            )
+    except _Unbuildable as error:
+        return _Look(for_, Reason.INVALID_SPEC, str(error), home, failed=True)
+    raise AssertionError("a chain has at least the profile itself")
+
+
+def _look_at(wanted: BuildArtifactSpec, home: Home, for_: NodeClass, state: State) -> _Look:
+    snapshot, name = state.snapshot, artifact_name(wanted.key)
     existing = (snapshot.shared_artifacts if home.shared else snapshot.artifacts).get(name)
 
-    def say(reason: Reason, message: str) -> str:
-        state.conditions.set(ConditionType.ARTIFACT_READY, False, reason, message + home.suffix)
-        return message + home.suffix
+    def look(reason: Reason, message: str, **further: Any) -> _Look:
+        return _Look(for_, reason, message + home.suffix, home, wanted, existing, **further)
 
     if existing is None:
-        say(Reason.BUILDING, f"{name} is requested")
+        return look(Reason.BUILDING, f"{name} is requested")
+    if is_deleting(existing):
+        # What the store has of it is adopted by the next one of the name, unless nobody wanted it in time.
+        return look(Reason.DELETING, f"{name} is being deleted, and asked for again when it is gone")
+    if artifact_plan.is_ready(existing):
+        return look(Reason.BUILT, str(existing["status"].get("location")), ready=True)
+    conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
+    ready = conditions.get(ConditionType.READY)
+    reason = reason_or(ready["reason"], Reason.BUILDING) if ready else Reason.BUILDING
+    message = f"{name}: {ready['message']}" if ready else f"{name} is requested"
+    if home.shared and sharing.failed_by_its_source(existing) and not sharing.same_source(spec_of(existing), wanted):
+        # What somebody else's source came to says nothing about this one.
+        return look(reason, message, given_up_in=sharing.seconds_to_replacement(existing, state.now))
+    stalled = ConditionType.STALLED in conditions
+    if stalled and _recipe_was_mended(existing, wanted):
+        return look(reason, message, given_up_in=0)
+    return look(reason, message, failed=stalled)
+
+
+def _request(look: _Look, state: State) -> None:
+    """Asks for what was looked for and is not there."""
+    if look.wanted is None or look.ready:
+        return
+    if look.existing is None:
         state.apply.append(
             {
                 "apiVersion": names.API_VERSION,
                 "kind": "BuildArtifact",
                 "metadata": {
-                    "name": name,
-                    "namespace": home.namespace,
+                    "name": look.name,
+                    "namespace": look.home.namespace,
                     "labels": pods.labels(names.ROLE_BUILD),
                 },
-                "spec": wanted.to_wire(),
+                "spec": look.wanted.to_wire(),
             }
         )
         # An artifact that nobody refers to is removed, so the reference comes first.
         state.status_first = True
-        return False
-    state.artifact_object = existing
-    if is_deleting(existing):
-        # What the store has of it is adopted by the next one of the name, unless nobody wanted it in time.
-        say(Reason.DELETING, f"{name} is being deleted, and asked for again when it is gone")
-        return False
-    if artifact_plan.is_ready(existing):
-        return True
-    conditions = {entry["type"]: entry for entry in (existing.get("status") or {}).get("conditions") or []}
-    ready = conditions.get(ConditionType.READY)
-    reason = reason_or(ready["reason"], Reason.BUILDING) if ready else Reason.BUILDING
-    message = say(reason, f"{name}: {ready['message']}" if ready else f"{name} is requested")
-    failed = home.shared and sharing.failed_by_its_source(existing)
-    if failed and not sharing.same_source(spec_of(existing), wanted):
-        # What somebody else's source came to says nothing about this one.
-        wait = sharing.seconds_to_replacement(existing, state.now)
-        if wait:
-            state.requeue(wait)
-        else:
-            state.delete.append(deletion_of(existing))
-        return False
-    if ConditionType.STALLED in conditions:
-        if _recipe_was_mended(existing, wanted):
-            state.delete.append(deletion_of(existing))
-        else:
-            state.stall(reason, message)
-    return False
+    elif look.given_up_in:
+        state.requeue(look.given_up_in)
+    elif look.given_up_in is not None:
+        state.delete.append(deletion_of(look.existing))
 
 
 def _made(

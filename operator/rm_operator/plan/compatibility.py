@@ -1,18 +1,17 @@
 """Compatibility classes: which nodes of a kind of accelerator load a result, and how many results a mixed fleet takes.
 
 A profile says which versions load what it makes. Where a result fits one version only, each version that nodes have is
-a class of its own, with an artifact of its own. A deployment has one class. It stays in it as long as a node is left
-there, so that an update of the fleet, node by node, neither interrupts nor rebuilds before it must.
+a class of its own, with an artifact of its own. Which of them a deployment uses is decided in ``classes``.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec
-from rm_api.kinds.accelerator_resource import NodeVersions
+from rm_api.kinds.accelerator_resource import NodeDevices, NodeVersions
 from rm_api.kinds.build_profile import BuildProfileSpec, Compatibility, VersionAspect
 
 
@@ -26,6 +25,23 @@ class NodeClass:
     def admits(self, versions: NodeVersions) -> bool:
         """True if what is built for this class runs on nodes with ``versions``."""
         return _admits(self.drivers, versions.driver) and _admits(self.sdks, versions.sdk)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is of a class; None for any number.
+
+    Replicas are counted, and not devices: those of one replica are all of one node.
+    """
+
+    nodes: int = 0
+    most: int | None = None
+    """Replicas that its nodes have devices for, healthy or not."""
+    free: int | None = None
+    """Replicas that there are devices for which are healthy, and which no pod has."""
+
+    def __add__(self, other: "Room") -> "Room":
+        return Room(self.nodes + other.nodes, _sum(self.most, other.most), _sum(self.free, other.free))
 
 
 _MAX_LABEL = 63
@@ -55,26 +71,46 @@ def matching(compatibility: Compatibility, versions: Iterable[NodeVersions]) -> 
     ]
 
 
-def choose(
-    compatibility: Compatibility, versions: Sequence[NodeVersions], current: NodeClass | None
-) -> NodeClass | None:
-    """The class to build for; None where the nodes' versions decide that and none fits.
+def rooms(compatibility: Compatibility, versions: Iterable[NodeVersions], devices: int = 1) -> dict[NodeClass, Room]:
+    """The classes to build for, with what there is of each for replicas of so many ``devices``.
 
-    ``current`` is the class of what the deployment has now.
+    None where the nodes' versions decide and none fits. Classes whose nodes have devices, but none of them enough for
+    a replica, are left out, unless there are only such.
     """
     aspects = compatibility.one_artifact_per
     if not aspects:
-        return NodeClass(tuple(compatibility.driver), tuple(compatibility.sdk))
-    nodes: dict[NodeClass, int] = {}
+        return {NodeClass(tuple(compatibility.driver), tuple(compatibility.sdk)): Room()}
+    found: dict[NodeClass, Room] = {}
+    fitting = set()
     for each in matching(compatibility, versions):
-        found = NodeClass(
+        class_ = NodeClass(
             (each.driver,) if VersionAspect.DRIVER in aspects else tuple(compatibility.driver),
             (each.sdk,) if VersionAspect.SDK in aspects else tuple(compatibility.sdk),
         )
-        nodes[found] = nodes.get(found, 0) + each.nodes
-    if current in nodes:
-        return current
-    return max(nodes, key=lambda each: (nodes[each], each.drivers, each.sdks), default=None)
+        room = _room(each, devices)
+        found[class_] = found[class_] + room if class_ in found else room
+        if room.most != 0 or not each.devices:
+            fitting.add(class_)
+    return {class_: room for class_, room in found.items() if class_ in fitting or not fitting}
+
+
+def _room(versions: NodeVersions, devices: int) -> Room:
+    if devices == 1:
+        return Room(versions.nodes, versions.devices, versions.free)
+    return Room(
+        versions.nodes,
+        None if versions.devices is None else _replicas(versions.devices_by_node, devices),
+        None if versions.free is None else _replicas(versions.free_by_node, devices),
+    )
+
+
+def _replicas(nodes: Iterable[NodeDevices] | None, devices: int) -> int:
+    return sum(each.devices // devices * each.nodes for each in nodes or ())
+
+
+def commonest(rooms: Mapping[NodeClass, Room]) -> NodeClass | None:
+    """The class of most nodes, of equals that of the newest versions; None where there is none."""
+    return max(rooms, key=lambda each: (rooms[each].nodes, each.drivers, each.sdks), default=None)
 
 
 def targeted(profile: BuildProfileSpec, chosen: NodeClass) -> BuildProfileSpec:
@@ -134,14 +170,23 @@ def said(versions: Iterable[NodeVersions]) -> str:
     return "; ".join(texts)
 
 
+def label_of(class_: NodeClass) -> str:
+    """A class for a person."""
+    return _listed(class_.drivers, class_.sdks) or "any version"
+
+
 def wanted(compatibility: Compatibility) -> str:
     """What a profile builds for, for a person."""
-    parts = [
-        f"{name} {' or '.join(versions)}"
-        for name, versions in (("driver", compatibility.driver), ("SDK", compatibility.sdk))
-        if versions
-    ]
-    return " and ".join(parts) or "a known version"
+    return _listed(compatibility.driver, compatibility.sdk) or "a known version"
+
+
+def _listed(drivers: Sequence[str], sdks: Sequence[str]) -> str:
+    both = (("driver", drivers), ("SDK", sdks))
+    return " and ".join(f"{name} {' or '.join(versions)}" for name, versions in both if versions)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def _admits(wanted: Sequence[str], version: str) -> bool:

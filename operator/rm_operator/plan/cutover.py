@@ -4,10 +4,14 @@ How many pods each variant is asked for is decided by ``rollout``; here the coun
 answer is turned into Deployments and labels. A pod that goes is taken out of the Service first, and its Deployment
 shrinks once no EndpointSlice names the pod any more; it then ends on its own time. Nothing is remembered but what the
 objects say, so a change of mind in the middle, or a death of the operator, is just another place to go on from.
-Where only one variant runs, pods whose device is not well are replaced by others of it (``replacement``).
+Where only wanted variants run, pods whose device is not well are replaced by others of theirs (``replacement``).
+
+Where the nodes have several versions that need an artifact each, one variant is wanted for each class of nodes that was
+given replicas (``classes``) and whose artifact is there. They count as one: the bounds of a rollout are for their sum.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rm_api import names
@@ -27,46 +31,143 @@ from rm_operator.plan.model import (
     uid_of,
 )
 from rm_operator.plan.rejected import rejection_of
-from rm_operator.plan.rollout import Bounds, Count, Step
-from rm_operator.plan.state import State
-from rm_operator.plan.trouble import Trouble, trouble
+from rm_operator.plan.rollout import Bounds, Count
+from rm_operator.plan.state import Given, State
+from rm_operator.plan.trouble import Trouble, is_stuck, trouble
+
+
+@dataclass
+class _Part:
+    """A variant that is wanted, of several where classes of nodes have an artifact each."""
+
+    variant: serving.Variant
+    wanted: int
+    """Pods that are to serve in the end."""
+    current: Object | None
+    """Its Deployment."""
+    pods: list[Object]
+    """Those that live."""
+    count: Count
+    spare: int
+    """Further pods of it that find their devices."""
+
+    @property
+    def surplus(self) -> int:
+        """Pods that are asked for beyond those that are wanted."""
+        return max(0, self.count.asked - self.wanted)
+
+    @property
+    def is_settled(self) -> bool:
+        """All of its pods serve, and no others are asked for."""
+        return self.count.asked == self.wanted and self.count.serving >= self.wanted
 
 
 def serve(state: State) -> bool:
     """Brings the wanted pods, and lets earlier variants go; True once the wanted pods answer."""
     snapshot, spec = state.snapshot, state.spec
-    variant = _wanted_variant(state)
-    state.variant = variant
     known = {name_of(each): each for each in _running(state)}
-    current = known.pop(variant.name, None)
+    parts = _parts(state, known)
+    state.variants = tuple(part.variant for part in parts)
     old = sorted(known.values(), key=lambda each: (each["metadata"].get("creationTimestamp", ""), name_of(each)))
-    mine = [pod for pod in snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
-    mine_now = _count(state, variant.inputs_hash, current)
-    if old:
-        counts = [_count(state, serving.variant_label(each), each) for each in old]
-        step = rollout.advance(mine_now, counts, Bounds.of(spec.replicas, spec.rollout))
-        # An earlier variant that is wanted again may have been on its way out.
-        for pod in mine:
-            state.select(pod, active=True)
-        replacement.give_up(state, mine, variant.accelerator, missing=mine_now.asked - len(mine))
-    else:
-        step = Step(replacement.replicas(state, mine, variant.accelerator, asked=mine_now.asked), ())
-    revision = snapshot.revisions.get(variant.name)
-    state.apply += serving.children(variant, revision, snapshot.settings, replicas=step.new)
-    kept = {variant.name} | {
-        name_of(each) for each, pods in zip(old, step.old, strict=True) if _shrink(state, each, pods)
+    asked, left = _next(state, parts, old)
+    for part, replicas in zip(parts, asked, strict=True):
+        revision = snapshot.revisions.get(part.variant.name)
+        state.apply += serving.children(part.variant, revision, snapshot.settings, replicas=replicas)
+    if state.replacing is not None:
+        devices = serving.devices_of(pod for part in parts for pod in part.pods)
+        state.replacing = state.replacing[0], sum(asked) * devices
+    kept = {part.variant.name for part in parts} | {
+        name_of(each) for each, pods in zip(old, left, strict=True) if _shrink(state, each, pods)
     }
     state.delete += [deletion_of(each) for name, each in snapshot.revisions.items() if name not in kept]
 
-    ready = sum(map(serving.serves, mine))
+    ready = sum(serving.serves(pod) for part in parts for pod in part.pods)
     if ready >= spec.replicas:
-        message = (
-            f"{ready} of {spec.replicas} pods ready on {variant.accelerator}" if spec.replicas else "scaled to zero"
-        )
+        where = parts[0].variant.accelerator
+        message = f"{ready} of {spec.replicas} pods ready on {where}" if spec.replicas else "scaled to zero"
         state.conditions.set(ConditionType.AVAILABLE, True, Reason.SERVING, _with_refusals(state, message))
         return True
-    _say_what_is_missing(state, variant, current, mine, old)
+    _say_what_is_missing(state, parts, old)
     return False
+
+
+def _parts(state: State, known: dict[str, Object]) -> list[_Part]:
+    """The variants that are wanted now; their Deployments are taken out of ``known``."""
+    parts = []
+    given = [share for share in state.shares if share.ready and share.replicas] or state.shares[:1]
+    for share in given:
+        variant = _wanted_variant(state, share)
+        current = known.pop(variant.name, None)
+        mine = [pod for pod in state.snapshot.pods_of(variant.inputs_hash) if serving.is_live(pod)]
+        count = _count(state, variant.inputs_hash, current)
+        spare = share.replicas if share.spare is None else share.spare
+        parts.append(_Part(variant, share.replicas, current, mine, count, spare))
+    return parts
+
+
+def _next(state: State, parts: Sequence[_Part], old: Sequence[Object]) -> tuple[list[int], tuple[int, ...]]:
+    """Pods that the wanted variants, and the old ones, are asked for next.
+
+    What a class has beyond its share counts as an old variant, as long as other classes have to take it over.
+    """
+    unsettled = [part for part in parts if not part.is_settled]
+    if not old and not any(part.surplus and unsettled != [part] for part in parts):
+        return [_in_place(state, part, alone=unsettled in ([], [part])) for part in parts], ()
+    several = len(parts) > 1
+    # Of a single one there is nobody to take over what it has too much of.
+    stay = [_staying(part, parts) if several else part.count for part in parts]
+    new = Count(sum(each.asked for each in stay), sum(each.serving for each in stay))
+    leaving = [part for part in reversed(parts) if several and part.surplus]
+    going = [
+        *(_count(state, serving.variant_label(each), each) for each in old),
+        *(Count(part.surplus, max(0, min(part.count) - part.wanted)) for part in leaving),
+    ]
+    step = rollout.advance(new, going, Bounds.of(state.spec.replicas, state.spec.rollout))
+    stays = {part.variant.name: pods for part, pods in zip(leaving, step.old[len(old) :], strict=True)}
+    more = _spread(step.new - new.asked, parts, stay) if several else [step.new - new.asked]
+    asked = []
+    for part, (pods, _), further in zip(parts, stay, more, strict=True):
+        if part.variant.name in stays and part.current is not None:
+            asked.append(_let_go(state, part.current, part.pods, pods + stays[part.variant.name]))
+            continue
+        # An earlier variant that is wanted again may have been on its way out.
+        for pod in part.pods:
+            state.select(pod, active=True)
+        replacement.give_up(state, part.pods, part.variant.accelerator, missing=part.count.asked - len(part.pods))
+        asked.append(pods + further)
+    return asked, step.old[: len(old)]
+
+
+def _staying(part: _Part, parts: Sequence[_Part]) -> Count:
+    """Pods of one of several that count as new, without those for which there are devices only in another class."""
+    asked, serving_ = (min(each, part.wanted) for each in part.count)
+    elsewhere = sum(min(each.spare, max(0, each.wanted - each.count.asked)) for each in parts if each is not part)
+    stuck = min(sum(map(is_stuck, part.pods)), elsewhere, asked - serving_)
+    return Count(asked - stuck, serving_)
+
+
+def _spread(pods: int, parts: Sequence[_Part], stay: Sequence[Count]) -> list[int]:
+    """Further pods of each, ``pods`` in all: first where there are devices."""
+    lacking = [part.wanted - each.asked for part, each in zip(parts, stay, strict=True)]
+    found = [0] * len(parts)
+    for limit in ([part.spare for part in parts], lacking):
+        for index, most in enumerate(limit):
+            further = min(pods, lacking[index] - found[index], max(0, most - found[index]))
+            found[index] += further
+            pods -= further
+    return found
+
+
+def _in_place(state: State, part: _Part, *, alone: bool) -> int:
+    """Pods of a wanted variant, where nothing goes from one to another; ``alone``: all others are settled."""
+    accelerator, asked = part.variant.accelerator, part.count.asked
+    if alone:
+        return replacement.replicas(state, part.pods, accelerator, asked=asked, wanted=part.wanted)
+    # Its pods on devices that are not well serve on until the others have come to rest.
+    for pod in part.pods:
+        state.select(pod, active=True)
+    replacement.give_up(state, part.pods, accelerator, missing=asked - len(part.pods))
+    return part.wanted
 
 
 def hold(state: State) -> None:
@@ -78,7 +179,8 @@ def hold(state: State) -> None:
         pods = [pod for pod in state.snapshot.pods_of(serving.variant_label(each)) if serving.is_live(pod)]
         if len(variants) == 1:
             accelerator = labels_of(each).get(names.LABEL_ACCELERATOR, "")
-            resize(state, each, replacement.replicas(state, pods, accelerator, asked=count.asked))
+            wanted = state.spec.replicas
+            resize(state, each, replacement.replicas(state, pods, accelerator, asked=count.asked, wanted=wanted))
             continue
         resize(state, each, replicas)
         for pod in pods:
@@ -96,9 +198,9 @@ def _running(state: State) -> list[Object]:
     return [each for each in state.snapshot.variants if not is_deleting(each)]
 
 
-def _wanted_variant(state: State) -> serving.Variant:
+def _wanted_variant(state: State, share: Given) -> serving.Variant:
     assert state.placement is not None
-    assert state.artifact_object is not None
+    assert share.artifact is not None
     assert state.facts is not None
     accelerator = next(view for view in state.snapshot.accelerators if view.name == state.placement.chosen)
     return serving.Variant(
@@ -106,10 +208,10 @@ def _wanted_variant(state: State) -> serving.Variant:
         spec=state.spec,
         accelerator=accelerator.name,
         accelerator_spec=accelerator.spec,
-        artifact=name_of(state.artifact_object),
-        artifact_namespace=state.artifact_namespace,
-        artifact_spec=building.spec_of(state.artifact_object),
-        location=str((state.artifact_object["status"])["location"]),
+        artifact=name_of(share.artifact),
+        artifact_namespace=share.namespace,
+        artifact_spec=building.spec_of(share.artifact),
+        location=str((share.artifact["status"])["location"]),
         facts=state.facts,
         versions=accelerator.versions,
         store=state.snapshot.settings.store,
@@ -125,16 +227,8 @@ def _count(state: State, label: str, deployment: Object | None) -> Count:
 
 def _shrink(state: State, old: Object, kept: int) -> bool:
     """Lets all but ``kept`` pods of an old variant go; False if the variant goes with the last of them."""
-    snapshot = state.snapshot
-    its_pods = [pod for pod in snapshot.pods_of(serving.variant_label(old)) if serving.is_live(pod)]
-    # The order in which the ReplicaSet will end them.
-    well = {uid_of(pod): uid_of(pod) not in snapshot.sick for pod in its_pods}
-    its_pods.sort(key=lambda pod: (serving.is_ready(pod), serving.is_active(pod), well[uid_of(pod)], name_of(pod)))
-    surplus = max(0, len(its_pods) - kept)
-    for position, pod in enumerate(its_pods):
-        state.select(pod, active=position >= surplus)
-    draining = sum(name_of(pod) in snapshot.routed_pods for pod in its_pods[:surplus])
-    replicas = min(int(old["spec"].get("replicas", 1)), kept + draining)
+    its_pods = [pod for pod in state.snapshot.pods_of(serving.variant_label(old)) if serving.is_live(pod)]
+    replicas = _let_go(state, old, its_pods, kept)
     if replicas > 0:
         resize(state, old, replicas)
         return True
@@ -142,17 +236,38 @@ def _shrink(state: State, old: Object, kept: int) -> bool:
     return False
 
 
-def _say_what_is_missing(
-    state: State, variant: serving.Variant, current: Object | None, mine: Sequence[Object], old: Sequence[Object]
-) -> None:
-    spec, snapshot = state.spec, state.snapshot
+def _let_go(state: State, live: Object, its_pods: Sequence[Object], kept: int) -> int:
+    """Takes all but ``kept`` pods out of the Service; the replicas that its Deployment is asked for meanwhile."""
+    snapshot = state.snapshot
+    # The order in which the ReplicaSet will end them.
+    well = {uid_of(pod): uid_of(pod) not in snapshot.sick for pod in its_pods}
+    ordered = sorted(
+        its_pods, key=lambda pod: (serving.is_ready(pod), serving.is_active(pod), well[uid_of(pod)], name_of(pod))
+    )
+    surplus = max(0, len(ordered) - kept)
+    for position, pod in enumerate(ordered):
+        state.select(pod, active=position >= surplus)
+    draining = sum(name_of(pod) in snapshot.routed_pods for pod in ordered[:surplus])
+    return min(int(live["spec"].get("replicas", 1)), kept + draining)
+
+
+def _say_what_is_missing(state: State, parts: Sequence[_Part], old: Sequence[Object]) -> None:
+    spec, snapshot, variant = state.spec, state.snapshot, parts[0].variant
+    mine = [pod for part in parts for pod in part.pods]
     ready = sum(map(serving.serves, mine))
     # Those that ended, too: a pod that the kubelet refused a device is replaced at once, and only its remains tell.
     unready = [
         pod
-        for pod in snapshot.pods_of(variant.inputs_hash)
+        for part in parts
+        for pod in snapshot.pods_of(part.variant.inputs_hash)
         if not serving.is_ready(pod) and not is_deleting(pod) and not _long_refused(state, pod)
     ]
+    given = sum(part.wanted for part in parts)
+    if not old and not unready and given < spec.replicas and ready >= given:
+        # As ArtifactReady says in detail: that takes as long as it may.
+        message = f"{ready} of {spec.replicas} pods ready: the others wait for their artifact"
+        state.conditions.set(ConditionType.AVAILABLE, False, Reason.WAITING_FOR_ARTIFACT, message)
+        return
     why = trouble(unready, requested_resource(variant.accelerator_spec))
     ailing = [pod for pod in unready if serving.is_live(pod) and uid_of(pod) in snapshot.sick]
     if ailing:
@@ -167,7 +282,7 @@ def _say_what_is_missing(
     message = _with_refusals(state, f"{ready} of {spec.replicas} pods ready: {why.message}{outside}{meanwhile}")
 
     limit = timedelta(seconds=spec.rollout.deadline_seconds)
-    due = _last_progress(state, current, mine) + limit
+    due = _last_progress(state, [part.current for part in parts if part.current is not None], mine) + limit
     if state.now >= due:
         late = f"no further pod became ready within {spec.rollout.deadline_seconds} seconds, until {to_timestamp(due)}"
         message = f"{late}; {message}"
@@ -221,7 +336,7 @@ def _requests(deployment: Object, resource: str) -> bool:
     return any(resource in ((each.get("resources") or {}).get("limits") or {}) for each in containers)
 
 
-def _last_progress(state: State, current: Object | None, mine: Iterable[Object]) -> datetime:
+def _last_progress(state: State, current: Iterable[Object], mine: Iterable[Object]) -> datetime:
     """When the wanted variant last came closer: it was made, a pod of it that is ready became so, or work began.
 
     Pods that come and go do not count, and one that became ready counts as long as it stays so: a variant that crashes
@@ -235,8 +350,7 @@ def _last_progress(state: State, current: Object | None, mine: Iterable[Object])
         for entry in pod["status"]["conditions"]
         if entry["type"] == "Ready" and entry.get("lastTransitionTime")
     ]
-    if current is not None and "creationTimestamp" in current["metadata"]:
-        moments.append(current["metadata"]["creationTimestamp"])
+    moments += [each["metadata"]["creationTimestamp"] for each in current if "creationTimestamp" in each["metadata"]]
     since = state.conditions.before(ConditionType.RECONCILING)
     if since is not None:
         moments.append(since["lastTransitionTime"])

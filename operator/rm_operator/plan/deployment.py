@@ -4,14 +4,14 @@ Each step states its condition and may stop the chain; what runs already goes on
 successor has taken over. One status comes out of it, with Ready rolled up from the first step that is not done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
-from rm_api.kinds.model_deployment import Candidate, ModelFacts, Placement, VariantStatus
+from rm_api.kinds.model_deployment import Candidate, ClassShare, ModelFacts, Placement, VariantStatus
 
 from rm_operator.plan import (
     autoscaler,
@@ -72,7 +72,7 @@ def _walk(state: State) -> None:
             state.conditions.set(condition, None, waiting)
         elif not step(state):
             blocked = True
-    if state.variant is None:
+    if not state.variants:
         cutover.hold(state)
 
 
@@ -152,8 +152,7 @@ def _finish(state: State, clearing: rejected.Clearing) -> Plan:
         "url": url if conditions.is_true(ConditionType.ROUTED) else None,
         "model": _facts_status(state.facts) if state.facts else None,
         "placement": _placement_status(state) if state.placement else before.get("placement"),
-        "artifact": state.artifact or before.get("artifact"),
-        "artifactNamespace": state.artifact_namespace if state.artifact else before.get("artifactNamespace"),
+        **_artifacts_status(state, before),
         "variants": _variant_statuses(state),
         "replicas": sum(map(serving.is_live, snapshot.pods)),
         "readyReplicas": sum(serving.is_ready(pod) for pod in snapshot.pods),
@@ -199,12 +198,34 @@ def _placement_status(state: State) -> dict[str, Any]:
     return {**placement.to_wire(), "candidates": list(map(_candidate, result.candidates))}
 
 
+def _artifacts_status(state: State, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The artifact, and who was given what where there are several classes; as they were, where nothing is known."""
+    known = [share for share in state.shares if share.name]
+    if not known:
+        return {name: before.get(name) for name in ("artifact", "artifactNamespace", "classes")}
+    shares = [
+        ClassShare(
+            artifact=share.name,
+            artifact_namespace=share.namespace,
+            drivers=list(share.for_.drivers),
+            sdks=list(share.for_.sdks),
+            replicas=share.replicas,
+        ).to_wire()
+        for share in known
+    ]
+    first = known[0]
+    several = shares if len(shares) > 1 else None
+    return {"artifact": first.name, "artifactNamespace": first.namespace, "classes": several}
+
+
 def _variant_statuses(state: State) -> list[dict[str, Any]]:
     statuses = []
     said = (state.snapshot.deployment.get("status") or {}).get("variants") or ()
     observed = {each["name"]: each.get("observedDevice") for each in said}
     for deployment in sorted(state.snapshot.variants, key=name_of):
         label = labels_of(deployment)
+        artifact = state.snapshot.artifact_of(deployment)
+        spec = None if artifact is None else building.spec_of(artifact)
         its_pods = state.snapshot.pods_of(serving.variant_label(deployment))
         statuses.append(
             VariantStatus(
@@ -217,6 +238,8 @@ def _variant_statuses(state: State) -> list[dict[str, Any]]:
                     serving.is_ready(pod) and labels_of(pod).get(names.LABEL_ACTIVE) == "true" for pod in its_pods
                 ),
                 observed_device=observed_device(its_pods, state.snapshot.reports, observed.get(name_of(deployment))),
+                drivers=None if spec is None else spec.drivers or None,
+                sdks=None if spec is None else spec.sdks or None,
             ).to_wire()
         )
     return statuses[:16]

@@ -21,13 +21,14 @@ from typing import Any, Final
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.accelerator_resource import NodeVersions
+from rm_api.kinds.accelerator_resource import NodeDevices, NodeVersions
 
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.model import Object, is_deleting, labels_of, name_of, uid_of
 
 MAX_VERSIONS: Final = 32
 _MAX_VERSION: Final = 128
+_MAX_COUNTS: Final = 64
 _NAMED: Final = 3
 """Nodes that a message names; of the others it says how many there are."""
 
@@ -127,10 +128,16 @@ def state(conditions: Conditions, found: Ownership) -> None:
     conditions.set(ConditionType.STALLED, True, found.reason, found.message)
 
 
-def versions(accelerator: str, spec: AcceleratorResourceSpec, nodes: Iterable[Object]) -> list[NodeVersions]:
+def versions(
+    accelerator: str,
+    spec: AcceleratorResourceSpec,
+    nodes: Iterable[Object],
+    devices: Mapping[str, tuple[int, int]] | None = None,
+) -> list[NodeVersions]:
     """Versions that nodes carry as labels, the commonest first: the vendor's labels, or those that we write.
 
-    Nodes that say nothing are not counted.
+    Nodes that say nothing are not counted. ``devices`` are by the node's name: how many it has, and how many of them
+    are free; None where they are not counted by node.
     """
     wanted = spec.version_labels
     sources = tuple(
@@ -141,16 +148,34 @@ def versions(accelerator: str, spec: AcceleratorResourceSpec, nodes: Iterable[Ob
             (wanted.firmware, names.NODE_LABEL_FIRMWARE),
         )
     )
-    found: Counter[tuple[str, ...]] = Counter()
+    found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for node in nodes:
         labels = labels_of(node)
-        found[tuple((labels.get(theirs or "") or labels.get(ours, ""))[:_MAX_VERSION] for theirs, ours in sources)] += 1
-    del found["", "", ""]
-    ranked = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
+        said = tuple((labels.get(theirs or "") or labels.get(ours, ""))[:_MAX_VERSION] for theirs, ours in sources)
+        if any(said):
+            found.setdefault(said, []).append((devices or {}).get(name_of(node), (0, 0)))
+    ranked = sorted(found.items(), key=lambda entry: (-len(entry[1]), entry[0]))
     return [
-        NodeVersions(driver=driver, sdk=sdk, firmware=firmware, nodes=count)
-        for (driver, sdk, firmware), count in ranked[:MAX_VERSIONS]
+        NodeVersions(
+            driver=driver,
+            sdk=sdk,
+            firmware=firmware,
+            nodes=len(counts),
+            devices=None if devices is None else sum(there for there, _ in counts),
+            free=None if devices is None else sum(free for _, free in counts),
+            devices_by_node=_by_node(there for there, _ in counts),
+            free_by_node=_by_node(free for _, free in counts),
+        )
+        for (driver, sdk, firmware), counts in ranked[:MAX_VERSIONS]
     ]
+
+
+def _by_node(devices: Iterable[int]) -> list[NodeDevices] | None:
+    """Nodes with the same number of devices, those with the most first; None where none has more than one."""
+    ranked = sorted(Counter(each for each in devices if each).items(), reverse=True)
+    if not ranked or ranked[0][0] == 1:
+        return None
+    return [NodeDevices(devices=each, nodes=nodes) for each, nodes in ranked[:_MAX_COUNTS]]
 
 
 def kept_off(daemonset: Object) -> frozenset[str]:

@@ -62,14 +62,14 @@ def due(pod: Object, use: UnhealthyUse) -> datetime | None:
     return since if use.failure in _HOPELESS else since + PATIENCE
 
 
-def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: int) -> int:
-    """Replicas that the Deployment of the only variant is to be asked for, so that pods on sick devices are replaced.
+def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: int, wanted: int) -> int:
+    """Replicas that the Deployment of a variant is to be asked for, so that pods on sick devices are replaced.
 
-    ``pods`` are those of the variant that live, on ``accelerator``; ``asked`` is what the Deployment has now. Decides
-    which of them the Service selects, and which are deleted.
+    ``pods`` are those of the variant that live, on ``accelerator``; ``asked`` is what the Deployment has now, and
+    ``wanted`` what it is to have in the end. Decides which of them the Service selects, and which are deleted.
     """
     spec, sick = state.spec, _due(state, pods)
-    beyond = max(asked, len(pods)) - spec.replicas
+    beyond = max(asked, len(pods)) - wanted
     begun = min(len(sick), max(beyond, sum(not serving.is_active(pod) for pod in sick)))
     room = give_up(state, sick[begun:], accelerator, missing=asked - len(pods))
     ready = list(filter(serving.is_ready, sick[begun:]))
@@ -85,17 +85,17 @@ def replicas(state: State, pods: Sequence[Object], accelerator: str, *, asked: i
     new = Count(max(0, asked - len(going)), serve - serve_still)
     # One that ends first would leave no device to the next: whatever the strategy is, the next comes first.
     surge = spec.rollout.max_surge or 1
-    step = rollout.advance(new, [Count(len(going), serve_still)], Bounds(spec.replicas, 0, surge))
+    step = rollout.advance(new, [Count(len(going), serve_still)], Bounds(wanted, 0, surge))
     leaving = going[: len(going) - step.old[0]]
     for pod in pods:
         state.select(pod, active=pod not in leaving)
-    wanted = step.new + step.old[0]
+    replicas = step.new + step.old[0]
     # The cheapest pod ends first: as long as requests come to one that leaves, nothing may shrink.
     drains = sum(name_of(pod) in state.snapshot.routed_pods for pod in leaving)
-    wanted = max(asked, wanted + drains) if drains else wanted
+    replicas = max(asked, replicas + drains) if drains else replicas
     if going:
-        state.replacing = (accelerator, wanted * serving.devices_of(pods))
-    return wanted
+        state.replacing = (accelerator, replicas * serving.devices_of(pods))
+    return replicas
 
 
 def give_up(state: State, pods: Sequence[Object], accelerator: str, *, missing: int) -> int | None:

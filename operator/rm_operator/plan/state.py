@@ -12,6 +12,7 @@ from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import serving
 from rm_operator.plan.attempt import Attempt
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_report import UnhealthyUse
 from rm_operator.plan.model import Deletion, Object, Protection, Settings, labels_of, uid_of
@@ -67,16 +68,35 @@ class DeploymentSnapshot:
     reports: Mapping[str, ServingReport] = field(default_factory=dict)
     """What ready pods said of themselves, by their uid; of those that have not been asked yet there is none."""
 
-    @property
-    def artifact_now(self) -> Object | None:
-        """The artifact that the status names."""
-        status = self.deployment.get("status") or {}
-        known = self.shared_artifacts if status.get("artifactNamespace") else self.artifacts
-        return known.get(status.get("artifact") or "")
+    def artifact_at(self, namespace: str | None, name: str) -> Object | None:
+        """The artifact of this name; ``namespace`` is that of those which all share, None for the deployment's own."""
+        return (self.shared_artifacts if namespace else self.artifacts).get(name)
+
+    def artifact_of(self, obj: Object) -> Object | None:
+        """The artifact that a serving pod, or its Deployment, is labelled with."""
+        label = labels_of(obj)
+        return self.artifact_at(label.get(names.LABEL_ARTIFACT_NAMESPACE), label.get(names.LABEL_ARTIFACT, ""))
 
     def pods_of(self, variant: str) -> list[Object]:
         """Pods of one variant, by its label."""
         return [pod for pod in self.pods if labels_of(pod).get(names.LABEL_VARIANT) == variant]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a class of nodes was given."""
+
+    for_: NodeClass
+    name: str
+    """Its artifact, or the one that is built before it; empty where that is not known yet."""
+    namespace: str | None
+    """Where that is, if all namespaces share it."""
+    artifact: Object | None
+    replicas: int
+    ready: bool
+    """The artifact is in the store."""
+    spare: int | None
+    """Replicas that its devices suffice for that no pod has; None for any number."""
 
 
 @dataclass
@@ -89,12 +109,10 @@ class State:
     now: datetime
     facts: ModelFacts | None = None
     placement: PlacementResult | None = None
-    artifact: str | None = None
-    artifact_namespace: str | None = None
-    """Where the artifact is, if all namespaces share it."""
-    artifact_object: Object | None = None
-    variant: serving.Variant | None = None
-    """What is to serve; None as long as that is not known."""
+    shares: tuple[Given, ...] = ()
+    """Classes of nodes, and what they were given; the one with the most replicas first. Empty where not decided."""
+    variants: tuple[serving.Variant, ...] = ()
+    """What is to serve; none as long as that is not known."""
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
     protect: list[Protection] = field(default_factory=list)

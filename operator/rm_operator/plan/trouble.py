@@ -45,6 +45,12 @@ def trouble(variant_pods: Sequence[Object], resource_name: str | None) -> Troubl
     return min(found, key=lambda each: (each.reason is Reason.STARTING, each.reason is Reason.NO_DEVICE))
 
 
+def is_stuck(pod: Object) -> bool:
+    """True if no node takes the pod."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(each["type"] == "PodScheduled" and each["status"] == "False" for each in conditions)
+
+
 def _trouble_of(pod: Object, resource_name: str | None) -> Trouble:
     status = pod.get("status") or {}
     name = name_of(pod)

@@ -9,6 +9,7 @@ from typing import Any
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec
 from rm_api.kinds.model_deployment import ModelSource
+from rm_operator.controllers.indexes import artifacts_named
 from rm_operator.plan import artifact, deployment, resolve, serving
 from rm_operator.plan.attempt import observe
 from rm_operator.plan.build_queue import Line
@@ -425,7 +426,7 @@ class World:
         attempts = self._attempts(owner=obj["metadata"]["uid"])
         running = any(attempt.state == "Running" for attempt in attempts)
         answer = self.store.get(name, absent) if self.store_up else down
-        users = [each for each in self.of("ModelDeployment") if (each.get("status") or {}).get("artifact") == name]
+        users = [each for each in self.of("ModelDeployment") if ("ns", name) in artifacts_named(each)]
         return artifact.ArtifactSnapshot(
             artifact=obj,
             referrers=len(users),
@@ -457,9 +458,7 @@ class World:
     def _users(self, name: str) -> list[str]:
         """Who uses an artifact: deployments that name it or have pods of it, artifacts that are built from it."""
         naming = {
-            each["metadata"]["name"]
-            for each in self.of("ModelDeployment")
-            if (each.get("status") or {}).get("artifact") == name
+            each["metadata"]["name"] for each in self.of("ModelDeployment") if ("ns", name) in artifacts_named(each)
         }
         serving = {
             each["metadata"]["labels"][names.LABEL_DEPLOYMENT]

@@ -129,6 +129,48 @@ def test_a_library_leaves_its_image_and_is_called_in_ours() -> None:
     assert {"--max-sequence-length=2048", "--max-batch-size=4", "--option=opt=3"} <= set(command)
 
 
+def test_a_check_has_an_environment_and_patterns_and_the_inputs_that_it_names() -> None:
+    digest = "sha256:" + "1" * 64
+    inputs = [
+        {"name": name, "source": f"https://files/{name}", "digest": digest} for name in ("arch", "calibration", "rules")
+    ]
+    check = {
+        "image": "acme/check:2",
+        "command": ["acmec", "--dry-run", "--arch=${INPUT_arch}/arch.json", "$${INPUT_calibration}"],
+        "env": [{"name": "RULES", "value": "${INPUT_rules}"}],
+        "successPattern": "supported: yes",
+        "failurePattern": "^ERROR $5",
+    }
+    spec = spec_of(check=check, inputs=inputs)
+    found = containers(spec)
+    assert list(found)[:7] == [
+        "launcher", "fetch-config", "input-arch", "input-rules", "check", "fetch", "input-calibration",
+    ]  # fmt: skip
+    assert command_of(spec, "check") == [
+        "/rma/bin/rma-launch", "run", "--name=check", "--failure-meaning=UnsupportedModel",
+        "--success-pattern=supported: yes", "--failure-pattern=^ERROR $$5", "--",
+        "acmec", "--dry-run", "--arch=$${INPUT_arch}/arch.json", "$$$${INPUT_calibration}",
+    ]  # fmt: skip
+    assert {"name": "RULES", "value": "$${INPUT_rules}"} in found["check"]["env"]
+    assert {"name": "inputs", "mountPath": "/rma/inputs", "readOnly": True} in found["check"]["volumeMounts"]
+
+
+def test_a_later_job_has_all_inputs_whoever_names_them() -> None:
+    digest = "sha256:" + "1" * 64
+    spec = spec_of(
+        steps=[
+            {"name": "compile", "image": "i", "command": ["c"]},
+            {"name": "tune", "image": "i", "command": ["c"], "requiresDevice": True},
+        ],
+        check={"image": "i", "command": ["c", "${INPUT_arch}"]},
+        inputs=[{"name": "arch", "source": "https://files/arch", "digest": digest}],
+    )
+    devices = Devices({}, {}, [])
+    later = containers(spec, Run(1, 1, devices=devices))
+    assert "input-arch" in later
+    assert "check" not in later
+
+
 def test_steps_on_a_device_run_in_jobs_of_their_own_and_go_on_where_the_last_one_ended() -> None:
     steps = [STEP, {**STEP, "name": "tune", "requiresDevice": True}, {**STEP, "name": "pack"}]
     spec = spec_of(steps=steps, check={"image": "i", "command": ["c"]})
@@ -256,3 +298,11 @@ def test_nodes_that_cannot_and_nodes_that_should_not() -> None:
     }  # fmt: skip
     assert elsewhere["weight"] > without_devices["weight"]
     assert "affinity" not in pod_of(spec_of())
+
+
+@pytest.mark.parametrize(("announced", "flags"), [(True, ["--require-devices=1"]), (False, [])])
+def test_a_step_on_a_device_of_our_plugin_looks_at_it_first(announced: bool, flags: list[str]) -> None:
+    spec = spec_of(steps=[{"name": "tune", "image": "i", "command": ["c"], "requiresDevice": True}])
+    run = Run(1, devices=Devices({"acme.com/npu": "1"}, {}, [], announced=announced))
+    command = containers(spec, run)["tune"]["command"]
+    assert command == ["/rma/bin/rma-launch", "run", "--name=tune", *flags, "--", "c"]

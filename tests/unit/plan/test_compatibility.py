@@ -8,7 +8,7 @@ from chain import NPU, PROFILE, World
 from rm_api.kinds.accelerator_resource import NodeVersions
 from rm_api.kinds.build_profile import Compatibility
 from rm_operator.plan import compatibility
-from rm_operator.plan.compatibility import NodeClass
+from rm_operator.plan.compatibility import NodeClass, Room
 from rm_operator.plan.placement import ProfileView
 
 Object = dict[str, Any]
@@ -24,28 +24,32 @@ EACH = {"oneArtifactPer": ["Driver"]}
 
 
 @pytest.mark.parametrize(
-    ("declared", "there", "current", "expected"),
+    ("declared", "there", "expected"),
     [
-        ({}, versions(d140=2), None, NodeClass()),
-        ({"driver": ["1.4.0"]}, (), None, OLD),
-        ({"driver": ["1.4.0", "1.5.0"]}, versions(d140=1, d150=1), None, NodeClass(("1.4.0", "1.5.0"))),
-        # One for each: where the most nodes are, and of equals the newer one.
-        (EACH, versions(d140=2, d150=1), None, OLD),
-        (EACH, versions(d140=1, d150=1), None, NEW),
-        (EACH, versions(d140=1, d150=2), None, NEW),
-        (EACH | {"driver": ["1.4.0"]}, versions(d140=1, d150=2), None, OLD),
-        (EACH | {"driver": ["1.6.0"]}, versions(d140=1, d150=2), None, None),
-        (EACH, (), None, None),
-        # Who has one keeps it for as long as there is a node.
-        (EACH, versions(d140=1, d150=9), OLD, OLD),
-        (EACH, versions(d150=10), OLD, NEW),
-        (EACH, versions(d140=1, d150=9), NodeClass(("1.3.0",)), NEW),
+        ({}, versions(d140=2), {NodeClass(): Room()}),
+        ({"driver": ["1.4.0"]}, (), {OLD: Room()}),
+        ({"driver": ["1.4.0", "1.5.0"]}, versions(d140=1, d150=1), {NodeClass(("1.4.0", "1.5.0")): Room()}),
+        (EACH, versions(d140=2, d150=1), {OLD: Room(2), NEW: Room(1)}),
+        (EACH | {"driver": ["1.4.0"]}, versions(d140=1, d150=2), {OLD: Room(1)}),
+        (EACH | {"driver": ["1.6.0"]}, versions(d140=1, d150=2), {}),
+        (EACH, (), {}),
+        # What only differs in other things is one class; what is not counted everywhere is not counted.
+        (
+            EACH,
+            (
+                NodeVersions(driver="1.4.0", firmware="a", nodes=1, devices=4, free=1),
+                NodeVersions(driver="1.4.0", firmware="b", nodes=2, devices=8, free=3),
+                NodeVersions(driver="1.5.0", firmware="a", nodes=1, devices=4, free=4),
+                NodeVersions(driver="1.5.0", firmware="b", nodes=1),
+            ),
+            {OLD: Room(3, 12, 4), NEW: Room(2)},
+        ),
     ],
 )
-def test_the_class_that_is_built_for(
-    declared: Object, there: tuple[NodeVersions, ...], current: NodeClass | None, expected: NodeClass | None
+def test_the_classes_of_a_fleet(
+    declared: Object, there: tuple[NodeVersions, ...], expected: dict[NodeClass, Room]
 ) -> None:
-    assert compatibility.choose(Compatibility.model_validate(declared), there, current) == expected
+    assert compatibility.rooms(Compatibility.model_validate(declared), there) == expected
 
 
 def test_classes_by_driver_and_libraries() -> None:
@@ -54,9 +58,23 @@ def test_classes_by_driver_and_libraries() -> None:
         NodeVersions(driver="2", sdk="", nodes=5),
     ]  # fmt: skip
     both = Compatibility.model_validate({"oneArtifactPer": ["Driver", "Sdk"]})
-    assert compatibility.choose(both, there, None) == NodeClass(("1",), ("b",))
+    assert compatibility.rooms(both, there) == {NodeClass(("1",), ("a",)): Room(1), NodeClass(("1",), ("b",)): Room(2)}
     sdk = Compatibility.model_validate({"oneArtifactPer": ["Sdk"], "driver": ["1", "3"]})
-    assert compatibility.choose(sdk, there, None) == NodeClass(("1", "3"), ("b",))
+    assert set(compatibility.rooms(sdk, there)) == {NodeClass(("1", "3"), ("a",)), NodeClass(("1", "3"), ("b",))}
+
+
+@pytest.mark.parametrize(
+    ("rooms", "expected"),
+    [
+        ({}, None),
+        ({OLD: Room(2), NEW: Room(1)}, OLD),
+        ({OLD: Room(1), NEW: Room(2)}, NEW),
+        # Of equals the newer one.
+        ({OLD: Room(1), NEW: Room(1)}, NEW),
+    ],
+)
+def test_the_commonest_class(rooms: dict[NodeClass, Room], expected: NodeClass | None) -> None:
+    assert compatibility.commonest(rooms) == expected
 
 
 @pytest.mark.parametrize(
@@ -137,31 +155,6 @@ def test_an_artifact_is_made_for_the_version_that_it_runs_on() -> None:
     assert artifact["spec"]["drivers"] == ["1.4.0"]
     assert artifact["spec"]["target"]["targetString"] == "x1:driver=1.4.0"
     assert serving(world) == ["1.4.0"]
-
-
-def test_an_update_of_the_fleet_rebuilds_when_the_last_node_has_gone_over_and_serves_until_then() -> None:
-    world = start(versions(d140=2))
-    world.start_pods()
-    world.settle()
-    assert world.reason() == "Ready"
-    fleet(world, versions(d140=1, d150=1))
-    world.settle()
-    assert len(world.of("BuildArtifact")) == 1, "a node is left"
-    fleet(world, versions(d150=2))
-    world.settle()
-    first, second = sorted(world.of("BuildArtifact"), key=lambda each: each["spec"]["drivers"])
-    assert second["spec"]["drivers"] == ["1.5.0"]
-    assert serving(world) == ["1.4.0"], "what runs goes on until the other is there"
-    world.build()
-    world.settle()
-    assert sorted(serving(world)) == ["1.4.0", "1.5.0"]
-    fleet(world, versions(d140=2))
-    made = len([name for kind, name in world.made if kind == "Job" and name.startswith("b-")])
-    world.settle()
-    assert world.objects["ModelDeployment", "hello"]["status"]["artifact"] == first["metadata"]["name"]
-    assert len([name for kind, name in world.made if kind == "Job" and name.startswith("b-")]) == made, (
-        "nothing is built"
-    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from chain import NPU, PROFILE, World
-from rm_api.kinds.accelerator_resource import NodeVersions
+from rm_api.kinds.accelerator_resource import NodeDevices, NodeVersions
 from rm_api.kinds.build_profile import Compatibility
 from rm_operator.plan import compatibility
 from rm_operator.plan.compatibility import NodeClass, Room
@@ -50,6 +50,47 @@ def test_the_classes_of_a_fleet(
     declared: Object, there: tuple[NodeVersions, ...], expected: dict[NodeClass, Room]
 ) -> None:
     assert compatibility.rooms(Compatibility.model_validate(declared), there) == expected
+
+
+def grouped(driver: str, there: dict[int, int], free: dict[int, int]) -> NodeVersions:
+    """Nodes of a version: devices of a node → nodes that have so many, and the same of free ones."""
+    by_node, free_by_node = (
+        [NodeDevices(devices=devices, nodes=nodes) for devices, nodes in each.items()] for each in (there, free)
+    )
+    return NodeVersions(
+        driver=driver, nodes=sum(there.values()),
+        devices=sum(devices * nodes for devices, nodes in there.items()), devices_by_node=by_node,
+        free=sum(devices * nodes for devices, nodes in free.items()), free_by_node=free_by_node,
+    )  # fmt: skip
+
+
+FOURS, TWOS = grouped("1.4.0", {4: 2}, {4: 1, 1: 1}), grouped("1.5.0", {2: 3}, {2: 2, 1: 1})
+
+
+@pytest.mark.parametrize(
+    ("devices", "there", "expected"),
+    [
+        (1, (FOURS, TWOS), {OLD: Room(2, 8, 5), NEW: Room(3, 6, 5)}),
+        (2, (FOURS, TWOS), {OLD: Room(2, 4, 2), NEW: Room(3, 3, 2)}),
+        (3, (FOURS, TWOS), {OLD: Room(2, 2, 1)}),
+        (4, (FOURS, TWOS), {OLD: Room(2, 2, 1)}),
+        # One that waits for devices waits somewhere, even where there are none that suffice.
+        (8, (FOURS, TWOS), {OLD: Room(2, 0, 0), NEW: Room(3, 0, 0)}),
+        (4, (TWOS, grouped("1.5.0", {8: 1, 6: 1}, {6: 1, 3: 1})), {NEW: Room(5, 3, 1)}),
+        # Nodes with one device each, nodes on which nothing says yet what it has, and what is not counted.
+        (2, (FOURS, NodeVersions(driver="1.5.0", nodes=4, devices=4, free=4)), {OLD: Room(2, 4, 2)}),
+        (
+            2,
+            (FOURS, NodeVersions(driver="1.5.0", nodes=1, devices=0, free=0)),
+            {OLD: Room(2, 4, 2), NEW: Room(1, 0, 0)},
+        ),
+        (2, (FOURS, NodeVersions(driver="1.5.0", nodes=1)), {OLD: Room(2, 4, 2), NEW: Room(1)}),
+    ],
+)
+def test_room_for_replicas_of_several_devices(
+    devices: int, there: tuple[NodeVersions, ...], expected: dict[NodeClass, Room]
+) -> None:
+    assert compatibility.rooms(Compatibility.model_validate(EACH), there, devices) == expected
 
 
 def test_classes_by_driver_and_libraries() -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chain import PROFILE, World
+from chain import NPU, PROFILE, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rm_api import names
-from rm_api.kinds.accelerator_resource import NodeVersions
-from rm_operator.plan import serving
+from rm_api.kinds import BuildProfileSpec
+from rm_operator.plan import ownership, serving
 from rm_operator.plan.placement import ProfileView
 
 Object = dict[str, Any]
@@ -39,7 +39,8 @@ class Mixed(World):
         """Node → devices that others have."""
 
     def _taken(self, node: str) -> int:
-        return self.others[node] + sum(pod["spec"].get("nodeName") == node for pod in self.of("Pod"))
+        mine = [pod for pod in self.of("Pod") if pod["spec"].get("nodeName") == node]
+        return self.others[node] + sum(serving.devices_of([pod]) for pod in mine)
 
     def step(self) -> bool:
         self.look()
@@ -47,22 +48,20 @@ class Mixed(World):
 
     def look(self) -> None:
         """What the status of the accelerator says."""
-        found: dict[str, list[tuple[int, int]]] = {}
-        for node, (driver, devices) in self.fleet.items():
-            found.setdefault(driver, []).append((devices, max(0, devices - self._taken(node))))
-        versions = tuple(
-            NodeVersions(
-                driver=driver,
-                nodes=len(counts),
-                devices=sum(there for there, _ in counts),
-                free=sum(free for _, free in counts),
-            )
-            for driver, counts in sorted(found.items())
-        )
-        total = sum(devices for _, devices in self.fleet.values())
-        free = sum(max(0, devices - self.others[node]) for node, (_, devices) in self.fleet.items())
         view = self.accelerators[0]
-        self.accelerators = [replace(view, versions=versions, healthy=total, free=free, nodes=len(self.fleet))]
+        label = f"{names.NODE_LABEL_DRIVER}/{view.name}"
+        nodes = [{"metadata": {"name": name, "labels": {label: driver}}} for name, (driver, _) in self.fleet.items()]
+        there = {node: (devices, max(0, devices - self._taken(node))) for node, (_, devices) in self.fleet.items()}
+        self.accelerators = [
+            replace(
+                view,
+                versions=tuple(ownership.versions(view.name, view.spec, nodes, there)),
+                healthy=sum(devices for devices, _ in there.values()),
+                free=sum(max(0, devices - self.others[node]) for node, (devices, _) in there.items()),
+                nodes=len(self.fleet),
+                largest=max(devices for devices, _ in there.values()),
+            )
+        ]
 
     def drain(self, node: str) -> None:
         """The pods of a node are evicted, as before an update of its driver."""
@@ -84,7 +83,7 @@ class Mixed(World):
                 (
                     name
                     for name, (driver, devices) in sorted(self.fleet.items())
-                    if driver == self.driver_of(pod) and self._taken(name) < devices
+                    if driver == self.driver_of(pod) and self._taken(name) + serving.devices_of([pod]) <= devices
                 ),
                 None,
             )
@@ -160,6 +159,41 @@ def test_a_mixed_fleet_gets_an_artifact_and_a_variant_for_each_class_that_is_nee
     before = dict(world.objects)
     assert not world.step()
     assert world.objects == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "replicas", "fleet", "others", "served", "built"),
+    [
+        (2, 3, {"a": (OLD, 4), "b": (NEW, 2)}, {}, {OLD: 2, NEW: 1}, [OLD, NEW]),
+        # For a class none of whose nodes takes a replica nothing is built, however many devices they have together.
+        (4, 1, {"a": (OLD, 4), "b": (NEW, 2)}, {}, {OLD: 1}, [OLD]),
+        (4, 1, {"a": (OLD, 4), "b": (NEW, 2), "c": (NEW, 2), "d": (NEW, 2)}, {}, {OLD: 1}, [OLD]),
+        (4, 3, {"a": (OLD, 8), "b": (NEW, 4), "c": (NEW, 2)}, {}, {OLD: 2, NEW: 1}, [OLD, NEW]),
+        # What others leave has to be of one node, too.
+        (2, 2, {"a": (OLD, 4), "b": (NEW, 2)}, {"a": 1}, {OLD: 1, NEW: 1}, [OLD, NEW]),
+        (2, 2, {"a": (OLD, 2), "b": (OLD, 2), "c": (NEW, 4)}, {"a": 1, "b": 1}, {NEW: 2}, [OLD, NEW]),
+    ],
+)
+def test_replicas_of_several_devices_are_given_to_classes_that_have_them_on_one_node(
+    tensor: int,
+    replicas: int,
+    fleet: dict[str, tuple[str, int]],
+    others: dict[str, int],
+    served: dict[str, int],
+    built: list[str],
+) -> None:
+    world = Mixed(**fleet)
+    linked = NPU.model_copy(update={"capability": NPU.capability.model_copy(update={"max_tensor_parallel": tensor})})
+    world.accelerators = [replace(world.accelerators[0], spec=linked)]
+    recipe = BuildProfileSpec.model_validate({**RECIPE.to_wire(), "shapes": {"tensorParallel": [tensor]}})
+    world.profiles = [ProfileView("acme", recipe)]
+    world.others.update(others)
+    started(world, replicas=replicas)
+    assert world.reason() == "Ready"
+    assert world.serving_by_driver() == served
+    assert world.drivers_built() == built
+    assert ("classes" in world.status()) == (len(built) > 1)
+    assert not world.step(), "and so it stays"
 
 
 def test_a_fleet_of_one_class_says_nothing_of_classes() -> None:

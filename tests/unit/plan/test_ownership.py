@@ -265,6 +265,31 @@ def test_versions_come_from_labels(labels: Object, nodes: list[Object], seen: li
     assert [(each.driver, each.sdk, each.firmware, each.nodes) for each in made] == seen
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (None, {}),
+        ({}, {"devices": 0, "free": 0}),
+        ({"a": (1, 1), "b": (1, 0)}, {"devices": 2, "free": 1}),
+        (
+            {"a": (4, 3), "b": (2, 0), "c": (4, 1)},
+            {
+                "devices": 10,
+                "free": 4,
+                "devicesByNode": [{"devices": 4, "nodes": 2}, {"devices": 2, "nodes": 1}],
+                "freeByNode": [{"devices": 3, "nodes": 1}, {"devices": 1, "nodes": 1}],
+            },
+        ),
+        ({"a": (2, 1), "b": (2, 1)}, {"devices": 4, "free": 2, "devicesByNode": [{"devices": 2, "nodes": 2}]}),
+    ],
+)
+def test_devices_are_told_by_version_and_by_node(there: dict[str, tuple[int, int]] | None, said: Object) -> None:
+    spec = AcceleratorResourceSpec.model_validate(kind()["spec"])
+    nodes = [node(name, **{"driver.rm-abstract.io/npu": "1.2"}) for name in ("a", "b", "c")]
+    (made,) = versions("npu", spec, nodes, there)
+    assert made.to_wire() == {"driver": "1.2", "sdk": "", "firmware": "", "nodes": 3, **said}
+
+
 def test_of_many_versions_the_commonest_are_told() -> None:
     spec = AcceleratorResourceSpec.model_validate(kind()["spec"])
     nodes = [node(f"n{i}-{j}", **{"driver.rm-abstract.io/npu": f"{i}"}) for i in range(40) for j in range(i + 1)]

@@ -5,6 +5,7 @@ of the row before, so each token costs as much as the whole text. It shows how a
 be had as binaries are attached; a model's own server is faster.
 """
 
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -62,7 +63,10 @@ class IreeRuntimeAdapter(BinaryRuntimeAdapter):
         iree = import_module("iree.runtime")
         try:
             context = iree.SystemContext(config=iree.Config(self.options["driver"]))
-            module = iree.VmModule.mmap(context.instance, str(self.engine_path))
+            # IREE's own mmap wants to write to the file, and artifacts are mounted read-only.
+            with self.engine_path.open("rb") as file:
+                program = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            module = iree.VmModule.wrap_buffer(context.instance, program)
             context.add_vm_module(module)
             self._function = context.modules[module.name][FUNCTION]
         except (ValueError, RuntimeError, KeyError, AttributeError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from chain import NPU, PROFILE, World
 from rm_api.kinds import BuildProfileSpec
+from rm_api.kinds.accelerator_resource import DevicePlugin
 from rm_operator.plan import serving
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rolling import served
@@ -13,7 +14,12 @@ from test_replacement import Hospital
 
 Object = dict[str, Any]
 LIMITS: Object = {"resources": {"limits": {"acme.com/npu": "4"}}}
-LINKED = NPU.model_copy(update={"capability": NPU.capability.model_copy(update={"max_tensor_parallel": 4})})
+LINKED = NPU.model_copy(
+    update={
+        "capability": NPU.capability.model_copy(update={"max_tensor_parallel": 4}),
+        "device_plugin": DevicePlugin(image="acme.example.com/plugin:1"),
+    }
+)
 STEP: Object = {**PROFILE.steps[0].to_wire(), "args": ["--tp=${TP}", "--pp=${PP}", "--devices=${DEVICE_COUNT}"]}
 
 

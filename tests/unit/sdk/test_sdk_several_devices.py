@@ -62,7 +62,7 @@ def test_the_command_hands_it_on(tmp_path: Path, model: BuildArtifact, monkeypat
 
     described = {"schema": ARTIFACT_SCHEMA, "key": "k", "format": Engine().metadata().formats[0]}
     (tmp_path / "rma-artifact.json").write_text(json.dumps(described))
-    monkeypatch.setattr("rm_abstract.serve.main.get_registry", Registry)
+    monkeypatch.setattr("rm_abstract.serve.command.get_registry", Registry)
     monkeypatch.setattr("rm_abstract.serve.main.leave_report", lambda report: None)
     flags = ("--prefill-chunk=512", "--tensor-parallel=4", "--pipeline-parallel=2")
     served = ("serve", "--plugin=x", f"--artifact={tmp_path}", "--served-name=m")

@@ -375,7 +375,7 @@ class World:
                         "labels": dict(deployment["spec"]["template"]["metadata"]["labels"]),
                         "ownerReferences": [{"kind": "Deployment", "name": metadata["name"], "uid": uid}],
                     },
-                    "spec": {},
+                    "spec": {"containers": copy.deepcopy(deployment["spec"]["template"]["spec"]["containers"])},
                 }
             )
 

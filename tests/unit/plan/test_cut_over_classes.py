@@ -137,6 +137,15 @@ class Mixed(World):
         return sum(kind == "Job" and name.startswith("b-") for kind, name in self.made)
 
 
+def in_groups(world: Mixed, tensor: int) -> Mixed:
+    """A replica has so many devices from now on."""
+    linked = NPU.model_copy(update={"capability": NPU.capability.model_copy(update={"max_tensor_parallel": tensor})})
+    world.accelerators = [replace(world.accelerators[0], spec=linked)]
+    recipe = BuildProfileSpec.model_validate({**RECIPE.to_wire(), "shapes": {"tensorParallel": [tensor]}})
+    world.profiles = [ProfileView("acme", recipe)]
+    return world
+
+
 def started(world: Mixed, **spec: Any) -> Mixed:
     world.look()
     world.deploy(**spec)
@@ -182,17 +191,34 @@ def test_replicas_of_several_devices_are_given_to_classes_that_have_them_on_one_
     served: dict[str, int],
     built: list[str],
 ) -> None:
-    world = Mixed(**fleet)
-    linked = NPU.model_copy(update={"capability": NPU.capability.model_copy(update={"max_tensor_parallel": tensor})})
-    world.accelerators = [replace(world.accelerators[0], spec=linked)]
-    recipe = BuildProfileSpec.model_validate({**RECIPE.to_wire(), "shapes": {"tensorParallel": [tensor]}})
-    world.profiles = [ProfileView("acme", recipe)]
+    world = in_groups(Mixed(**fleet), tensor)
     world.others.update(others)
     started(world, replicas=replicas)
     assert world.reason() == "Ready"
     assert world.serving_by_driver() == served
     assert world.drivers_built() == built
     assert ("classes" in world.status()) == (len(built) > 1)
+    assert not world.step(), "and so it stays"
+
+
+def test_devices_that_it_holds_are_room_for_as_many_replicas_as_they_are() -> None:
+    world = in_groups(Mixed(one=(NEW, 4), two=(OLD, 2)), 2)
+    world.others["one"] = 2
+    started(world, replicas=1)
+    assert world.serving_by_driver() == {NEW: 1}
+    world.deploy(replicas=2)
+    world.step()
+    assert {each["drivers"][0]: each["replicas"] for each in world.status()["classes"]} == {OLD: 1, NEW: 1}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+def test_a_change_of_the_devices_of_a_replica_rolls_over_as_any_other(before: int, after: int) -> None:
+    world = started(in_groups(Mixed(one=(OLD, 8), two=(NEW, 8)), before), replicas=3)
+    assert world.reason() == "Ready"
+    in_groups(world, after)
+    world.go_on(floor=3)
+    assert world.reason() == "Ready"
+    assert {serving.devices_of([pod]) for pod in world.of("Pod")} == {after}
     assert not world.step(), "and so it stays"
 
 
@@ -353,10 +379,16 @@ moves = st.one_of(
 
 
 @repeatable
-@given(st.lists(moves, max_size=8), st.sampled_from([{}, {"maxSurge": 2}, {"maxUnavailable": 1}]))
-def test_whatever_happens_to_the_fleet_no_pod_is_taken_that_is_needed(story: list[Any], rollout: Object) -> None:
+@given(
+    st.lists(moves, max_size=8), st.sampled_from([{}, {"maxSurge": 2}, {"maxUnavailable": 1}]), st.sampled_from([1, 2])
+)
+def test_whatever_happens_to_the_fleet_no_pod_is_taken_that_is_needed(
+    story: list[Any], rollout: Object, tensor: int
+) -> None:
     """The operator takes nobody below the floor by its own doing, and it ends with all of them where they may be."""
-    world = started(Mixed(one=(OLD, 2), two=(OLD, 2), three=(NEW, 2)), replicas=3, rollout=rollout)
+    devices = 2 * tensor
+    fleet = Mixed(one=(OLD, devices), two=(OLD, devices), three=(NEW, devices))
+    world = started(in_groups(fleet, tensor), replicas=3, rollout=rollout)
     wanted, name = 3, "hello"
 
     def decide() -> None:
@@ -368,7 +400,7 @@ def test_whatever_happens_to_the_fleet_no_pod_is_taken_that_is_needed(story: lis
 
     for what, first, second in story:
         if what == "driver":
-            world.fleet[str(first)] = (second, 2)
+            world.fleet[str(first)] = (second, devices)
         elif what == "replicas":
             wanted = int(first)
         elif what == "engine":

@@ -157,8 +157,8 @@ async def test_refused(client: HttpClient, api_namespace: str, kind: str, change
         (
             P,
             {
-                "priority": 0, "interface": "CLI", "sharing": "Namespace", "binds": "Weights", "weightsInArtifact": True,
-                "scratch": "20Gi", "timeoutSeconds": 3600,
+                "priority": 0, "interface": "CLI", "sharing": "Namespace", "binds": "Weights",
+                "weightsInArtifact": True, "scratch": "20Gi", "timeoutSeconds": 3600,
             },
         ),
         (B, {"interface": "CLI", "weightsInArtifact": True, "scratch": "20Gi", "timeoutSeconds": 3600}),

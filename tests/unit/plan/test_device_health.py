@@ -336,9 +336,13 @@ def test_the_status_of_a_kind_has_it_all_and_events_name_devices_instead_of_tell
     made = _planned(Report(devices=4, noted=(SICK, used)))
     assert made.status is not None
     AcceleratorResourceStatus.model_validate(made.status)
+    by_node = [{"devices": 4, "nodes": 1}]
     assert made.status["versions"] == [
-        {"driver": "1.2", "sdk": "", "firmware": "", "nodes": 1, "devices": 4, "free": 4}
-    ]
+        {
+            "driver": "1.2", "sdk": "", "firmware": "", "nodes": 1, "devices": 4, "free": 4,
+            "devicesByNode": by_node, "freeByNode": by_node,
+        }
+    ]  # fmt: skip
     assert [each["device"] for each in made.status["unhealthy"]] == ["npu-1"]
     assert made.status["devices"]["usedOutOfBand"] == 1
     said = {entry["type"]: entry["status"] for entry in made.status["conditions"]}

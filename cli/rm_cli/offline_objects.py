@@ -9,7 +9,7 @@ from typing import Any
 from rm_abstract.store.bundle import Image
 from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec, ModelFacts
 from rm_api.names import GROUP
-from rm_operator.plan.building import artifact_spec
+from rm_operator.plan.artifact_spec import artifact_spec
 
 Object = dict[str, Any]
 

@@ -1,35 +1,26 @@
 """The step that asks for the artifact, or one for each class of nodes, and says how far it is."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from rm_api import names
-from rm_api.base import Resources
 from rm_api.conditions import ConditionType, Reason
-from rm_api.dtypes import DType
-from rm_api.kinds import BuildArtifactSpec, BuildProfileSpec
-from rm_api.kinds.build_artifact import BaseArtifact, FetchedInput, ModelInput, ShapeBucket, Toolchain
-from rm_api.kinds.model_deployment import ModelFacts
+from rm_api.kinds import BuildArtifactSpec
+from rm_api.kinds.build_artifact import BaseArtifact, ShapeBucket
 
 from rm_operator.plan import artifact as artifact_plan
-from rm_operator.plan import compatibility, pods, serving, sharing
+from rm_operator.plan import class_shares, compatibility, pods, sharing
+from rm_operator.plan.artifact_spec import artifact_spec, recipe_was_mended, spec_of
 from rm_operator.plan.buckets import Shape, chunk_of, round_up
-from rm_operator.plan.classes import Option, Share, split
-from rm_operator.plan.compatibility import NodeClass, Room
+from rm_operator.plan.classes import Share
+from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
-from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name, dtype_name
-from rm_operator.plan.memo import Memo, Specs
+from rm_operator.plan.key import artifact_name
 from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rm_operator.plan.sharing import Home
 from rm_operator.plan.state import DeploymentSnapshot, Given, State
-from rm_operator.plan.trouble import is_stuck
-
-LOOK_AGAIN_SECONDS: Final = 10
-"""While pods wait for a device that another class may have by now."""
-_MOST_CLASSES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -72,13 +63,17 @@ def build(state: State) -> bool:
         if namespace_of(state.snapshot.deployment) == state.snapshot.settings.builds_namespace:
             raise _Unbuildable("this namespace is for builds that all namespaces share; deploy models in another one")
         chain = _chain(state.placement.profile, state.snapshot)
-        rooms = _rooms(chain[-1], state)
+        view, chosen = chain[-1], _chosen(state)
+        rooms = class_shares.rooms(view, chosen, state)
+        if not rooms:
+            raise _unbuildable(view, chosen)
     except _Unbuildable as error:
         state.conditions.set(ConditionType.ARTIFACT_READY, False, Reason.INVALID_SPEC, str(error))
         state.stall(Reason.INVALID_SPEC, str(error))
         return False
     looks = {for_: _look(chain, for_, state) for for_ in rooms}
-    shares = _split(chain[-1].name, rooms, looks, state)
+    ready, failed = {each for each in looks if looks[each].ready}, {each for each in looks if looks[each].failed}
+    shares = class_shares.shares(view.name, rooms, ready, failed, state)
     for share in shares:
         _request(looks[share.option.for_], state)
     state.shares = tuple(_given(share, looks[share.option.for_]) for share in shares)
@@ -88,81 +83,6 @@ def build(state: State) -> bool:
 
 def _serves(share: Share, state: State) -> bool:
     return share.option.warm and (share.replicas > 0 or state.spec.replicas == 0)
-
-
-def _rooms(view: ProfileView, state: State) -> dict[NodeClass, Room]:
-    """The classes of the accelerator's nodes; of very many, those of the most nodes and those that it has now."""
-    chosen = _chosen(state)
-    rooms = compatibility.rooms(view.spec.compatibility, chosen.versions, _devices_each(state))
-    if not rooms:
-        raise _unbuildable(view, chosen)
-    before = _before(view.name, state)
-    ranked = sorted(rooms, key=lambda each: (each in before, rooms[each].nodes, each.drivers, each.sdks), reverse=True)
-    return {each: rooms[each] for each in ranked[:_MOST_CLASSES]}
-
-
-def _before(profile: str, state: State) -> dict[NodeClass, int]:
-    """What was given to classes last, of this profile."""
-    snapshot, found = state.snapshot, dict[NodeClass, int]()
-    status = snapshot.deployment.get("status") or {}
-    for share in status.get("classes") or [{**status, "replicas": state.spec.replicas}]:
-        artifact = snapshot.artifact_at(share.get("artifactNamespace"), share.get("artifact") or "")
-        if artifact is not None and (spec := spec_of(artifact)).profile == profile:
-            found[compatibility.class_of(spec)] = int(share.get("replicas", 0))
-    return found
-
-
-def _split(
-    profile: str, rooms: Mapping[NodeClass, Room], looks: Mapping[NodeClass, _Look], state: State
-) -> list[Share]:
-    each = _devices_each(state)
-    held, stuck = Counter[tuple[NodeClass, str, str]](), Counter[tuple[NodeClass, str]]()
-    for pod in state.snapshot.pods if len(rooms) > 1 else ():
-        artifact = state.snapshot.artifact_of(pod)
-        if artifact is None or not serving.is_live(pod):
-            continue
-        place = compatibility.class_of(spec_of(artifact)), serving.variant_label(pod)
-        devices = serving.devices_of([pod])
-        node = (pod.get("spec") or {}).get("nodeName")
-        if node:
-            held[*place, node] += devices
-        # One that needs more devices than a replica is to have says nothing about fewer.
-        stuck[place] += devices <= each and is_stuck(pod)
-    if stuck.total():
-        # Devices that become free there wake nobody who has found a place.
-        state.requeue(LOOK_AGAIN_SECONDS)
-    options = []
-    for for_, room in rooms.items():
-        most = max(
-            (place for place in stuck if place[0] == for_), key=lambda place: (stuck[place], place[1]), default=None
-        )
-        options.append(
-            Option(
-                for_,
-                room,
-                looks[for_].ready,
-                looks[for_].failed,
-                held=_whole({place: devices for place, devices in held.items() if place[0] == for_}, each),
-                stuck=0 if most is None else stuck[most],
-                beside=_whole({place: devices for place, devices in held.items() if place[:2] == most}, each),
-            )
-        )
-    return split(state.spec.replicas, options, _before(profile, state))
-
-
-def _devices_each(state: State) -> int:
-    """Devices that a replica is to have."""
-    assert state.placement is not None
-    assert state.placement.bucket is not None
-    return state.placement.bucket.devices
-
-
-def _whole(held: Mapping[tuple[NodeClass, str, str], int], each: int) -> int:
-    """Replicas of so many devices ``each`` that devices suffice for, which are by class, variant and node."""
-    on_nodes = Counter[str]()
-    for (_, _, node), devices in held.items():
-        on_nodes[node] += devices
-    return sum(devices // each for devices in on_nodes.values())
 
 
 def _given(share: Share, look: _Look) -> Given:
@@ -408,7 +328,7 @@ def _look_at(wanted: BuildArtifactSpec, home: Home, for_: NodeClass, state: Stat
         # What somebody else's source came to says nothing about this one.
         return look(reason, message, given_up_in=sharing.seconds_to_replacement(existing, state.now))
     stalled = ConditionType.STALLED in conditions
-    if stalled and _recipe_was_mended(existing, wanted):
+    if stalled and recipe_was_mended(existing, wanted):
         return look(reason, message, given_up_in=0)
     return look(reason, message, failed=stalled)
 
@@ -436,78 +356,3 @@ def _request(look: _Look, state: State) -> None:
         state.requeue(look.given_up_in)
     elif look.given_up_in is not None:
         state.delete.append(deletion_of(look.existing))
-
-
-def _made(
-    profile_name: str,
-    profile: BuildProfileSpec,
-    facts: ModelFacts,
-    dtype: DType,
-    shape: ShapeBucket,
-    credentials: str | None,
-    isa: str,
-    base: BaseArtifact | None,
-    toolchain: Toolchain | None,
-    drivers: tuple[str, ...],
-    sdks: tuple[str, ...],
-) -> BuildArtifactSpec:
-    chosen = NodeClass(drivers, sdks)
-    profile = compatibility.targeted(profile, chosen)
-    inputs = KeyInputs.from_profile(
-        profile, facts, dtype, shape, isa, base=base.key if base else None, toolchain=toolchain, chosen=chosen
-    )
-    return BuildArtifactSpec(
-        key=artifact_key(inputs),
-        key_schema=names.KEY_SCHEMA_VERSION,
-        model=ModelInput(
-            source=facts.source,
-            revision=facts.revision,
-            credentials_secret=credentials,
-            config_digest=facts.config_digest,
-            tensors_digest=facts.tensors_digest,
-            weights_digest=facts.weights_digest,
-            architecture=facts.architecture,
-            scales_digest=facts.scales_digest,
-        ),
-        profile=profile_name,
-        target=profile.target,
-        dtype=dtype,
-        dtype_name=dtype_name(profile, dtype),
-        shape=shape,
-        drivers=list(drivers),
-        sdks=list(sdks),
-        format=profile.output.format,
-        interface=profile.interface,
-        config_template=profile.config_template,
-        flags=profile.flags,
-        inputs=[FetchedInput(name=each.name, source=each.source, digest=each.digest) for each in profile.inputs],
-        base=base,
-        check=profile.check,
-        toolchain=toolchain,
-        weights_in_artifact=profile.weights_in_artifact,
-        secret_refs=profile.secret_refs,
-        max_memory=profile.max_memory,
-        steps=[
-            step.model_copy(update={"resources": _merged(step.resources, profile.resources)}) for step in profile.steps
-        ],
-        probe=profile.probe,
-        scratch=profile.scratch,
-        timeout_seconds=profile.timeout_seconds,
-        exit_codes=profile.exit_codes,
-    )
-
-
-# Deployments of one model on one kind of accelerator ask for the same.
-artifact_spec = Memo(_made, most=64)
-"""What is to be built, and its key."""
-spec_of = Specs(BuildArtifactSpec, most=64)
-
-
-def _recipe_was_mended(existing: Object, desired: BuildArtifactSpec) -> bool:
-    """True if the profile changed in what does not count for the key: a time limit, memory, meanings of exit codes."""
-    made_from = spec_of(existing)
-    return made_from.profile == desired.profile and made_from.model_copy(update={"model": desired.model}) != desired
-
-
-def _merged(wanted: Resources, otherwise: Resources) -> Resources:
-    return wanted.model_copy(update={"cpu": wanted.cpu or otherwise.cpu, "memory": wanted.memory or otherwise.memory})

@@ -18,7 +18,8 @@ from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import building, rejected, replacement, rollout, serving
+from rm_operator.plan import rejected, replacement, rollout, serving
+from rm_operator.plan.artifact_spec import spec_of
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.model import (
     Object,
@@ -210,7 +211,7 @@ def _wanted_variant(state: State, share: Given) -> serving.Variant:
         accelerator_spec=accelerator.spec,
         artifact=name_of(share.artifact),
         artifact_namespace=share.namespace,
-        artifact_spec=building.spec_of(share.artifact),
+        artifact_spec=spec_of(share.artifact),
         location=str((share.artifact["status"])["location"]),
         facts=state.facts,
         versions=accelerator.versions,

@@ -25,6 +25,7 @@ from rm_operator.plan import (
     serving,
     suspension,
 )
+from rm_operator.plan.artifact_spec import spec_of
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.memo import Memo, Specs
 from rm_operator.plan.model import Plan, deletion_of, is_deleting, labels_of, name_of, namespace_of
@@ -225,7 +226,7 @@ def _variant_statuses(state: State) -> list[dict[str, Any]]:
     for deployment in sorted(state.snapshot.variants, key=name_of):
         label = labels_of(deployment)
         artifact = state.snapshot.artifact_of(deployment)
-        spec = None if artifact is None else building.spec_of(artifact)
+        spec = None if artifact is None else spec_of(artifact)
         its_pods = state.snapshot.pods_of(serving.variant_label(deployment))
         statuses.append(
             VariantStatus(

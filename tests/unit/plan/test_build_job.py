@@ -8,9 +8,9 @@ from rm_api.dtypes import DType
 from rm_api.kinds import BuildProfileSpec, ModelFacts
 from rm_api.kinds.build_artifact import BaseArtifact, BuildArtifactSpec, Toolchain
 from rm_operator.plan import build_job
+from rm_operator.plan.artifact_spec import artifact_spec
 from rm_operator.plan.buckets import bucket
 from rm_operator.plan.build_job import Devices, Run
-from rm_operator.plan.building import artifact_spec
 
 Object = dict[str, Any]
 

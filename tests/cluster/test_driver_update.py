@@ -172,8 +172,9 @@ def test_an_engine_that_starts_on_the_wrong_driver_says_so_and_is_replaced(
     (pod,) = serving_pods(bound, "bound")
     name = pod["metadata"]["name"]
     _set_driver(installed, NEW)
-    # The launcher ends with its engine, and the kubelet starts the container again, where it was.
-    stop = "import os, signal; os.kill(1, signal.SIGTERM)"
+    # The launcher ends with its engine, and the kubelet starts the container again, where it was. Killed, the engine
+    # has nothing to finish: a successor for the new driver comes, too, and the pod goes when that serves.
+    stop = "import os, signal; os.kill(-1, signal.SIGKILL)"
     bound.run("exec", name, "-c", "engine", "--", "python3", "-c", stop)
 
     def refused() -> Object | None:

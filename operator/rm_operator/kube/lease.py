@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from rm_api.names import FIELD_MANAGER
 
@@ -17,6 +17,9 @@ from rm_operator.kube.resources import LEASES
 logger = logging.getLogger(__name__)
 
 _jitter = Random().random  # noqa: S311 - jitter
+
+SHORTEST_SECONDS: Final = 0.001
+"""A deadline that is nearer than this has come: what is shorter than a tick of the loop's clock is never slept off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class LeaderElector:
         logger.info("%s leads", self._identity)
         self.leading.set()
         pause = self._times.retry_period
-        while (left := self._valid_until - asyncio.get_running_loop().time()) > 0:
+        while (left := self._valid_until - asyncio.get_running_loop().time()) > SHORTEST_SECONDS:
             await asyncio.sleep(min(pause, left))
             renewed = await self._attempt()
             if not renewed and self._held_by_another():

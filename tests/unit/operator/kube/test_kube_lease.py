@@ -271,6 +271,17 @@ async def test_a_deleted_lease_is_made_anew(server: LeaseServer) -> None:
     assert server.lease is not None
 
 
+async def test_a_moment_too_short_for_the_clock_is_none(server: LeaseServer) -> None:
+    """With less time left than the loop's clock can tell, waiting for the rest of it would never end."""
+    candidate = Candidate(server, "a")
+    await candidate.wait()
+    candidate.line.cut = True
+    # It looks again after two seconds, and then this much is left.
+    candidate.elector._valid_until = asyncio.get_running_loop().time() + 2 + 1e-10
+    await asyncio.sleep(3)
+    assert candidate.lost
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_never_two_writers_whatever_happens_to_the_lines(server: LeaseServer, seed: int) -> None:
     rng = random.Random(seed)

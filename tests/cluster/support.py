@@ -95,6 +95,15 @@ def in_the_store(cluster: Cluster) -> Iterator[tuple[str, Registry]]:
             registry.close()
 
 
+def restart_engine(kubectl: Kubectl, pod: str) -> None:
+    """Kills the engine of a pod: the launcher ends with it, and the kubelet starts the container again where it was.
+
+    It has nothing to finish then, as it would have after SIGTERM, while a successor elsewhere may come to serve.
+    """
+    kill = "import os, signal; os.kill(-1, signal.SIGKILL)"
+    kubectl.run("exec", pod, "-c", "engine", "--", "python3", "-c", kill)
+
+
 def serving_pods(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
     """Pods that serve a deployment."""
     return kubectl.list("pods", selector=f"rm-abstract.io/deployment={name}")

@@ -13,7 +13,7 @@ import pytest
 from installation import Installed
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text, write_model
-from support import NPU, asking, deploy, serving_pods, wait_for
+from support import NPU, asking, deploy, restart_engine, serving_pods, wait_for
 
 Object = dict[str, Any]
 
@@ -172,10 +172,7 @@ def test_an_engine_that_starts_on_the_wrong_driver_says_so_and_is_replaced(
     (pod,) = serving_pods(bound, "bound")
     name = pod["metadata"]["name"]
     _set_driver(installed, NEW)
-    # The launcher ends with its engine, and the kubelet starts the container again, where it was. Killed, the engine
-    # has nothing to finish: a successor for the new driver comes, too, and the pod goes when that serves.
-    stop = "import os, signal; os.kill(-1, signal.SIGKILL)"
-    bound.run("exec", name, "-c", "engine", "--", "python3", "-c", stop)
+    restart_engine(bound, name)
 
     def refused() -> Object | None:
         # It is there until its successor serves, which takes longer than to see this.

@@ -15,7 +15,7 @@ from installation import Installed
 from rm_abstract.store.reference import Reference
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text, write_model
-from support import NPU, ask, deploy, in_the_store, left_over, serving_pods, wait_for
+from support import NPU, ask, deploy, in_the_store, left_over, restart_engine, serving_pods, wait_for
 
 # The first compile on a cold node pulls an image of two gigabytes.
 COMPILE_SECONDS = 300
@@ -172,11 +172,6 @@ def test_a_hand_edited_child_is_mended_and_foreign_fields_stay(hello: Kubectl) -
     assert current["metadata"]["annotations"]["example.com/note"] == "kept"
 
 
-def _restart_engine(kubectl: Kubectl, pod: str) -> None:
-    # The launcher ends with its engine, and the kubelet starts the container again on the same device.
-    kubectl.run("exec", pod, "-c", "engine", "--", "python3", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
-
-
 def _simulator(installed: Installed, *arguments: str) -> None:
     pod = installed.system.list("pods", selector="rm-abstract.io/accelerator=simulated-npu")[0]["metadata"]["name"]
     installed.system.run("exec", pod, "--", "rma-sim", "set", "--root=/var/lib/rma-simulator", *arguments)
@@ -191,7 +186,7 @@ def test_a_driver_that_is_not_right_prevents_ready(hello: Kubectl, installed: In
     pod = serving_pods(hello, "hello")[0]["metadata"]["name"]
     _simulator(installed, "--driver=2.0.0")
     try:
-        _restart_engine(hello, pod)
+        restart_engine(hello, pod)
         deployment = wait_for(hello, "hello", "DriverMismatch", timeout=60)
         assert condition(deployment, "Ready")["status"] == "False"
         assert condition(deployment, "Available")["message"]
@@ -207,7 +202,7 @@ def test_a_device_that_is_another_one_is_left_for_one_that_is_right(hello: Kubec
     index = _device_index(hello, pod)
     _simulator(installed, f"--device={index}", "--serial=ANOTHER-ONE")
     try:
-        _restart_engine(hello, pod)
+        restart_engine(hello, pod)
 
         def replaced() -> str | None:
             found = {each["metadata"]["name"]: each for each in serving_pods(hello, "hello")}

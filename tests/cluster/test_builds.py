@@ -20,6 +20,7 @@ from rm_cli import release
 from rm_cli.kubectl import Kubectl, condition, run, wait_until
 from scripted_model import write_model
 from support import deploy, wait_for
+from system_packages import need
 
 Object = dict[str, Any]
 
@@ -190,6 +191,7 @@ def test_a_library_in_an_image_without_a_shell_compiles(
     source = release.ModelRegistry(installed.cluster).push(model, "models/counted", "1")
     image.mkdir()
     native = release.ROOT / "examples" / "native_plugin_c"
+    need({"cc": "gcc libc6-dev"})
     include, library = f"-I{include_directory()}", str(image / "libngram.so")
     run(["cc", "-std=c11", "-O2", "-shared", "-fPIC", include, "-o", library, str(native / "ngram.c"), "-lm"])
     push, pull = installed.cluster.image_registry_push, installed.cluster.image_registry_pull

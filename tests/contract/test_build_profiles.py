@@ -28,9 +28,17 @@ from build_profile_driver import (
 from rm_api.conditions import Reason
 from rma_launch_driver import Binaries
 from scripted_model import write_model
+from system_packages import need
+from upmem_support import COMPILER
 
 Object = dict[str, Any]
 PYTHON = {"PYTHONPATH": str(STAND_INS / "python")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host_compiler() -> None:
+    """The stand-in of UPMEM's compiler is the host's."""
+    need(COMPILER)
 
 
 @dataclass(frozen=True)

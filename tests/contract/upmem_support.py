@@ -6,10 +6,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from system_packages import need
+
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "upmem_stand_in"
 CLANG = Path(__file__).parent / "compiler_stand_ins" / "dpu_upmem_dpurte_clang.py"
 PIM = ROOT / "sdk" / "rm_abstract" / "backends" / "pim"
+COMPILER = {"gcc": "gcc libc6-dev", "ld": "binutils"}
+"""Commands that the stand-ins need, and the packages that have them."""
 _FLAGS = ("-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", f"-I{STAND_IN}")
 
 
@@ -67,10 +71,12 @@ def idle_launch(directory: Path, after: int) -> Path:
 
 def compile_program(source: Path, output: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     """What the stand-in of UPMEM's compiler makes, and says."""
+    need(COMPILER)
     argv = [sys.executable, "-SE", str(CLANG), *flags, "-O2", "-o", str(output), str(source)]
     environment = {"PATH": os.environ["PATH"]}
     return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
 
 
 def _gcc(*arguments: str) -> None:
+    need(COMPILER)
     subprocess.run(["gcc", *arguments], check=True)

@@ -210,7 +210,8 @@ async def test_a_device_by_class_is_promised_once_and_requested_by_its_implied_r
         template = serving["spec"]["template"]
         (container,) = template["spec"]["containers"]
         assert container["resources"]["limits"] == {cluster.resource: "1"}
-        assert "--require-devices=1" in container["command"]
+        # What the launcher counts is announced by device plugins and drivers of ours; this driver is another's.
+        assert "--require-devices=0" in container["command"]
         # Here nobody makes pods of it, but the API server would take them.
         pod = {
             "apiVersion": "v1",

@@ -194,7 +194,8 @@ def test_the_shapes_of_the_artifact_reach_the_tool(name: str, attempt: Attempt, 
     )
     assert values
     assert all(value in words for value in values)
-    smaller = VENDORS[name].load().artifact(facts, **{**VENDORS[name].deployment, "workload": {"concurrency": 1}})
+    workload = {"inputTokens": 128, "outputTokens": 64, "concurrency": 1}
+    smaller = VENDORS[name].load().artifact(facts, **{**VENDORS[name].deployment, "workload": workload})
     assert smaller["spec"]["key"] != build.spec.key
 
 

@@ -193,7 +193,11 @@ def start(launch: Launch, models: Models) -> Iterator[Start]:
     for pod in made:
         pod.client.close()
         with running(pod.process):
-            pod.process.kill()
+            # The launcher ends with its engine. Killed itself, it would leave the engine to nobody: here it is no
+            # process 1, with which a container ends.
+            if pod.process.poll() is None:
+                os.kill(pod.engine(), signal.SIGKILL)
+                pod.process.wait(60)
 
 
 @pytest.fixture(scope="module", params=["openvino", "simulated-npu"])

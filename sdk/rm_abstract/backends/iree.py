@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from rm_abstract.backends.simulated_npu.sampling import Sampler
+    from rm_abstract.backends.sampling import Sampler
 
 FORMAT: Final = "iree-vmfb"
 PROGRAM: Final = "model.vmfb"
@@ -205,7 +205,7 @@ class IreeSession(SteppingSession[_Slot]):
 
     def begin(self, request: GenerationRequest) -> _Slot:
         """See the base class."""
-        from rm_abstract.backends.simulated_npu.sampling import Sampler  # noqa: PLC0415 (numpy)
+        from rm_abstract.backends.sampling import Sampler  # noqa: PLC0415 (numpy)
 
         return _Slot(request, list(request.prompt), Sampler(request))
 
@@ -214,12 +214,8 @@ class IreeSession(SteppingSession[_Slot]):
         for slot in slots:
             token = slot.sampler.choose(self._adapter.run(slot.tokens))
             slot.tokens.append(token)
-            finish = None
-            if token in self._end_tokens and not slot.request.ignore_eos:
-                finish = FinishReason.STOP
-            elif len(slot.tokens) - len(slot.request.prompt) >= slot.request.max_tokens:
-                finish = FinishReason.LENGTH
-            yield slot, [token], finish
+            generated = len(slot.tokens) - len(slot.request.prompt)
+            yield slot, [token], slot.request.ended_by(token, generated, self._end_tokens)
 
     def drop(self, slot: _Slot) -> None:
         """See the base class."""

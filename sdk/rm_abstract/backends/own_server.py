@@ -5,6 +5,7 @@ imports an engine or looks for a device: a container has those devices only that
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -98,9 +99,9 @@ class OwnServerPlugin(Plugin):
             raise BadInput(f"compile_options: {self.name} takes none here; they are said when it is compiled")
         return self.server_model(resource, config)
 
+    @abstractmethod
     def server_model(self, resource: BuildArtifact, config: BackendConfig) -> ServerModel:
         """What the server is started on. Raises ArtifactMismatch or BadInput."""
-        raise NotImplementedError
 
     def serve_environment(self, resource: ServerModel) -> Mapping[str, str]:
         """See the base class."""

@@ -125,7 +125,7 @@ class PyTorchSession(SteppingSession[_Slot]):
 
     def begin(self, request: GenerationRequest) -> _Slot:
         """See the base class."""
-        from rm_abstract.backends.simulated_npu.sampling import Sampler  # noqa: PLC0415 (numpy)
+        from rm_abstract.backends.sampling import Sampler  # noqa: PLC0415 (numpy)
 
         return _Slot(request, list(request.prompt), Sampler(request))
 
@@ -144,12 +144,7 @@ class PyTorchSession(SteppingSession[_Slot]):
         token = slot.sampler.choose(logits)
         slot.tokens = [token]
         slot.generated += 1
-        finish = None
-        if token in self._end_tokens and not slot.request.ignore_eos:
-            finish = FinishReason.STOP
-        elif slot.generated >= slot.request.max_tokens:
-            finish = FinishReason.LENGTH
-        yield slot, slot.tokens, finish
+        yield slot, slot.tokens, slot.request.ended_by(token, slot.generated, self._end_tokens)
 
     def drop(self, slot: _Slot) -> None:
         """See the base class."""

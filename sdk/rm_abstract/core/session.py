@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -41,6 +41,12 @@ class GenerationRequest:
     ignore_eos: bool = False
     logprobs: int | None = None
     """Most likely tokens to tell of each position, at most the session's ``max_logprobs``; None: no probabilities."""
+
+    def ended_by(self, token: int, generated: int, end_tokens: Collection[int]) -> FinishReason | None:
+        """Why the generation ends with ``token``, the ``generated``-th of its answer; None where it goes on."""
+        if token in end_tokens and not self.ignore_eos:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if generated >= self.max_tokens else None
 
 
 class ScoredToken(int):

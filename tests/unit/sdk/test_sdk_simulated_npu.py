@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rm_abstract.backends.sampling import Sampler
 from rm_abstract.backends.simulated_npu.blob import Target, read_header, read_program, write_blob
 from rm_abstract.backends.simulated_npu.compiler import BLOB
 from rm_abstract.backends.simulated_npu.device import observe
 from rm_abstract.backends.simulated_npu.plugin import SimulatedNpuPlugin
-from rm_abstract.backends.simulated_npu.sampling import Sampler
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing, DriverMismatch, WorkloadError
 from rm_abstract.core.resource import BuildArtifact
 from rm_abstract.core.session import GenerationRequest

@@ -14,7 +14,7 @@ from rm_abstract.backends.pim.llama import KeyValues, Llama, LlamaConfig, Run
 from rm_abstract.backends.pim.native import Units
 from rm_abstract.backends.pim.tensors import Tensors
 from rm_abstract.backends.pim.tokenizer import FileTokenizer
-from rm_abstract.backends.simulated_npu.sampling import Sampler
+from rm_abstract.backends.sampling import Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing
 from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest
@@ -156,6 +156,4 @@ class PimSession(SteppingSession[_Slot]):
         token = slot.sampler.choose(logits)
         slot.generated += 1
         slot.pending = [token]
-        if token in self._end_tokens and not slot.request.ignore_eos:
-            return [token], FinishReason.STOP
-        return [token], FinishReason.LENGTH if slot.generated == slot.request.max_tokens else None
+        return [token], slot.request.ended_by(token, slot.generated, self._end_tokens)

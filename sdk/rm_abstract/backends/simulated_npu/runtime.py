@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from rm_abstract.backends.openvino_model import PROPERTIES, GenAiTokenizer, ModelInfo
+from rm_abstract.backends.sampling import Sampler
 from rm_abstract.backends.simulated_npu.blob import read_program
-from rm_abstract.backends.simulated_npu.sampling import Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.session import MAX_LOGPROBS, FinishReason, GenerationRequest
@@ -87,13 +87,9 @@ class SimulatedNpuSession(SteppingSession[_Slot]):
         token = slot.sampler.choose(result[0][0, -1])
         slot.generated += 1
         slot.pending = [token]
-        if token in self._end_tokens and not slot.request.ignore_eos:
-            finish = FinishReason.STOP
-        elif slot.generated == slot.request.max_tokens:
-            finish = FinishReason.LENGTH
-        else:
-            return [token], None
-        self._free.append(slot.infer)
+        finish = slot.request.ended_by(token, slot.generated, self._end_tokens)
+        if finish is not None:
+            self._free.append(slot.infer)
         return [token], finish
 
     def drop(self, slot: _Slot) -> None:

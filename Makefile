@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 READY := $(VENV)/.ready
 
+# Tests start hundreds of Python programs. Each would compile all that it imports, which takes most of its time.
+unexport PYTHONDONTWRITEBYTECODE
+
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -27,10 +30,10 @@ demo: $(READY) ## Set up a cluster and serve a model on a simulated NPU. MODEL=h
 
 test: $(READY) ## Everything that can be tested here: checks, then one pytest run over all tiers.
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: lint ## Format, lint, types, layers, unit tests: under three minutes.
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n auto tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -52,7 +55,7 @@ test-slow-devices: $(READY) ## Device plugins: the whole conformance suite over 
 test-slow-compilers: $(READY) ## Kernels for an NPU of FuriosaAI, really compiled: 20 minutes.
 	$(BIN)/python -m pytest tests/contract/slow_compilers.py
 
-test-slow-engines: $(READY) ## vLLM on the CPU, warmed up in a build and started from its cache: 10 minutes.
+test-slow-engines: $(READY) ## vLLM on the CPU, warmed up in a build and started from its cache; DeepSpeed on the CPU: 15 minutes.
 	$(BIN)/python -m pytest tests/contract/slow_engines.py
 
 crds: $(READY) ## Regenerate the CRDs from the models.

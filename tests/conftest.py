@@ -6,12 +6,26 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import distribution
 import pytest
 import rm_local_cluster
 from installation import Installed
 from rm_cli import release
 from rm_cli.kubectl import Kubectl
 from rm_local_cluster import Cluster
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means."""
+    return distribution.processes()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n`, this is the process that was called, or one of its children."""
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(distribution.Worker())
+    elif config.option.numprocesses:
+        config.pluginmanager.register(distribution.Controller())
 
 
 def _say(line: str) -> None:
@@ -22,12 +36,12 @@ def _say(line: str) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A real Kubernetes, not the one of `make demo`. It is stopped at the end if this session started it."""
-    os.environ.setdefault("RM_LOCAL_CLUSTER_NAME", "rmatest")
+    os.environ.setdefault("RM_LOCAL_CLUSTER_NAME", distribution.CLUSTER)
     was_running = rm_local_cluster.status().phase == "Running"
     kubeconfig = os.environ.get("RM_KUBECONFIG")
     found = rm_local_cluster.up(kubeconfig=Path(kubeconfig) if kubeconfig else None, progress=_say)
     yield found
-    if not was_running and "RM_KEEP_CLUSTER" not in os.environ:
+    if not was_running and not distribution.keeps_cluster():
         rm_local_cluster.down()
 
 
@@ -41,37 +55,6 @@ def installed(cluster: Cluster) -> Installed:
         found.system.apply(*found.example(f"simulated-npu/{name}.yaml"))
     found.system.run("wait", "--for=condition=Ready", "accel/simulated-npu", "--timeout=120s", timeout=130)
     return found
-
-
-@pytest.fixture(scope="session")
-def compiler(cluster: Cluster) -> Iterator[Kubectl]:
-    """kubectl in a namespace whose pod `compiler` runs the compiler's image."""
-    references = release.build_images(cluster, _say, ["openvino-compiler"])
-    kubectl = _new_namespace(cluster)
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "compiler"},
-        "spec": {
-            "securityContext": {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "compiler",
-                    "image": references["openvino-compiler"],
-                    "command": ["sleep", "3600"],
-                    "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
-                    "volumeMounts": [{"name": "work", "mountPath": "/work"}],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                }
-            ],
-            "volumes": [{"name": "work", "emptyDir": {}}],
-            "terminationGracePeriodSeconds": 0,
-        },
-    }
-    kubectl.apply(pod)
-    kubectl.run("wait", "--for=condition=Ready", "pod/compiler", "--timeout=180s", timeout=190)
-    yield kubectl
-    Kubectl(cluster).delete("namespace", str(kubectl.namespace), wait=False)
 
 
 @pytest.fixture(scope="session")

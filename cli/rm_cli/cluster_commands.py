@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``status`` and ``doctor``: the local Kubernetes."""
+"""``up``, ``down`` and ``status``: the local Kubernetes."""
 
 import sys
 from pathlib import Path
@@ -57,18 +57,3 @@ def status() -> None:
     if found.cluster is not None:
         click.echo(f"  kubeconfig {found.cluster.kubeconfig}")
     sys.exit(0 if found.healthy else 1)
-
-
-@click.command()
-def doctor() -> None:
-    """Say in plain words what this machine lacks."""
-    problems = 0
-    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
-    for finding in rm_local_cluster.doctor():
-        click.echo(f"{marks[finding.severity]} {finding.check}: {finding.message}")
-        if finding.severity == "problem":
-            problems += 1
-            if finding.fix:
-                click.echo(f"        → {finding.fix}")
-    if problems:
-        raise click.ClickException(f"{problems} of these stand in the way")

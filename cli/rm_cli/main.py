@@ -10,7 +10,7 @@ _COMMANDS: Mapping[str, str] = {
     "up": "rm_cli.cluster_commands:up",
     "down": "rm_cli.cluster_commands:down",
     "status": "rm_cli.cluster_commands:status",
-    "doctor": "rm_cli.cluster_commands:doctor",
+    "doctor": "rm_cli.doctor_command:doctor",
     "demo": "rm_cli.demo:demo",
     "plan": "rm_cli.placement_commands:plan",
     "explain": "rm_cli.placement_commands:explain",
@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, str] = {
     "stage": "rm_cli.stage_commands:stage",
     "serve": "rm_cli.runtime_commands:serve",
     "engine-command": "rm_cli.runtime_commands:engine_command",
+    "relay": "rm_cli.runtime_commands:relay",
     "plugins": "rm_cli.plugin_commands:plugins",
 }
 
@@ -56,7 +57,7 @@ _SUMMARIES: Mapping[str, str] = {
     "up": "Start a local Kubernetes, or take the one that is named.",
     "down": "Stop the local Kubernetes and remove every trace of it.",
     "status": "Say what of the local Kubernetes runs.",
-    "doctor": "Say what this machine lacks to run it.",
+    "doctor": "Say what this machine lacks to run it, or what is wrong with the image that this runs in.",
     "demo": "Set everything up and serve a model from a compiled artifact.",
     "plan": "Say where a model would run, and why, without applying anything.",
     "explain": "Say why a deployed model runs where it runs.",
@@ -70,6 +71,7 @@ _SUMMARIES: Mapping[str, str] = {
     "stage": "Hand what a build has come to from one Job to the next.",
     "serve": "Serve an artifact with the OpenAI API (in a serving pod).",
     "engine-command": "Work out how an engine's own server is started (in a serving pod).",
+    "relay": "Hand requests on to an endpoint outside the cluster (in a serving pod).",
     "plugins": "List plugins for accelerators, and install those of a signed index.",
 }
 

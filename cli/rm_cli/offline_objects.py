@@ -43,7 +43,7 @@ def key_of(profile: Mapping[str, Any], artifact: BuildArtifactSpec, facts: Model
     keys = [
         artifact_spec(
             artifact.profile, spec, facts, artifact.dtype, artifact.shape, None, isa,
-            artifact.base, artifact.toolchain, *versions,
+            artifact.base, artifact.toolchain, *versions, artifact.model.code_digest,
         ).key
         for isa in _ISAS
     ]  # fmt: skip

@@ -3,12 +3,13 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 from rm_api.conditions import Reason
-from rm_api.names import ENV_CONFIG_TEMPLATE, SERVE_PORT
+from rm_api.names import ENV_CONFIG_TEMPLATE, ENV_REMOTE_CA, ENV_REMOTE_TOKEN_FILE, SERVE_PORT
 from rm_api.report import Report
 
 _DIRECTORY: Final = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -49,6 +50,7 @@ def fetch() -> None:
 @click.option("--config-digest", help="The digest of config.json and what goes with it that resolve reported.")
 @click.option("--tensors-digest", help="The digest of the tensors' names, shapes and formats that resolve reported.")
 @click.option("--scales-digest", help="The digest of the scales that resolve reported.")
+@click.option("--code-digest", help="The digest of the model's own code that resolve reported; no code without it.")
 @click.option("--dest", "destination", type=_DESTINATION, required=True, help="An empty directory.")
 @click.option("--no-weights", is_flag=True, help="All files but the weights, whose digests are not checked then.")
 @click.option(
@@ -61,6 +63,7 @@ def fetch_model_command(
     config_digest: str | None,
     tensors_digest: str | None,
     scales_digest: str | None,
+    code_digest: str | None,
     destination: Path,
     *,
     no_weights: bool,
@@ -69,12 +72,16 @@ def fetch_model_command(
     """Fetch a model at a revision, and check that it is what was resolved."""
     from rm_abstract.reporting import run_reported
     from rm_abstract.sources import Expected, fetch_model
+    from rm_abstract.sources.node_cache import NodeCache
 
     def action() -> Report:
         checked = None if no_weights else weights_digest
-        expected = Expected(config=config_digest, tensors=tensors_digest, scales=scales_digest)
-        size = fetch_model(source, revision, checked, destination, expected, shared=shared)
-        return Report(reason=Reason.READY, digest=checked or "", sizeBytes=size)
+        expected = Expected(config=config_digest, tensors=tensors_digest, scales=scales_digest, code=code_digest)
+        cache = None if no_weights else NodeCache.from_environment()
+        with closing(cache) if cache else nullcontext():
+            size = fetch_model(source, revision, checked, destination, expected, shared=shared, cache=cache)
+        facts = {"nodeCache": cache.facts()} if cache else {}
+        return Report(reason=Reason.READY, digest=checked or "", sizeBytes=size, facts=facts)
 
     sys.exit(run_reported(action))
 
@@ -253,18 +260,36 @@ def serve(
     )
 
 
+@click.command()
+@click.option("--endpoint", required=True, help="The proxy of the endpoint, such as https://remote-x.system.svc:8443.")
+@click.option("--model", required=True, help="Name of the model at the endpoint.")
+@click.option("--served-name", required=True, help="Name of the model in the API.")
+@click.option("--port", type=click.IntRange(1, 65535), default=SERVE_PORT, show_default=True)
+def relay(endpoint: str, model: str, served_name: str, port: int) -> None:
+    """Hand requests on to an endpoint outside the cluster, through its proxy.
+
+    RMA_REMOTE_TOKEN_FILE names the file with the token that the proxy takes, RMA_REMOTE_CA has its authorities as PEM.
+    """
+    from rm_abstract.serve.relay import relay as run
+
+    token = os.environ.get(ENV_REMOTE_TOKEN_FILE)
+    authorities = os.environ.get(ENV_REMOTE_CA, "")
+    sys.exit(run(endpoint, model, served_name, port=port, token_file=Path(token) if token else None, ca=authorities))
+
+
 @click.command("engine-command")
 @_served
 @click.option("--max-batch", type=_COUNT, help="Answers that are generated at a time; as the engine has it, without.")
 @click.option("--dtype", default="", help="Number format to compute in, such as bf16.")
 @click.option("--prefix-caching/--no-prefix-caching", default=None, help="Keep what was computed of prompts, or not.")
+@click.option("--trust-remote-code", is_flag=True, help="Have the engine run code that comes with the model.")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file for rma-launch."
 )
 def engine_command(
     plugin: str, artifact: Path, served_name: str, *, port: int, max_batch: int | None, model: Path | None,
     max_sequence_length: int | None, dtype: str, tensor_parallel: int, pipeline_parallel: int,
-    prefill_chunk: int | None, prefix_caching: bool | None, output: Path,
+    prefill_chunk: int | None, prefix_caching: bool | None, trust_remote_code: bool, output: Path,
 ) -> None:  # fmt: skip
     """Work out the command of an engine's own server, which need not be here."""
     from rm_abstract.core.plugin import BackendConfig
@@ -280,6 +305,7 @@ def engine_command(
         pipeline_parallel=pipeline_parallel,
         prefill_chunk=prefill_chunk,
         prefix_caching=prefix_caching,
+        trust_remote_code=trust_remote_code,
     )
 
     def action() -> Report:

@@ -21,6 +21,7 @@ class ConditionType(StrEnum):
     # AcceleratorResource
     DEVICES_ADVERTISED = "DevicesAdvertised"
     DEVICES_HEALTHY = "DevicesHealthy"
+    ENDPOINT_READY = "EndpointReady"
 
 
 class Reason(StrEnum):
@@ -60,6 +61,7 @@ class Reason(StrEnum):
     NO_ACCELERATOR = "NoAccelerator"
     NO_ELIGIBLE_ACCELERATOR = "NoEligibleAccelerator"
     SLO_UNREACHABLE = "SloUnreachable"
+    REMOTE_CODE_NOT_ALLOWED = "RemoteCodeNotAllowed"
     PROFILE_NOT_FOUND = "ProfileNotFound"
     # build
     UNSUPPORTED_MODEL = "UnsupportedModel"
@@ -81,6 +83,10 @@ class Reason(StrEnum):
     ARTIFACT_MISMATCH = "ArtifactMismatch"
     ENGINE_FAILED = "EngineFailed"
     NAME_TAKEN = "NameTaken"
+    # endpoints
+    NOT_NEEDED = "NotNeeded"
+    PROXY_NOT_READY = "ProxyNotReady"
+    CREDENTIALS_REFUSED = "CredentialsRefused"
     # specs
     INVALID_SPEC = "InvalidSpec"
     IN_USE = "InUse"

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Final
 
 from rm_api.dtypes import DType
-from rm_api.vllm_architectures import VLLM_ARCHITECTURES
+from rm_api.tasks import FEATURE_EMBEDDINGS
+from rm_api.vllm_architectures import VLLM_ARCHITECTURES, VLLM_EMBEDDING_ARCHITECTURES
 
 FORMAT_HUGGING_FACE: Final = "huggingface"
 """A model's directory as it is: configuration, tokenizer and safetensors files."""
@@ -26,6 +27,7 @@ class EngineOption(StrEnum):
     """Options of ``ModelDeployment.spec.runtime`` that an engine may have or not, by their names there."""
 
     PREFIX_CACHING = "prefixCaching"
+    REMOTE_CODE = "trustRemoteCode"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class RuntimeFacts:
     """True if the engine comes with an OpenAI server, whose command the plugin knows without the engine."""
     architectures: tuple[str, ...] = ()
     """As in ``architectures`` of a model's config.json."""
+    embedding_architectures: tuple[str, ...] = ()
+    """Further ones, of models that it computes embeddings with."""
     dtypes: tuple[DType, ...] = ()
     """Number formats of weights, quantised ones too. Of what is compiled, the BuildProfile tells them."""
     features: tuple[str, ...] = ()
@@ -47,8 +51,11 @@ class RuntimeFacts:
 
 _NOTHING_KNOWN: Final = RuntimeFacts()
 _PLAIN: Final = (DType.FP32, DType.FP16, DType.BF16)
-_VLLM_FEATURES: Final = ("logprobs", "prefix-caching", "structured-outputs")
+_VLLM_FEATURES: Final = (FEATURE_EMBEDDINGS, "logprobs", "prefix-caching", "structured-outputs")
+_OWN_FEATURES: Final = ("logprobs",)
+_OWN_WITH_EMBEDDINGS: Final = (*_OWN_FEATURES, FEATURE_EMBEDDINGS)
 _PREFIX_CACHING: Final = frozenset({EngineOption.PREFIX_CACHING})
+_OF_VLLM: Final = frozenset({EngineOption.PREFIX_CACHING, EngineOption.REMOTE_CODE})
 
 RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
     {
@@ -56,17 +63,19 @@ RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
             formats=(FORMAT_HUGGING_FACE, FORMAT_VLLM_CACHE),
             own_server=True,
             architectures=VLLM_ARCHITECTURES,
+            embedding_architectures=VLLM_EMBEDDING_ARCHITECTURES,
             dtypes=(*_PLAIN, DType.FP8, DType.INT8, DType.INT4),
             features=_VLLM_FEATURES,
-            options=_PREFIX_CACHING,
+            options=_OF_VLLM,
         ),
         "vllm-cpu": RuntimeFacts(
             formats=(FORMAT_HUGGING_FACE, FORMAT_VLLM_CACHE),
             own_server=True,
             architectures=VLLM_ARCHITECTURES,
+            embedding_architectures=VLLM_EMBEDDING_ARCHITECTURES,
             dtypes=(*_PLAIN, DType.INT8, DType.INT4),
             features=_VLLM_FEATURES,
-            options=_PREFIX_CACHING,
+            options=_OF_VLLM,
         ),
         # The registry of vllm-rbln, of what optimum-rbln compiles and that generates text.
         "rebellions": RuntimeFacts(
@@ -115,8 +124,17 @@ RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
             features=("prefix-caching", "structured-outputs"),
             options=_PREFIX_CACHING,
         ),
+        # Two backends with registries of their own, and what an engine was compiled for is the BuildProfile's.
         "tensorrt-llm": RuntimeFacts(formats=(FORMAT_TENSORRT_LLM, FORMAT_HUGGING_FACE), own_server=True),
-        "deepspeed": RuntimeFacts(formats=(FORMAT_HUGGING_FACE,), dtypes=_PLAIN),
+        # Those that our own server serves. Of the compiled ones, architectures and formats are the BuildProfile's.
+        "deepspeed": RuntimeFacts(formats=(FORMAT_HUGGING_FACE,), dtypes=_PLAIN, features=_OWN_FEATURES),
+        "pytorch": RuntimeFacts(formats=(FORMAT_HUGGING_FACE,), dtypes=_PLAIN, features=_OWN_WITH_EMBEDDINGS),
+        "openvino": RuntimeFacts(formats=("openvino-ir",), features=_OWN_WITH_EMBEDDINGS),
+        "iree": RuntimeFacts(formats=("iree-vmfb",), features=_OWN_FEATURES),
+        "upmem": RuntimeFacts(
+            formats=("upmem-pim",), architectures=("LlamaForCausalLM",), dtypes=(DType.INT8,), features=_OWN_FEATURES
+        ),
+        "simulated-npu": RuntimeFacts(formats=("simulated-npu",), features=_OWN_FEATURES),
     }
 )
 

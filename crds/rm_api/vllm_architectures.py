@@ -1,4 +1,4 @@
-"""Architectures that vLLM 0.32.0 generates text with; tests/sdk_devices/vllm_architectures.py writes it."""
+"""Architectures that vLLM 0.32.0 knows; made by tests/sdk_devices/vllm_architectures.py."""
 
 from typing import Final
 
@@ -265,4 +265,33 @@ VLLM_ARCHITECTURES: Final[tuple[str, ...]] = (
     "VoxtralRealtimeGeneration",
     "WhisperForConditionalGeneration",
     "Zamba2ForCausalLM",
+)
+
+VLLM_EMBEDDING_ARCHITECTURES: Final[tuple[str, ...]] = (
+    "BertForMaskedLM",
+    "BertModel",
+    "BertSpladeSparseEmbeddingModel",
+    "BgeM3EmbeddingModel",
+    "CLIPModel",
+    "ColPaliForRetrieval",
+    "DeepseekV3BidirectionalModel",
+    "EmbeddingGemma2Model",
+    "Gemma2Model",
+    "Gemma3TextModel",
+    "GteModel",
+    "GteNewModel",
+    "JinaEmbeddingsV5Model",
+    "LlamaBidirectionalModel",
+    "LlamaModel",
+    "LlamaNemotronVLModel",
+    "MistralModel",
+    "ModernBertModel",
+    "NomicBertModel",
+    "Qwen2Model",
+    "RobertaForMaskedLM",
+    "RobertaModel",
+    "SiglipModel",
+    "Terratorch",
+    "VoyageQwen3BidirectionalEmbedModel",
+    "XLMRobertaModel",
 )

@@ -140,8 +140,8 @@ def node_problem(node: DeviceNode) -> str:
     return ""
 
 
-def environment(devices: Sequence[Device]) -> dict[str, str]:
-    """The variables that every plugin sets for a container that it gave ``devices`` to."""
+def environment(devices: Sequence[Device], driver: str) -> dict[str, str]:
+    """The variables that every plugin sets for a container that it gave ``devices`` to; ``driver`` may be empty."""
     nodes = [f"{n.container_path}={n.major}:{n.minor}" for device in devices for n in device.nodes]
     return {
         names.ENV_DEVICE_IDS: ",".join(device.id for device in devices),
@@ -149,4 +149,5 @@ def environment(devices: Sequence[Device]) -> dict[str, str]:
         names.ENV_DEVICE_NODES: ",".join(dict.fromkeys(nodes)),
         names.ENV_DEVICE_SERIALS: ",".join(device.serial for device in devices),
         names.ENV_DEVICE_PRODUCT: devices[0].product,
+        **({names.ENV_DEVICE_DRIVER: driver} if driver else {}),
     }

@@ -127,7 +127,8 @@ class PluginService:
             if not ids:
                 raise RequestError("no container is named")
             for wanted in ids:
-                response.container_responses.append(container_response(*await self.allocator.allocate(wanted)))
+                devices, allocation = await self.allocator.allocate(wanted)
+                response.container_responses.append(container_response(devices, allocation, self.inventory.driver))
         except Exception as error:
             self.metrics.allocated(False, time.monotonic() - started)
             log.error("allocation refused", devices=ids, cause=str(error))
@@ -172,10 +173,10 @@ def device_list(snapshot: Snapshot) -> pb.ListAndWatchResponse:
     return response
 
 
-def container_response(devices: list[Device], allocation: Allocation) -> pb.ContainerAllocateResponse:
+def container_response(devices: list[Device], allocation: Allocation, driver: str) -> pb.ContainerAllocateResponse:
     """The message for one container; the vendor's variables add to the common ones and may replace them."""
     return pb.ContainerAllocateResponse(
-        envs={**environment(devices), **allocation.envs},
+        envs={**environment(devices, driver), **allocation.envs},
         mounts=[
             pb.Mount(container_path=m.container_path, host_path=m.host_path, read_only=m.read_only)
             for m in allocation.mounts

@@ -24,7 +24,10 @@ def prepare(plan: NodePlan) -> NodeSpec:
         ),
         Stage(
             (control_plane.controller_manager(plan, authority), control_plane.scheduler(plan, authority)),
-            commands=tuple(worker.import_archive(plan, archive) for archive in plan.archives),
+            commands=(
+                *(worker.import_archive(plan, archive) for archive in plan.archives),
+                worker.remove_outdated_images(plan),
+            ),
         ),
         # kube-proxy asks for the node's address with growing pauses, so the kubelet has to announce it first.
         Stage((worker.kubelet(plan, authority), worker.kube_proxy(plan, authority))),

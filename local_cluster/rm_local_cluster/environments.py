@@ -22,8 +22,15 @@ from .images.parts import checkout
 
 Progress = Callable[[str], None]
 
-NAMES = ("pytorch-openvino", "vllm-cpu", "iree", "compiler-iree", "compiler-furiosa")
-_GIGABYTES = {"pytorch-openvino": 3, "vllm-cpu": 6, "iree": 1, "compiler-iree": 5, "compiler-furiosa": 1}
+NAMES = ("pytorch-openvino", "vllm-cpu", "deepspeed", "iree", "compiler-iree", "compiler-furiosa")
+_GIGABYTES = {
+    "pytorch-openvino": 3,
+    "vllm-cpu": 6,
+    "deepspeed": 5,
+    "iree": 1,
+    "compiler-iree": 5,
+    "compiler-furiosa": 1,
+}
 _KEPT_PER_NAME = 2
 _LAST_LINES = 15
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import addons, build, cgroups, egress, network
+from . import addons, build, cgroups, egress, kept_images, network, worker
 from .build import Progress
 from .capabilities import has_capability
 from .components import prepare
@@ -188,6 +188,7 @@ def _start(plan: NodePlan, progress: Progress) -> None:
     paths = plan.paths
     _allow_watches(progress)
     spec = prepare(plan)
+    _forget_images(plan, progress)
     paths.spec.write_text(spec.to_json(), encoding="utf-8")
     reader, writer = os.pipe()
     try:
@@ -199,6 +200,13 @@ def _start(plan: NodePlan, progress: Progress) -> None:
         os.close(reader)
         os.close(writer)
     _await_running(paths, supervisor, progress)
+
+
+def _forget_images(plan: NodePlan, progress: Progress) -> None:
+    """Keep of what was pushed to the node before only what was pushed last."""
+    if gone := kept_images.forget(worker.registry_storage(plan.paths)):
+        run(worker.collect_garbage(plan), timeout=300, environment={**os.environ, "OTEL_TRACES_EXPORTER": "none"})
+        progress(f"{gone} older images are gone from the node's registry")
 
 
 def _launch(paths: NodePaths, go: int) -> Process:

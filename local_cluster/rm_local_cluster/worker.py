@@ -1,15 +1,18 @@
 """What runs pods on the node: containerd and the image registry, kubelet and kube-proxy."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from . import addons, cgroups
+from . import addons, cgroups, kept_images
+from .paths import NodePaths
 from .pki import Authority
 from .plan import REGISTRY_PORT, SYSTEM_PATH, NodePlan
 from .spec import Component, Probe
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+_REGISTRY_CONFIG = "registry.yaml"
 
 
 def containerd(plan: NodePlan) -> Component:
@@ -57,8 +60,26 @@ def containerd(plan: NodePlan) -> Component:
 
 def import_archive(plan: NodePlan, archive: Path) -> tuple[str, ...]:
     """The command that puts the images of an archive into the container runtime."""
-    ctr = str(plan.binaries["ctr"])
-    return (ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import", "--local", str(archive))
+    return (*_ctr(plan), "images", "import", "--local", str(archive))
+
+
+def remove_outdated_images(plan: NodePlan) -> tuple[str, ...]:
+    """The command that takes from the container runtime what the registry has no more."""
+    return (sys.executable, "-m", kept_images.__name__, *_ctr(plan), str(registry_storage(plan.paths)))
+
+
+def _ctr(plan: NodePlan) -> tuple[str, ...]:
+    return (str(plan.binaries["ctr"]), "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io")
+
+
+def registry_storage(paths: NodePaths) -> Path:
+    """Where the node's registry keeps what is pushed."""
+    return paths.images / "registry"
+
+
+def collect_garbage(plan: NodePlan) -> tuple[str, ...]:
+    """The command that removes the blobs which no manifest in the registry names; it must not run meanwhile."""
+    return (str(plan.binaries["registry"]), "garbage-collect", "--quiet", str(plan.paths.config / _REGISTRY_CONFIG))
 
 
 def registry(plan: NodePlan) -> Component:
@@ -67,12 +88,12 @@ def registry(plan: NodePlan) -> Component:
         "version": 0.1,
         "log": {"level": "warn", "accesslog": {"disabled": True}},
         "storage": {
-            "filesystem": {"rootdirectory": str(plan.paths.images / "registry")},
+            "filesystem": {"rootdirectory": str(registry_storage(plan.paths))},
             "delete": {"enabled": True},
         },
         "http": {"addr": f":{REGISTRY_PORT}"},
     }
-    config = plan.write_config("registry.yaml", document)
+    config = plan.write_config(_REGISTRY_CONFIG, document)
     argv = (str(plan.binaries["registry"]), "serve", str(config))
     probe = Probe(url=f"http://{plan.registry}/v2/")
     return Component("registry", argv, probe, {"OTEL_TRACES_EXPORTER": "none"}, outlived=True)

@@ -11,9 +11,10 @@ from typing import Final
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _OBJECT = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+_URL = re.compile(r"^https?://[A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]{1,5})?(/[-A-Za-z0-9._~/]*)?$")
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _IMAGE_VOLUMES: Final = ("Never", "Auto")
-_SECRET = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+_LOG_FORMATS: Final = ("Native", "Logfmt")
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -49,6 +50,16 @@ class Config:
     """Secret of each namespace with which nodes take artifacts from the registry; empty where it asks for none."""
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount of the device drivers that publish ResourceSlices."""
+    operator_image: str = ""
+    """The operator's own image, which proxies before endpoints outside the cluster run."""
+    remote_service_account: str = "rm-abstract-remote-proxy"
+    """ServiceAccount of those proxies."""
+    remote_tls_secret: str = ""
+    """Secret of the system namespace with their certificate; empty where they are reached without TLS."""
+    remote_ca: str = ""
+    """Its certificate authorities as PEM."""
+    remote_ca_config_map: str = ""
+    """ConfigMap of the system namespace with the authorities of endpoints; empty for those of the system."""
     pod_name: str = "rm-abstract-operator"
     """Name of this replica."""
     metrics_port: int = 8080
@@ -61,6 +72,12 @@ class Config:
     """Builds that may run at a time in one namespace."""
     builds_namespace: str = ""
     """Namespace of artifacts that the deployments of all namespaces share; empty where nothing is shared."""
+    node_cache: str = ""
+    """host:port under which pods reach the weights cache of their node; empty where nodes have none."""
+    hf_endpoint: str = ""
+    """URL of the hub that hf:// means; empty for the public one."""
+    serving_log_format: str = "Native"
+    """Native: engines' lines pass as they are. Logfmt: they are put in the format of the launcher's own."""
     unused_days: int = 30
     """Days for which an artifact that nobody uses is kept."""
     quota_mib: int = 0
@@ -92,10 +109,19 @@ class Config:
                 "RMA_IMAGE_VOLUMES_HOST", _HOST_PORT, "host:port of the artifact registry", default=""
             ),
             image_volumes_pull_secret=reader.matching(
-                "RMA_IMAGE_VOLUMES_PULL_SECRET", _SECRET, "the name of a Secret", default=""
+                "RMA_IMAGE_VOLUMES_PULL_SECRET", _OBJECT, "the name of a Secret", default=""
             ),
             driver_service_account=reader.text(
                 "RMA_DRIVER_SERVICE_ACCOUNT", "a ServiceAccount", default="rm-abstract-device-driver"
+            ),
+            operator_image=reader.text("RMA_OPERATOR_IMAGE", "the operator's own image", default=""),
+            remote_service_account=reader.matching(
+                "RMA_REMOTE_SERVICE_ACCOUNT", _OBJECT, "a ServiceAccount", default="rm-abstract-remote-proxy"
+            ),
+            remote_tls_secret=reader.matching("RMA_REMOTE_TLS_SECRET", _OBJECT, "the name of a Secret", default=""),
+            remote_ca=reader.certificates("RMA_REMOTE_CA_FILE"),
+            remote_ca_config_map=reader.matching(
+                "RMA_REMOTE_CA_CONFIG_MAP", _OBJECT, "the name of a ConfigMap", default=""
             ),
             pod_name=reader.text("POD_NAME", "the pod's name", default="rm-abstract-operator"),
             metrics_port=reader.integer("RMA_METRICS_PORT", 8080, 0, 65535),
@@ -105,6 +131,11 @@ class Config:
             builds_namespace=reader.matching(
                 "RMA_BUILDS_NAMESPACE", _NAMESPACE, "the namespace of shared builds", default=""
             ),
+            node_cache=reader.matching("RMA_NODE_CACHE", _HOST_PORT, "host:port of the weights cache", default=""),
+            hf_endpoint=reader.matching(
+                "RMA_HF_ENDPOINT", _URL, "a URL such as https://hub.example.com", default=""
+            ).rstrip("/"),
+            serving_log_format=reader.choice("RMA_SERVING_LOG_FORMAT", _LOG_FORMATS, "Native"),
             unused_days=reader.integer("RMA_ARTIFACT_UNUSED_DAYS", 30, 0, 36500),
             quota_mib=reader.integer("RMA_ARTIFACT_QUOTA_MIB", 0, 0, 1 << 40),
             orphan_days=reader.integer("RMA_ARTIFACT_ORPHAN_DAYS", 0, 0, 36500),

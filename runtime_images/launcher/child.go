@@ -76,8 +76,12 @@ func startChild(argv, environ []string, log *transcript, further ...*os.File) (*
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	c.pipes = ours
-	c.drained.Go(func() { tee(ours[0], os.Stdout, &splitter{to: log}) })
-	c.drained.Go(func() { tee(ours[1], os.Stderr, &splitter{to: log, fromStderr: true}) })
+	toOut, toErr := io.Writer(os.Stdout), io.Writer(os.Stderr)
+	if log.retell {
+		toOut, toErr = nil, nil
+	}
+	c.drained.Go(func() { tee(ours[0], toOut, &splitter{to: log}) })
+	c.drained.Go(func() { tee(ours[1], toErr, &splitter{to: log, fromStderr: true}) })
 	exited := make(chan syscall.WaitStatus, 1)
 	c.exited = exited
 	go reap(c.pid, exited)
@@ -110,8 +114,8 @@ func findProgram(name string, environ []string) (string, error) {
 	return "", fmt.Errorf("%s is not in PATH (%s)", name, path)
 }
 
-// tee copies a stream to ours as it comes, and shows it to the transcript. A writer that fails is given up, the child's
-// output is still taken: a full pipe would stop it.
+// tee copies a stream to ours as it comes, if there is one, and shows it to the transcript. A writer that fails is given
+// up, the child's output is still taken: a full pipe would stop it.
 func tee(from *os.File, to io.Writer, lines *splitter) {
 	buffer := make([]byte, 64<<10)
 	for {

@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	deviceNodesName = "RMA_DEVICE_NODES"
-	deviceIDsName   = "DEVICE_IDS"
+	deviceNodesName  = "RMA_DEVICE_NODES"
+	deviceIDsName    = "DEVICE_IDS"
+	deviceDriverName = "RMA_DEVICE_DRIVER"
 )
 
 // deviceNode is a device that the device plugin announced.
@@ -72,6 +73,34 @@ func checkDevices(announced, ids string, required int) ([]deviceNode, error) {
 		}
 	}
 	return nodes, nil
+}
+
+// checkDriver makes sure that the driver, as the device plugin named it, is one of those wanted. What nobody names is not
+// held against it. Versions come from labels of nodes as often as from the driver, so what a label cannot have is no
+// difference.
+func checkDriver(found string, wanted []string) error {
+	if found == "" || len(wanted) == 0 {
+		return nil
+	}
+	for _, version := range wanted {
+		if labelValue(version) == labelValue(found) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the devices have driver %s, and the step is for %s", found, strings.Join(wanted, " or "))
+}
+
+const maxLabelValue = 63
+
+// labelValue is a version as the value of a label.
+func labelValue(version string) string {
+	value := strings.Map(func(r rune) rune {
+		if strings.ContainsRune("-_.", r) || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
+			return r
+		}
+		return '_'
+	}, version)
+	return strings.Trim(value[:min(len(value), maxLabelValue)], "-_.")
 }
 
 func (d deviceNode) check() error {

@@ -31,6 +31,7 @@ type engine struct {
 	hangTimeout  time.Duration
 	drainDelay   time.Duration
 	drainTimeout time.Duration
+	logfmt       bool
 	argv         []string
 	environ      []string
 }
@@ -55,11 +56,13 @@ func parseEngine(args, environ []string) (engine, error) {
 	hang := flags.Float64("hang-timeout", 600, "")
 	delay := flags.Float64("drain-delay", 0, "")
 	drain := flags.Float64("drain-timeout", 45, "")
+	format := flags.String("log-format", "native", "")
 	if err := flags.Parse(own); err != nil {
 		return e, err
 	}
 	e.readyTimeout, e.hangTimeout = inSeconds(*timeout), inSeconds(*hang)
 	e.drainDelay, e.drainTimeout = inSeconds(*delay), inSeconds(*drain)
+	e.logfmt = *format == "logfmt"
 	switch {
 	case flags.NArg() > 0:
 		return e, fmt.Errorf("%q is no flag of engine; the program follows after --", flags.Arg(0))
@@ -71,6 +74,8 @@ func parseEngine(args, environ []string) (engine, error) {
 		return e, fmt.Errorf("--artifact-dir and --artifact-key go together")
 	case !isPort(e.port) || !isPort(e.reportPort) || e.port == e.reportPort:
 		return e, fmt.Errorf("--port %d and --report-port %d have to be two ports from 1 to 65535", e.port, e.reportPort)
+	case !e.logfmt && *format != "native":
+		return e, fmt.Errorf("--log-format %q has to be native or logfmt", *format)
 	case e.devices < 0:
 		return e, fmt.Errorf("--require-devices %d is negative", e.devices)
 	case e.readyTimeout <= 0 || *timeout > maxReadyTimeout:
@@ -119,7 +124,7 @@ func runEngine(args, environ []string, log terminationLog) outcome {
 	if err := status.serve(e.reportPort); err != nil {
 		return refuse("cannot open the report port: %v", err)
 	}
-	output := &transcript{}
+	output := &transcript{retell: e.logfmt}
 	result, further := e.check(status)
 	if further {
 		result, further = e.restoreCache(status, signals)
@@ -255,8 +260,9 @@ func (e engine) supervise(status *status, signals <-chan os.Signal, output *tran
 				continue
 			}
 			deadline.Stop()
-			status.enter(ready, "the engine generates tokens")
-			info("ready: the engine generated a token after %v", time.Since(status.begun).Round(time.Millisecond))
+			does := status.prober.asked().does
+			status.enter(ready, "the engine "+does)
+			info("ready after %v: the engine %s", time.Since(status.begun).Round(time.Millisecond), does)
 			if e.hangTimeout > 0 {
 				go func() {
 					if err := status.untilHung(probing, e.hangTimeout); err != nil {

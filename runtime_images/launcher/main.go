@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -29,15 +30,15 @@ const usage = `rma-launch runs a build step or an engine as its child and report
   rma-launch version-probe --name TOOL --pattern RE [--exit-code N=MEANING]... -- ARGV...
   rma-launch engine --served-name NAME [--port 8000] [--report-port 9009] [--artifact-dir DIR --artifact-key KEY]
                     [--cache-from DIR] [--require-devices N] [--ready-timeout SECONDS] [--hang-timeout SECONDS]
-                    [--drain-delay SECONDS] [--drain-timeout SECONDS]
+                    [--drain-delay SECONDS] [--drain-timeout SECONDS] [--log-format native|logfmt]
                     {-- ARGV... | --command-file FILE [-- ARGS...]}
   rma-launch registry --config FILE --read-only-config FILE [--first 10m] [--every 24h] -- PROGRAM
   rma-launch version
 
 JUDGED is --name NAME [--output GLOB]... [--success-pattern RE] [--failure-pattern RE] [--exit-code N=MEANING]...
-[--failure-meaning MEANING] [--version NAME=VALUE]... [--require-devices N], and MEANING is BadInput, UnsupportedModel,
-ToolchainFailure or Transient. ARGV, PATH, DIR, the outputs and the environment may name variables as ${NAME}; $$ is a dollar. There is no
-shell. python runs python3, or what RMA_PYTHON names.
+[--failure-meaning MEANING] [--version NAME=VALUE]... [--require-devices N [--require-driver VERSION]...], and MEANING is
+BadInput, UnsupportedModel, ToolchainFailure or Transient. ARGV, PATH, DIR, the outputs and the environment may name
+variables as ${NAME}; $$ is a dollar. There is no shell. python runs python3, or what RMA_PYTHON names.
 `
 
 // commands are those that leave a report.
@@ -100,12 +101,32 @@ func warn(format string, args ...any) { say("warn", format, args...) }
 
 func info(format string, args ...any) { say("info", format, args...) }
 
-// say writes a line of ours: key=value, so that it is told from the child's, which pass as they are.
+// say writes a line of ours: key=value, so that it is told from the child's.
 func say(level, format string, args ...any) {
-	message := oneLine(fmt.Sprintf(format, args...))
+	pairs(os.Stderr, "level="+level+" from=rma-launch", oneLine(fmt.Sprintf(format, args...)))
+}
+
+// told is the beginning of a line that has the format already.
+var told = regexp.MustCompile(`^time=\S+ level=\S+ from=\S+ msg="`)
+
+// retell writes a line of the child's in the format of ours. What it means by it is not guessed: there is no level.
+func retell(line string, fromStderr bool) {
+	to, stream := os.Stdout, "stdout"
+	if fromStderr {
+		to, stream = os.Stderr, "stderr"
+	}
+	switch {
+	case told.MatchString(line):
+		fmt.Fprintln(to, line)
+	case strings.TrimSpace(line) != "":
+		pairs(to, "from=engine stream="+stream, line)
+	}
+}
+
+func pairs(to io.Writer, what, message string) {
 	message = strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(message)
 	now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
-	fmt.Fprintf(os.Stderr, "time=%s level=%s from=rma-launch msg=\"%s\"\n", now, level, message)
+	fmt.Fprintf(to, "time=%s %s msg=\"%s\"\n", now, what, message)
 }
 
 // splitArgs separates our flags from the child's arguments at the first "--".

@@ -167,9 +167,9 @@ func (s *status) exposition(ctx context.Context) []byte {
 		probes = append(probes, fmt.Sprintf("{result=%q} %d", result, times))
 	}
 	slices.Sort(probes)
-	family("rma_probes_total", "counter", "Generations of one token that were asked to see whether the engine lives.", probes...)
+	family("rma_probes_total", "counter", "Tokens, or embeddings, that were asked for to see whether the engine lives.", probes...)
 	if s.probeTook > 0 {
-		family("rma_probe_seconds", "gauge", "Seconds that the last token took which was asked for this.", fmt.Sprintf(" %v", s.probeTook.Seconds()))
+		family("rma_probe_seconds", "gauge", "Seconds that the last one took that was answered.", fmt.Sprintf(" %v", s.probeTook.Seconds()))
 	}
 	if !s.progressed.IsZero() {
 		family("rma_progress_age_seconds", "gauge", "Seconds since the engine was last seen to get on.", fmt.Sprintf(" %v", seconds(time.Since(s.progressed))))

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -35,6 +34,8 @@ type prober struct {
 	healthPath string
 	checkedAt  time.Time
 	problem    error
+	// settled is the question that the engine has answered; nil until then.
+	settled *question
 }
 
 func newProber(port int, servedName string) *prober {
@@ -145,16 +146,12 @@ func (p *prober) do(request *http.Request) (status int, body []byte, err error) 
 	return response.StatusCode, body, nil
 }
 
-// generate has the engine generate one token. Only this shows that model, device and runtime work together.
+// generate has the engine compute the least that shows that model, device and runtime work together.
 func (p *prober) generate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
-	_, _, err := p.complete(ctx, oneToken(p.servedName))
+	_, err := p.compute(ctx)
 	return err
-}
-
-func oneToken(model string) map[string]any {
-	return map[string]any{"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
 }
 
 // tokenUsage is what a completion came to, in tokens; 0 where the engine does not say.
@@ -165,33 +162,21 @@ type tokenUsage struct {
 
 // complete posts a completion, and makes sure that a token was generated. status is 0 where there was no answer.
 func (p *prober) complete(ctx context.Context, body map[string]any) (told tokenUsage, status int, err error) {
-	const path = "/v1/completions"
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+path, bytes.NewReader(marshal(body)))
-	if err != nil {
-		return told, 0, err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	status, answer, err := p.do(request)
+	status, answer, err := p.post(ctx, completionPath, body)
 	if err != nil {
 		return told, status, err
 	}
-	var completion struct {
-		Choices []struct {
-			Text string `json:"text"`
-		} `json:"choices"`
-		Usage tokenUsage `json:"usage"`
+	told, err = readCompletion(completionPath, answer)
+	return told, status, err
+}
+
+func (p *prober) post(ctx context.Context, path string, body map[string]any) (status int, answer []byte, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.base+path, bytes.NewReader(marshal(body)))
+	if err != nil {
+		return 0, nil, err
 	}
-	if err := json.Unmarshal(answer, &completion); err != nil {
-		return told, status, fmt.Errorf("POST %s answered no completion: %w", path, err)
-	}
-	told = completion.Usage
-	if len(completion.Choices) == 0 {
-		return told, status, fmt.Errorf("POST %s answered without a choice: %s", path, cut(oneLine(string(answer)), 200))
-	}
-	if told.CompletionTokens < 1 && strings.TrimSpace(completion.Choices[0].Text) == "" {
-		return told, status, fmt.Errorf("POST %s generated no token: %s", path, cut(oneLine(string(answer)), 200))
-	}
-	return told, status, nil
+	request.Header.Set("Content-Type", "application/json")
+	return p.do(request)
 }
 
 // firstModel is the name of the model that the engine serves, the first one if there are several.

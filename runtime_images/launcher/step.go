@@ -27,7 +27,9 @@ type step struct {
 	// failing is what a failure means that nothing else is known of.
 	failing verdict
 	// devices are so many that have to be there before the program starts.
-	devices   int
+	devices int
+	// drivers are the versions of which these have to have one; empty for any.
+	drivers   []string
 	versions  map[string]string
 	argv      []string
 	environ   []string
@@ -55,6 +57,7 @@ func (s *step) judgedFlags(command string) *flag.FlagSet {
 	flags.Func("failure-pattern", "", pattern(&s.failure))
 	flags.Func("failure-meaning", "", s.setFailing)
 	flags.IntVar(&s.devices, "require-devices", 0, "")
+	flags.Func("require-driver", "", func(version string) error { s.drivers = append(s.drivers, version); return nil })
 	flags.Func("version", "", func(text string) error { return assign(s.versions, text) })
 	return flags
 }
@@ -76,6 +79,9 @@ func (s *step) parse(flags *flag.FlagSet, args, environ []string) error {
 	}
 	if s.devices < 0 {
 		return fmt.Errorf("--require-devices %d is negative", s.devices)
+	}
+	if len(s.drivers) > 0 && s.devices == 0 {
+		return fmt.Errorf("--require-driver is about the devices of --require-devices, which is missing")
 	}
 	s.variables = newExpander(buildCatalogue, environ)
 	if s.argv, err = s.variables.all("argument", argv); err != nil {
@@ -178,13 +184,17 @@ func (s *step) begin(log terminationLog, output *transcript, files ...*os.File) 
 	return a, nil
 }
 
-// checkDevices makes sure that the step has the devices that it needs; false where its program must not start.
+// checkDevices makes sure that the step has the devices that it needs, under a driver that its result is for; false
+// where its program must not start.
 func (s *step) checkDevices() (outcome, bool) {
 	if s.devices == 0 {
 		return outcome{}, true
 	}
 	if _, err := checkDevices(os.Getenv(deviceNodesName), os.Getenv(deviceIDsName), s.devices); err != nil {
 		return verdict{codeDeviceMissing, reasonOf[codeDeviceMissing]}.because("%v", err), false
+	}
+	if err := checkDriver(os.Getenv(deviceDriverName), s.drivers); err != nil {
+		return verdict{codeDriverMismatch, reasonOf[codeDriverMismatch]}.because("%v", err), false
 	}
 	return outcome{}, true
 }

@@ -20,7 +20,10 @@ var errorLine = regexp.MustCompile(`^\s*(?:[\w.]*(?:Error|Exception)\b|(?i:fatal
 
 // transcript watches what the child writes, line by line: it keeps the last lines and looks for the patterns.
 type transcript struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	// retell says each line in the format of ours, instead of having it copied as it is.
+	retell bool
+
 	success *regexp.Regexp
 	failure *regexp.Regexp
 	// sought has a group; what it matched first is in found, and in foundInErrors for the standard error stream.
@@ -42,6 +45,9 @@ func (t *transcript) add(raw []byte, fromStderr, overwritten bool) {
 	line := clean(raw)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.retell && !overwritten {
+		retell(line, fromStderr)
+	}
 	if t.success != nil && !t.succeeded && t.success.MatchString(line) {
 		t.succeeded = true
 	}

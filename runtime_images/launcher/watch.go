@@ -20,13 +20,13 @@ type probed struct {
 	took   time.Duration
 }
 
-// ask has the engine generate one token. One that refuses because it has too much to do is busy.
+// ask has the engine answer its question. One that refuses because it has too much to do is busy.
 func (p *prober) ask(ctx context.Context, limit time.Duration) probed {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	begun := time.Now()
-	_, code, err := p.complete(ctx, oneToken(p.servedName))
-	result := "token"
+	code, err := p.compute(ctx)
+	result := p.asked().result
 	switch {
 	case err != nil && (code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable):
 		result = "busy"
@@ -43,7 +43,7 @@ func (s *status) untilHung(ctx context.Context, limit time.Duration) error {
 	s.progress()
 	last, _ := s.prober.metrics(ctx)
 	var asked chan probed
-	problem := "POST /v1/completions has not answered"
+	problem := fmt.Sprintf("POST %s has not answered", s.prober.asked().path)
 	ticker := time.NewTicker(min(longestLook, limit/4))
 	defer ticker.Stop()
 	for {
@@ -56,7 +56,7 @@ func (s *status) untilHung(ctx context.Context, limit time.Duration) error {
 			if answer.err != nil {
 				problem = answer.err.Error()
 			}
-			if answer.result == "token" || (answer.result == "busy" && !last.counted) {
+			if answer.err == nil || (answer.result == "busy" && !last.counted) {
 				s.progress()
 			}
 		case <-ticker.C:
@@ -114,7 +114,7 @@ func (s *status) probed(answer probed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.probes[answer.result]++
-	if answer.result == "token" {
+	if answer.err == nil {
 		s.probeTook = answer.took
 	}
 }

@@ -208,9 +208,13 @@ class Http:
         return f"{'http' if host in self._plain_hosts else 'https'}://{host}"
 
     def _refuse_plain_text(self, request: httpx2.Request) -> None:
-        if request.url.scheme != "https" and netloc(request.url) not in self._plain_hosts:
+        self.refuse_plain_text(request.url)
+
+    def refuse_plain_text(self, url: httpx2.URL) -> None:
+        """Raise BadInput for a URL without TLS, unless its host is one that is spoken to so."""
+        if url.scheme != "https" and netloc(url) not in self._plain_hosts:
             raise BadInput(
-                f"{netloc(request.url)} was reached without TLS; if that is meant, name it in {ENV_PLAIN_HTTP_HOSTS}"
+                f"{netloc(url)} was reached without TLS; if that is meant, name it in {ENV_PLAIN_HTTP_HOSTS}"
             )
 
     @contextmanager

@@ -191,7 +191,7 @@ def controller_manager(server: ApiServer, directory: Path, controllers: str, *fl
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 60.0, *, every: float = 0.02
+    condition: Callable[[], Awaitable[bool] | bool], what: str, seconds: float = 180.0, *, every: float = 0.02
 ) -> None:
     """Return once ``condition`` holds; fail with ``what`` if it does not within ``seconds``."""
     deadline = asyncio.get_running_loop().time() + seconds

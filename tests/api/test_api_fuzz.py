@@ -96,19 +96,9 @@ def settled(kind: str, spec: Object) -> Object:
     if kind == "BuildProfile":
         _settle_interface(spec)
     if kind == "AcceleratorResource":
-        if spec["type"] == "CPU":
-            for name in ("resourceName", "deviceClassName", "devicePlugin", "observer", "provisioning"):
-                spec.pop(name, None)
-        elif "resourceName" in spec or "deviceClassName" not in spec:
-            spec.setdefault("resourceName", "acme.com/npu")
-            spec.pop("deviceClassName", None)
-            spec.get("devicePlugin", {}).pop("extendedResourceName", None)
-        if "devicePlugin" in spec or "resourceName" not in spec:
-            spec.pop("observer", None)
-        if "command" not in spec["runtime"]:
-            spec["runtime"].setdefault("plugin", "acme")
-        else:
-            spec["runtime"].pop("plugin", None)
+        _settle_devices(spec)
+        _settle_runtime(spec)
+        _settle_cost(spec)
         power = spec.get("power")
         if power and Decimal(power["idleWatts"]) > Decimal(power["maxWatts"]):
             power["idleWatts"], power["maxWatts"] = power["maxWatts"], power["idleWatts"]
@@ -119,6 +109,47 @@ def settled(kind: str, spec: Object) -> Object:
         else:
             provisioning.setdefault("maxDevices", 4)
     return spec
+
+
+def _settle_devices(spec: Object) -> None:
+    if spec["type"] in ("CPU", "REMOTE"):
+        for name in ("resourceName", "deviceClassName", "devicePlugin", "observer", "provisioning"):
+            spec.pop(name, None)
+    elif "resourceName" in spec or "deviceClassName" not in spec:
+        spec.setdefault("resourceName", "acme.com/npu")
+        spec.pop("deviceClassName", None)
+        spec.get("devicePlugin", {}).pop("extendedResourceName", None)
+    if "devicePlugin" in spec or "resourceName" not in spec:
+        spec.pop("observer", None)
+
+
+def _settle_runtime(spec: Object) -> None:
+    if spec["type"] == "REMOTE":
+        spec.pop("runtime", None)
+        remote = spec.setdefault(
+            "remote", {"endpoint": "https://api.example.com", "models": [{"name": "m", "source": "hf://a/m"}]}
+        )
+        if not remote["endpoint"].startswith("https://"):
+            remote.pop("credentialsSecretRef", None)
+        return
+    spec.pop("remote", None)
+    runtime = spec.setdefault("runtime", {"image": "acme/serve:1"})
+    if "command" not in runtime:
+        runtime.setdefault("plugin", "acme")
+    else:
+        runtime.pop("plugin", None)
+
+
+def _settle_cost(spec: Object) -> None:
+    cost = spec.get("cost")
+    if cost is None:
+        return
+    if spec["type"] == "REMOTE":
+        cost.pop("perHour", None)
+        cost.setdefault("perMillionInputTokens", "1")
+        cost.setdefault("perMillionOutputTokens", "1")
+    elif "perHour" not in cost and not {"perMillionInputTokens", "perMillionOutputTokens"} <= set(cost):
+        cost["perHour"] = "1"
 
 
 def _settle_interface(spec: Object) -> None:

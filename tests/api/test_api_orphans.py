@@ -94,12 +94,12 @@ async def test_what_nobody_names_goes_in_time_and_nothing_else(
         async def gone() -> bool:
             return (await store.ask(f"artifacts/{ns}/old")).presence is Presence.ABSENT
 
-        await eventually(gone, "the orphan is gone", 60)
+        await eventually(gone, "the orphan is gone")
 
         async def written() -> bool:
             return set((await _written(client, ns)).get("since", {})) == {f"artifacts/{ns}/new"}
 
-        await eventually(written, "what is left is written down", 60)
+        await eventually(written, "what is left is written down")
         for kept in (f"artifacts/{ns}/new", mine, f"models/{ns}/old", "old"):
             assert (await store.ask(kept)).presence is Presence.FOUND
         assert (await _written(client, ns))["since"][f"artifacts/{ns}/new"] > LONG_AGO

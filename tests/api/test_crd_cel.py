@@ -74,6 +74,8 @@ def _tolerations(*members: Object) -> tuple[Object, ...]:
 LONGEST = "n" * 50
 LABELS = ("a", "0", "llama-3-1-8b", "0-a", LONGEST)
 NO_LABELS = ("llama-3.1-8b", "a.b")
+ENDPOINT: Object = {"endpoint": "https://api.example.com/v1", "models": [{"source": "hf://a/b", "name": "b-1"}]}
+REMOTE: Object = {"type": "REMOTE", "remote": ENDPOINT, "resourceName": None, "runtime": None}
 CPU = {"type": "CPU", "resourceName": None}
 BY_CLASS = {"resourceName": None, "deviceClassName": "npu.acme.com"}
 PLUGIN = {"image": "acme/plugin:1"}
@@ -157,8 +159,28 @@ RULES = (
     ),
     Rule(
         A, "spec", "exactly one of resourceName and deviceClassName is required for every type but CPU",
-        ({"resourceName": None}, {"type": "CPU"}, {"deviceClassName": "npu.acme.com"}, {**CPU, "deviceClassName": "x"}),
-        (CPU, {"type": "GPU"}, BY_CLASS),
+        (
+            {"resourceName": None}, {"type": "CPU"}, {"deviceClassName": "npu.acme.com"},
+            {**CPU, "deviceClassName": "x"}, {**REMOTE, "remote": None}, {**REMOTE, "resourceName": "a.com/b"},
+            {**REMOTE, "deviceClassName": "x"}, {**REMOTE, "runtime": {"plugin": "p", "image": "i"}},
+            {**REMOTE, "cost": {"perHour": 1}},
+        ),
+        (CPU, {"type": "GPU"}, BY_CLASS, REMOTE),
+    ),
+    Rule(A, "spec", "remote is for type REMOTE", ({"remote": ENDPOINT},), (REMOTE,)),
+    Rule(A, "spec", "runtime is required for every type but REMOTE", ({"runtime": None},), (REMOTE, {})),
+    Rule(
+        A, "spec.remote", "credentialsSecretRef needs an endpoint with https://",
+        ({**REMOTE, "remote": {**ENDPOINT, "endpoint": "http://a.example/v1", "credentialsSecretRef": "key"}},),
+        (
+            {**REMOTE, "remote": {**ENDPOINT, "credentialsSecretRef": "key"}},
+            {**REMOTE, "remote": {**ENDPOINT, "endpoint": "http://a.example/v1"}},
+        ),
+    ),
+    Rule(
+        A, "spec.cost", "cost has perHour, or for type REMOTE",
+        ({"cost": {"currency": "EUR"}}, {**REMOTE, "cost": {"perMillionInputTokens": "1"}}),
+        ({"cost": {"perHour": 1}}, {**REMOTE, "cost": {"perMillionInputTokens": 1, "perMillionOutputTokens": 0}}),
     ),
     Rule(
         A, "spec.runtime", "plugin, which knows how its engine is started, or command is required",

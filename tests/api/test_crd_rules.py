@@ -14,7 +14,13 @@ ALL_KINDS = pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
 
 METRIC: Object = {"name": "requests", "averageValue": 4}
 M, A, P, B = "ModelDeployment", "AcceleratorResource", "BuildProfile", "BuildArtifact"
+ENDPOINT: Object = {"endpoint": "https://api.example.com/v1", "models": [{"source": "hf://a/b", "name": "b-1"}]}
+REMOTE: Object = {"type": "REMOTE", "remote": ENDPOINT, "resourceName": None, "runtime": None}
 ACCEPTED: list[tuple[str, Object]] = [
+    (A, REMOTE),
+    (A, {**REMOTE, "cost": {"perMillionInputTokens": "0.5", "perMillionOutputTokens": "1.5"}}),
+    (A, {**REMOTE, "remote": {**ENDPOINT, "credentialsSecretRef": "key", "requestsPerMinute": 60}}),
+    (M, {"accelerators__types": ["REMOTE"]}),
     *((kind, {}) for kind in SMALLEST),
     (M, {"policy__type": "Cost", "replicas": 0, "requirements__dtype": "int4"}),
     (M, {"replicas": 10000, "autoscaling": {"minReplicas": 2, "maxReplicas": 4, "metrics": [METRIC]}}),
@@ -79,10 +85,19 @@ REFUSED: list[tuple[str, Object, str]] = [
     (M, {"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "metrics": [METRIC]}}, "spec.autoscaling.minReplicas"),
     (M, {"autoscaling": {"maxReplicas": 10001, "metrics": [METRIC]}}, "should be less than or equal to 10000"),
     # In the models, for what is pure; nothing in a cluster acts on them.
-    *((kind, {path: "REMOTE"}, 'Unsupported value: "REMOTE"') for kind, path in ((A, "type"), (P, "target__type"))),
-    (M, {"accelerators__types": ["REMOTE"]}, 'Unsupported value: "REMOTE"'),
-    (A, {"remote": {"endpoint": "https://api.example.com/v1"}}, "remote"),
-    (A, {"cost": {"perHour": 1, "perMillionInputTokens": 1}}, "perMillionInputTokens"),
+    (P, {"target__type": "REMOTE"}, 'Unsupported value: "REMOTE"'),
+    (A, {"type": "REMOTE"}, "REMOTE, which has remote instead"),
+    (A, {"remote": ENDPOINT}, "remote is for type REMOTE"),
+    (A, {"runtime": None}, "runtime is required for every type but REMOTE"),
+    (A, {**REMOTE, "runtime": {"plugin": "p", "image": "i"}}, "and neither runtime nor cost.perHour"),
+    (A, {**REMOTE, "cost": {"perHour": "1"}}, "and neither runtime nor cost.perHour"),
+    *(
+        (A, {**REMOTE, "remote": {**ENDPOINT, "endpoint": url}}, "spec.remote.endpoint")
+        for url in ("https://user:key@api.example.com/v1", "https://api.example.com/v1?key=a", "ftp://a.example", "/v1")
+    ),
+    (A, {"remote": {**ENDPOINT, "models": []}}, "should have at least 1 items"),
+    (A, {"remote": {**ENDPOINT, "endpoint": "http://a.example", "credentialsSecretRef": "s"}}, "over TLS only"),
+    (A, {"cost": {"currency": "EUR"}}, "cost has perHour"),
     *((A, {"provisioning__mode": mode}, 'supported values: "Static", "Elastic"') for mode in ("elastic", "Auto")),
     (A, {"provisioning": {"mode": "Elastic", "maxDevices": 0}}, "should be greater than or equal to 1"),
     (A, {"provisioning": {"mode": "Elastic", "expectedSeconds": 86401}}, "should be less than or equal to 86400"),

@@ -588,11 +588,12 @@ def rendered(world: World) -> str:
     ).stdout  # fmt: skip
 
 
-def rendered_secrets(world: World) -> dict[str, dict[str, str]]:
+def rendered_secrets(world: World, of: str = "rma-registry") -> dict[str, dict[str, str]]:
     """Keys and certificates after an upgrade."""
     found = [obj for obj in yaml.safe_load_all(rendered(world)) if obj and obj["kind"] == "Secret"]
     world.run("apply", "-n", SYSTEM, "-f", "-", stdin=yaml.safe_dump_all(found))
-    return {obj["metadata"]["name"].removeprefix("rma-registry-"): obj["data"] for obj in found}
+    named = {obj["metadata"]["name"]: obj["data"] for obj in found}
+    return {name.removeprefix(f"{of}-"): data for name, data in named.items() if name.startswith(f"{of}-")}
 
 
 def certificate(secrets: dict[str, dict[str, str]], name: str, key: str) -> x509.Certificate:
@@ -618,9 +619,9 @@ def test_an_upgrade_keeps_keys_and_certificates_and_makes_what_is_missing(world:
     assert third["signing"] == second["signing"]
 
 
-def grown_old(world: World) -> None:
+def grown_old(world: World, of: str) -> None:
     """The chart's certificates in the cluster as they are after three quarters of their lives."""
-    secrets = rendered_secrets(world)
+    secrets = rendered_secrets(world, of)
     ca, leaf = certificate(secrets, "ca", "ca.crt"), certificate(secrets, "tls", "tls.crt")
     ca_key, key = (
         cast("ec.EllipticCurvePrivateKey", load_pem_private_key(base64.b64decode(secrets[name][entry]), None))
@@ -635,45 +636,51 @@ def grown_old(world: World) -> None:
     }
     for name, data in (("ca", {"ca.crt": pem["ca.crt"]}), ("tls", pem)):
         patch = json.dumps({"data": data})
-        world.run("patch", "secret", f"rma-registry-{name}", "-n", SYSTEM, "--type=merge", "-p", patch)
+        world.run("patch", "secret", f"{of}-{name}", "-n", SYSTEM, "--type=merge", "-p", patch)
 
 
-def test_certificates_of_the_chart_are_renewed_by_who_may_do_nothing_else(world: World, tmp_path: Path) -> None:
-    account = "rma-registry-certificates"
+@pytest.mark.parametrize(
+    ("of", "described"), [("rma-registry", ("rma-store",)), ("rma-remote", ())], ids=["registry", "remote"]
+)
+def test_certificates_of_the_chart_are_renewed_by_who_may_do_nothing_else(
+    world: World, tmp_path: Path, of: str, described: tuple[str, ...]
+) -> None:
+    account = f"{of}-certificates"
     objects = list(yaml.safe_load_all(rendered(world)))
     found = [obj for obj in objects if obj and obj["metadata"]["name"] == account and obj["kind"] != "CronJob"]
     world.run("apply", "-n", SYSTEM, "-f", "-", stdin=yaml.safe_dump_all(found))
-    grown_old(world)
-    before = rendered_secrets(world)
+    grown_old(world, of)
+    before = rendered_secrets(world, of)
     config = yaml.safe_load(world.kubeconfig.read_text())
     config["users"][0]["user"] = {"token": world.token(SYSTEM, account, None)}
     file = tmp_path / "kubeconfig"
     file.write_text(yaml.safe_dump(config))
-    flags = [f"--namespace={SYSTEM}", "--description=rma-store", f"--kubeconfig={file}"]
+    flags = [f"--namespace={SYSTEM}", f"--kubeconfig={file}", *(f"--description={each}" for each in described)]
 
-    def run(authority: str = "rma-registry-ca") -> "subprocess.CompletedProcess[str]":
+    def run(authority: str = f"{of}-ca") -> "subprocess.CompletedProcess[str]":
         module = [sys.executable, "-m", "rm_operator.registry_auth.certificates"]
         return subprocess.run(
-            [*module, *flags, f"--authority={authority}", "--served=rma-registry-tls"],
+            [*module, *flags, f"--authority={authority}", f"--served={of}-tls"],
             capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
 
     done = run()
     assert done.returncode == 0, done.stderr
-    after = rendered_secrets(world)
+    after = rendered_secrets(world, of)
     assert after["ca"]["ca.crt"] == after["tls"]["ca.crt"] != before["ca"]["ca.crt"]
     assert after["tls"]["tls.crt"] != before["tls"]["tls.crt"]
     for name, key in (("ca", "ca.key"), ("tls", "tls.key")):
         assert after[name][key] == before[name][key]
     certificate(after, "tls", "tls.crt").verify_directly_issued_by(certificate(after, "ca", "ca.crt"))
-    described = yaml.safe_load(world.run("get", "configmap", "rma-store", "-n", SYSTEM, "-o", "yaml"))["data"]
-    assert described["ca.crt"].encode() == base64.b64decode(after["ca"]["ca.crt"])
-    assert described["tokenAudience"] == names.REGISTRY_AUDIENCE, "what else is said there stays"
-    world.install()
+    for name in described:
+        data = yaml.safe_load(world.run("get", "configmap", name, "-n", SYSTEM, "-o", "yaml"))["data"]
+        assert data["ca.crt"].encode() == base64.b64decode(after["ca"]["ca.crt"])
+        assert data["tokenAudience"] == names.REGISTRY_AUDIENCE, "what else is said there stays"
+        world.install()
     # The week after.
     again_ = run()
     assert (again_.returncode, "nothing is due" in again_.stderr) == (0, True)
-    assert rendered_secrets(world) == after
+    assert rendered_secrets(world, of) == after
     other = run("rma-registry-signing")
     assert (other.returncode, "forbidden" in other.stderr.lower()) == (1, True), "it sees no other Secret"
     assert "PRIVATE" not in "".join(each.stderr + each.stdout for each in (done, again_, other))

@@ -25,6 +25,7 @@ from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_PROFILES,
     DAEMONSETS,
+    DEPLOYMENTS,
     EVENTS,
     JOBS,
     LEASES,
@@ -33,6 +34,10 @@ from rm_operator.kube.resources import (
 )
 
 CHART = Path(__file__).parents[2] / "charts/rm-abstract"
+ENDPOINT = {
+    "type": "REMOTE", "vendor": "Vendor", "product": "API",
+    "remote": {"endpoint": "https://api.example.com/v1", "models": [{"source": "hf://a/b", "name": "b"}]},
+}  # fmt: skip
 KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 
 
@@ -65,8 +70,9 @@ async def test_the_charts_roles_are_enough(
     token = _token(api_server, tmp_path / "kubeconfig", api_namespace)
     connection = Connection(api_server.url, ssl.create_default_context(cafile=str(api_server.ca)), StaticToken(token))
     config = Config(
-        system_namespace=api_namespace, store="store:5000", runtime_image="r", launcher_image="l", metrics_port=0
-    )
+        system_namespace=api_namespace, store="store:5000", runtime_image="r", launcher_image="l", operator_image="o",
+        metrics_port=0,
+    )  # fmt: skip
     died: list[int] = []
     operator = Operator(config, connection, die=died.append)
     model = await apply(client, custom_object("ModelDeployment", SMALLEST["ModelDeployment"], api_namespace))
@@ -74,6 +80,8 @@ async def test_the_charts_roles_are_enough(
     accelerator = await apply(client, custom_object("AcceleratorResource", plugin, api_namespace))
     probed = {**SMALLEST["BuildProfile"], "versionProbe": {"image": "acme/cc:1", "command": ["cc", "--version"]}}
     recipe = await apply(client, custom_object("BuildProfile", probed, api_namespace))
+    endpoint = await apply(client, custom_object("AcceleratorResource", ENDPOINT, api_namespace))
+    proxy = f"remote-{endpoint['metadata']['name']}"
     stop = asyncio.Event()
     task = asyncio.create_task(operator.run(stop))
     try:
@@ -88,6 +96,8 @@ async def test_the_charts_roles_are_enough(
             try:
                 await client.get(DAEMONSETS, api_namespace, f"device-plugin-{accelerator['metadata']['name']}")
                 await client.get(LEASES, api_namespace, "rm-abstract-operator")
+                await client.get(DEPLOYMENTS, api_namespace, proxy)
+                await client.get(SERVICES, api_namespace, proxy)
             except NotFound:
                 return False
             events = (await client.list(EVENTS, api_namespace)).items
@@ -102,6 +112,17 @@ async def test_the_charts_roles_are_enough(
         await fleet.pod(accelerator["metadata"]["name"], node, await reporters.say(1, sick, driver="1"))
         await fleet.until(node, "True", "npu-0 is not well")
         assert [name for name in await fleet.labels(node) if name.startswith("driver.")]
+        processor = {**SMALLEST["AcceleratorResource"], "type": "CPU", "resourceName": None}
+        again = custom_object("AcceleratorResource", {k: v for k, v in processor.items() if v}, api_namespace)
+        await apply(client, {**again, "metadata": {"name": endpoint["metadata"]["name"]}})
+
+        async def gone() -> bool:
+            for resource in (DEPLOYMENTS, SERVICES):
+                if proxy in {each["metadata"]["name"] for each in (await client.list(resource, api_namespace)).items}:
+                    return False
+            return True
+
+        await eventually(gone, "what is no endpoint any more has no proxy", 30)
         async with aiohttp.ClientSession() as session:
             metrics = await (await session.get(f"http://127.0.0.1:{operator.port}/metrics")).text()
         assert [line for line in metrics.splitlines() if 'code="403"' in line] == []
@@ -109,6 +130,7 @@ async def test_the_charts_roles_are_enough(
         stop.set()
         await asyncio.wait_for(task, 30)
         await client.delete(ACCELERATOR_RESOURCES, None, accelerator["metadata"]["name"])
+        await client.delete(ACCELERATOR_RESOURCES, None, endpoint["metadata"]["name"])
         await client.delete(BUILD_PROFILES, None, recipe["metadata"]["name"])
         await reporters.close()
         await fleet.close()

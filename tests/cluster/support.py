@@ -13,6 +13,8 @@ from rm_local_cluster import Cluster
 OURS = "app.kubernetes.io/managed-by=rm-abstract"
 NPU = {"accelerators": {"names": ["simulated-npu"]}}
 SMALL = {"workload": {"inputTokens": 256, "outputTokens": 64}}
+PATIENCE = 180.0
+"""Seconds for what takes a few on a machine that does nothing else."""
 
 
 def deploy(kubectl: Kubectl, name: str, source: str, **spec: Any) -> None:
@@ -27,7 +29,9 @@ def deploy(kubectl: Kubectl, name: str, source: str, **spec: Any) -> None:
     )
 
 
-def wait_for(kubectl: Kubectl, name: str, reason: str, *, on: str = "Ready", timeout: float = 60) -> dict[str, Any]:
+def wait_for(
+    kubectl: Kubectl, name: str, reason: str, *, on: str = "Ready", timeout: float = PATIENCE
+) -> dict[str, Any]:
     """The ModelDeployment once its condition has the reason; says the last state otherwise."""
     last: dict[str, Any] = {}
 

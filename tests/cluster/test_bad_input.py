@@ -61,15 +61,15 @@ def test_what_cannot_be_placed_says_why_and_a_mended_spec_heals(namespace: Kubec
     deployment = wait_for(namespace, "bad", "ProfileNotFound")
     assert "missing" in condition(deployment, "Ready")["message"]
     deploy(namespace, "bad", model_source, requirements={"maxSequenceLength": 1_000_000})
-    deployment = wait_for(namespace, "bad", "NoEligibleAccelerator", timeout=60)
+    deployment = wait_for(namespace, "bad", "NoEligibleAccelerator")
     reasons = {each["name"]: each["reason"] for each in deployment["status"]["placement"]["candidates"]}
     assert set(reasons) >= {"simulated-npu", "cpu"}
     assert all(reasons.values())
     deploy(namespace, "bad", model_source, accelerators={"types": ["GPU"]})
-    wait_for(namespace, "bad", "NoEligibleAccelerator", timeout=60)
+    wait_for(namespace, "bad", "NoEligibleAccelerator")
     assert not namespace.list("bart")
     deploy(namespace, "bad", model_source)
-    wait_for(namespace, "bad", "Building", timeout=60)
+    wait_for(namespace, "bad", "Building")
     # Deleted while it builds, it leaves nothing: nothing was built.
     namespace.delete("mdep", "bad")
     wait_until("objects are left", lambda: not left_over(namespace) and not namespace.list("bart"), timeout=120)
@@ -78,7 +78,7 @@ def test_what_cannot_be_placed_says_why_and_a_mended_spec_heals(namespace: Kubec
 @pytest.mark.usefixtures("installed")
 def test_deleted_while_its_model_is_read_it_leaves_nothing(namespace: Kubectl, model_source: str) -> None:
     deploy(namespace, "brief", model_source)
-    wait_for(namespace, "brief", "Resolving", timeout=60)
+    wait_for(namespace, "brief", "Resolving")
     namespace.delete("mdep", "brief")
     wait_until("objects are left", lambda: not left_over(namespace) and not namespace.list("bart"), timeout=60)
 
@@ -115,7 +115,7 @@ def test_a_model_that_the_compiler_rejects(
         assert failed["status"]["logTail"]
     # The right model heals it, and nothing is left of what failed.
     deploy(namespace, "odd", model_source)
-    wait_for(namespace, "odd", "Building", timeout=60)
+    wait_for(namespace, "odd", "Building")
     name = failed["metadata"]["name"]
     wait_until("the failed artifact is left", lambda: namespace.get("bart", name) is None, timeout=60)
     wait_until("the profile is kept without users", lambda: namespace.get("bprof", profile) is None, timeout=60)
@@ -142,9 +142,9 @@ def test_a_registry_that_is_down(namespace: Kubectl, installed: Installed, model
     wait_for(namespace, "waiting", "ProfileNotFound")
     with _registry_down(installed):
         deploy(namespace, "waiting", model_source)
-        deployment = wait_for(namespace, "waiting", "StoreUnreachable", timeout=60)
+        deployment = wait_for(namespace, "waiting", "StoreUnreachable")
         assert "does not answer" in condition(deployment, "Ready")["message"]
         # Somebody else's work goes on.
         deploy(namespace, "other", "oci://nowhere.invalid/model:1")
         wait_for(namespace, "other", "SourceUnreachable")
-    wait_for(namespace, "waiting", "Building", timeout=60)
+    wait_for(namespace, "waiting", "Building")

@@ -232,6 +232,6 @@ def test_a_dry_run_refuses_a_model_before_its_weights_are_fetched(
     assert "safetensors" not in said
     made = len(_jobs(profiles, deployment["status"]["artifact"]))
     deploy(profiles, "picky-too", model_source, buildProfile=name, replicas=0)
-    deployment = wait_for(profiles, "picky-too", "UnsupportedModel", timeout=60)
+    deployment = wait_for(profiles, "picky-too", "UnsupportedModel")
     assert "no kernel for this model" in condition(deployment, "Placed")["message"]
     assert len(profiles.list("jobs", selector="rm-abstract.io/role=build")) <= made, "nobody asks twice"

@@ -83,7 +83,7 @@ def _push_model(installed: Installed) -> str:
 
 def test_what_was_there_before_it_was_switched_on_is_there_and_used(kept: Kept, installed: Installed) -> None:
     deploy(kept.kubectl, "second", kept.source, buildProfile=kept.profile, replicas=0)
-    deployment = wait_for(kept.kubectl, "second", "Built", on="ArtifactReady", timeout=60)
+    deployment = wait_for(kept.kubectl, "second", "Built", on="ArtifactReady")
     assert deployment["status"]["artifact"] == kept.name
     artifact = kept.kubectl.get("bart", kept.name)
     assert artifact is not None

@@ -54,3 +54,16 @@ def test_a_program_that_iree_compiled_says_the_models_text(
     answer = ask(iree, "ahead", messages, max_tokens=ANSWER)
     assert answer["choices"][0]["message"]["content"] == expected_text(model_directory, messages, ANSWER)
     assert answer["usage"]["completion_tokens"] == ANSWER
+
+
+def test_what_optimum_exported_says_the_models_text_on_openvino(
+    installed: Installed, namespace: Kubectl, model_source: str, model_directory: Path
+) -> None:
+    """On the CPU itself, by the plugin `openvino`, and not by the simulated NPU that computes with it."""
+    deploy(namespace, "exported", model_source, accelerators={"names": ["cpu"]})
+    deployment = wait_for(namespace, "exported", "Ready", timeout=420)
+    assert deployment["status"]["placement"]["profile"] == "cpu-openvino"
+    for sample in SAMPLES:
+        messages = [{"role": "user", "content": sample.prompt}]
+        answer = ask(namespace, "exported", messages)
+        assert answer["choices"][0]["message"]["content"] == expected_text(model_directory, messages)

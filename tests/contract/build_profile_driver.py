@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,6 @@ STAND_INS = Path(__file__).parent / "compiler_stand_ins"
 LAUNCHER_IMAGE = "tests/launcher:1"
 RUNTIME_IMAGE = "tests/runtime:1"
 SOURCE = "oci://registry.example.com/model:1"
-PATIENCE = 600.0
-"""Seconds that a container may take on a busy machine; reached only by a failure."""
 _SYSTEM = (Path("/usr/local/bin"), Path("/usr/bin"), Path("/bin"))
 _OF_POD = re.compile(r"(?<![\w./-])/(rma|tmp)(?=/|$|[,:;])")
 _VOLUME = re.compile(r"/rma/(?:inputs|secrets/[^/\s]+|[a-z]+)")
@@ -148,6 +148,8 @@ class Node:
     directory: Path
     images: Mapping[str, Image]
     store: str = "store.example.com:5000"
+    patience: float = 600.0
+    """Seconds that a container may take on a busy machine; reached only by a failure."""
 
     @property
     def settings(self) -> Settings:
@@ -219,7 +221,7 @@ class Build:
     def template(self, stage: int = 0) -> Object:
         """The pod that the operator makes for a stage."""
         devices = (
-            build_job.Devices({str(self.spec.target.type): "1"}, {}, [])
+            build_job.Devices("npu", {str(self.spec.target.type): "1"}, {}, [])
             if build_job.on_device(self.spec, stage)
             else None
         )
@@ -277,9 +279,11 @@ class Build:
     def _run(self, container: Object, device: Mapping[str, str], image: Image | None = None) -> Ended:
         process = self.start(container, device, image)
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            said, _ = process.communicate(timeout=self.node.patience)
         finally:
-            process.kill()
+            # What it started goes with it, as with a container.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         left = self._left(container)
         return Ended(process.returncode, said, said, left.read_bytes() if left.exists() else b"")
 
@@ -310,7 +314,7 @@ class Build:
         # Both streams are one text, as kubectl shows them.
         return subprocess.Popen(
             [found, *argv[1:]], env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
 
     def _sealed(self, container: Object) -> list[tuple[str, int, int]]:

@@ -22,6 +22,8 @@ class Fault:
     times: int = 1
     status: int = 0
     """Answered in the registry's place."""
+    location: str = ""
+    """Where such an answer leads."""
     cut_request_after: int | None = None
     """Bytes of a request's body that reach the registry before the connections break."""
     cut_answer_after: int | None = None
@@ -39,6 +41,10 @@ class FaultyProxy:
     host: str
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    """Which parts of something were asked for."""
+    credentials: int = 0
+    """Requests that came with any."""
     received: int = 0
     """Bytes of bodies of requests that were passed on."""
     hits: int = 0
@@ -70,10 +76,13 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
 
         def _pass(self) -> None:
             self.close_connection = True
+            proxy.credentials += "Authorization" in self.headers
+            proxy.ranges += filter(None, [self.headers.get("Range")])
             fault = proxy.take(self.command, self.path)
             if fault and fault.status:
                 self._drain()
-                self._answer(fault.status, [], b'{"errors":[{"code":"UNKNOWN","message":"so it was told"}]}')
+                where = [("Location", fault.location)] if fault.location else []
+                self._answer(fault.status, where, b'{"errors":[{"code":"UNKNOWN","message":"so it was told"}]}')
                 return
             upstream = http.client.HTTPConnection(target, timeout=60)
             with suppress(OSError, http.client.HTTPException):

@@ -20,6 +20,10 @@ DECODE = ["--tokenwise-buckets=1", "--attention-buckets=(1,1024,1)", "--skip-buc
 """Kernels for one token at a time only: enough to see the compiler work, and no bundle to serve from."""
 
 
+HOURS = 2
+"""A bundle takes a quarter of an hour on two cores that do nothing else."""
+
+
 @pytest.fixture
 def attempt(binaries: Binaries, tmp_path: Path) -> Build:
     """FuriosaAI's profile, restricted to decode kernels, at a model without weights."""
@@ -32,7 +36,8 @@ def attempt(binaries: Binaries, tmp_path: Path) -> Build:
     images = {image: Image((programs_of("compiler-furiosa"),)) for image in profile.images}
     # Within the one attention bucket of DECODE.
     short = {"inputTokens": 512, "outputTokens": 256}
-    return Node(binaries.launcher, tmp_path, images).build(profile.artifact(facts_of(llama), workload=short)).lay(llama)
+    node = Node(binaries.launcher, tmp_path, images, patience=HOURS * 3600)
+    return node.build(profile.artifact(facts_of(llama), workload=short)).lay(llama)
 
 
 def test_a_decode_kernel(attempt: Build, tmp_path: Path) -> None:

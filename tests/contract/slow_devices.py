@@ -1,7 +1,7 @@
 """What takes minutes, and so is no part of ``make test``: ``make test-slow-devices``.
 
-The whole conformance suite over every vendor's module, and a soak of ``RMA_SOAK_SECONDS`` (300) that is to leave files,
-threads and memory as they were.
+The whole conformance suite over every vendor's module and over each defect that it must find, and a soak of
+``RMA_SOAK_SECONDS`` (300) that is to leave files, threads and memory as they were.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import conformance_plugin_driver as driver
 import pytest
+import test_conformance_defects as defects
 import yaml
 from rm_device_plugins import kubelet_api, simulator_faults
 from rm_device_plugins.conformance.bench import Plugin
@@ -36,6 +37,10 @@ GROWTH = {"files": 4, "threads": 2, "MiB": 4.0}
 async def test_the_whole_suite_over_every_vendors_module(tmp_path: Path) -> None:
     reports = await conformance(tmp_path, list(CASES.values()))
     assert not surprises(reports), surprises(reports)
+
+
+async def test_each_defect_is_found_by_its_case_and_by_no_other(tmp_path: Path) -> None:
+    assert await defects.surprises(tmp_path, whole=True) == {}
 
 
 @dataclass(frozen=True)

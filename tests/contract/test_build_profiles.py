@@ -343,8 +343,9 @@ def test_every_profile_of_a_vendor_is_tested() -> None:
     from test_build_profiles_furiosa import FURIOSA
     from test_build_profiles_iree import IREE
     from test_build_profiles_openvino import OPENVINO
+    from test_serve_embeddings import EMBEDDINGS
 
-    compiled = {OPENVINO[0], IREE[0], FURIOSA[0], "simulated-npu/cpu.yaml"}
+    compiled = {OPENVINO[0], IREE[0], FURIOSA[0], "simulated-npu/cpu.yaml", EMBEDDINGS}
     tested = {vendor.profile for vendor in VENDORS.values()} | compiled | WARMED_UP
     assert tested == {
         str(file.relative_to(EXAMPLES))

@@ -128,6 +128,7 @@ async def test_an_allocated_container_finds_a_real_node_and_the_driver(
             "RMA_DEVICE_NODES": "/dev/rma-sim/npu0=1:3,/dev/rma-sim/npu1=1:5",
             "RMA_DEVICE_SERIALS": "SIMY7-0000,SIMY7-0001",
             "RMA_DEVICE_PRODUCT": "Simulated NPU Y7",
+            "RMA_DEVICE_DRIVER": "2.0.1",
         }
         for device, pair in zip(answer.devices, ((1, 3), (1, 5)), strict=True):
             node = os.stat(device.host_path)

@@ -48,6 +48,7 @@ def test_version(launch: Launch) -> None:
         (["run", "--name", "x", "--output", "[", "--", "true"], "no glob"),
         (["run", "--name", "x", "--output", "a/**/b", "--", "true"], "** is not known"),
         (["run", "--name", "x", "--require-devices", "-1", "--", "true"], "negative"),
+        (["run", "--name", "x", "--require-driver", "1.4.0", "--", "true"], "--require-devices, which is missing"),
         (["run", "--name", "x", "--", "no-such-program"], "not in PATH"),
         (["run", "--name", "x", "--", "/no/such/program"], "no such file"),
         (["run", "--name", "x", "--", "/"], "permission denied"),
@@ -461,6 +462,38 @@ def test_without_its_device_a_step_does_not_begin(
     assert ended.report.reason == Reason.DEVICE_MISSING
     assert said in ended.report.message
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "python", "warmup"])
+@pytest.mark.parametrize(
+    ("driver", "wanted", "fits"),
+    [
+        ("1.4.0", ["1.4.0"], True),
+        ("1.4.0", ["1.3.0", "1.4.0"], True),
+        ("1.4.0 (build 7)", ["1.4.0__build_7"], True),
+        (None, ["1.4.0"], True),
+        ("1.4.0", [], True),
+        ("1.4.0", ["1.3.0"], False),
+        ("1.4.0", ["1.4"], False),
+        ("1.4.0", ["1.3.0", "1.5.0"], False),
+    ],
+)
+def test_a_step_does_not_begin_under_a_driver_that_its_result_is_not_for(
+    launch: Launch, tmp_path: Path, command: str, driver: str | None, wanted: list[str], fits: bool
+) -> None:
+    trace = tmp_path / "begun"
+    env = {"DEVICE_IDS": "a", "RMA_DEVICE_NODES": "/dev/null=1:3", **({"RMA_DEVICE_DRIVER": driver} if driver else {})}
+    env |= {"OUTPUT": str(tmp_path / "output"), "CACHE_DIR": str(tmp_path / "cache")}
+    argv = ["os:mkdir", str(trace)] if command == "python" else ["mkdir", str(trace)]
+    flags = ["--require-devices=1", *(f"--require-driver={version}" for version in wanted)]
+    ended = launch(command, "--name=tune", *flags, "--", *argv, env=env)
+    if fits:
+        # os.mkdir is given a build, which is no path: it was called.
+        assert "os.PathLike" in ended.report.message if command == "python" else trace.exists()
+    else:
+        assert not trace.exists()
+        assert (ended.code, ended.report.reason) == (ExitCode.DRIVER_MISMATCH, Reason.DRIVER_MISMATCH)
+        assert ended.report.message == f"the devices have driver {driver}, and the step is for {' or '.join(wanted)}"
 
 
 def test_with_its_device_a_step_begins(launch: Launch) -> None:

@@ -90,6 +90,44 @@ def test_engines_that_speak_a_little_differently(engine: Engine, how: dict[str, 
     engine.wait_ready()
 
 
+CHAT = '{"choices":[{"message":{"content":""}}],"usage":{"completion_tokens":1}}'
+EMBEDDING = '{"data":[{"embedding":[0.5]}]}'
+
+
+@pytest.mark.parametrize(
+    ("how", "does", "path"),
+    [
+        ({"Completion": "absent", "Chat": CHAT}, "generates tokens", "/v1/chat/completions"),
+        ({"Completion": "refused", "Chat": CHAT}, "generates tokens", "/v1/chat/completions"),
+        ({"Completion": "absent", "Embedding": EMBEDDING}, "computes embeddings", "/v1/embeddings"),
+    ],
+)
+def test_engines_that_do_not_complete(engine: Engine, how: dict[str, str], does: str, path: str) -> None:
+    """Those that only chat, and those that generate nothing: each is ready by what it does, and watched by that."""
+    engine.behave(**how)
+    engine.start("--hang-timeout", "3")
+    engine.wait_ready()
+    assert engine.report()["message"] == f"the engine {does}"
+    engine.behave(**{kind: "hang" if kind != "Completion" else said for kind, said in how.items()})
+    engine.end().failed(ExitCode.TOOLCHAIN_FAILURE, Reason.ENGINE_FAILED, "the engine hangs", f"POST {path}")
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ({"Chat": '{"choices":[]}'}, "POST /v1/chat/completions answered without a choice"),
+        ({"Embedding": '{"data":[{"embedding":[0,0]}]}'}, "POST /v1/embeddings computed no embedding"),
+        ({}, "POST /v1/completions answered 404"),
+    ],
+)
+def test_what_shows_nothing_of_an_engine_that_does_not_complete(
+    engine: Engine, how: dict[str, str], complaint: str
+) -> None:
+    engine.behave(Completion="absent", **how)
+    engine.start()
+    assert engine.wait_state("GeneratingToken", complaint)["status"] == 503
+
+
 def test_an_engine_without_any_health(engine: Engine) -> None:
     engine.behave(Health=404, Models=404)
     engine.start()
@@ -545,8 +583,33 @@ def test_our_lines_are_told_from_the_engines(engine: Engine) -> None:
     assert fields["msg"].startswith("EngineFailed: ")
 
 
+def test_all_lines_in_one_format(engine: Engine) -> None:
+    said = 'time=2026-01-01T00:00:00.000Z level=info from=rm-abstract msg="ours"'
+    words = ["out=\x1b[32mgreen\x1b[0m", f"out={said}", "err= ", "err=10%\r100%", 'err=a "quoted" \\ word', "exit=1"]
+    engine.start("--log-format=logfmt", actions=words)
+    ended = engine.end()
+    green, ours = ended.stdout.splitlines()
+    assert ours == said
+    assert shlex.split(green)[1:] == ["from=engine", "stream=stdout", "msg=green"]
+    progress, quoted, failed = (
+        dict(pair.split("=", 1) for pair in shlex.split(line)) for line in ended.stderr.splitlines()
+    )
+    assert (quoted["from"], quoted["stream"], quoted["msg"]) == ("engine", "stderr", 'a "quoted" \\ word')
+    assert progress["msg"] == "100%"
+    assert failed["from"] == "rma-launch"
+    # What is told of the failure is what the engine wrote.
+    assert ended.report.message.endswith('a "quoted" \\ word')
+
+
 @pytest.mark.parametrize(
-    "flags", [["--hang-timeout", "-1"], ["--drain-delay", "-1"], ["--drain-timeout", "1e9"], ["--hang-timeout", "x"]]
+    "flags",
+    [
+        ["--log-format", "json"],
+        ["--hang-timeout", "-1"],
+        ["--drain-delay", "-1"],
+        ["--drain-timeout", "1e9"],
+        ["--hang-timeout", "x"],
+    ],
 )
 def test_times_that_are_none(engine: Engine, flags: list[str]) -> None:
     engine.start(*flags)

@@ -268,16 +268,44 @@ def managed_fields(obj: Mapping[str, Any], manager: str, *, subresource: str = "
     """A managedFields entry that owns what ``obj`` says, of about the size that the API server's own has."""
     said = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind", "metadata")}
     metadata = {name: value for name, value in obj.get("metadata", {}).items() if name in _OWNED_METADATA}
+    owned = ({"metadata": metadata} if metadata else {}) | said
     entry = {
         "manager": manager, "operation": "Apply", "apiVersion": obj["apiVersion"], "time": CREATED,
-        "fieldsType": "FieldsV1", "fieldsV1": _fields(({"metadata": metadata} if metadata else {}) | said),
+        "fieldsType": "FieldsV1", "fieldsV1": _fields(owned, _ATOMIC.get(obj.get("kind", ""), frozenset())),
     }  # fmt: skip
     return entry | ({"subresource": subresource} if subresource else {})
 
 
 _OWNED_METADATA = ("annotations", "labels", "ownerReferences")
+_ATOMIC: Mapping[str, frozenset[str]] = {"ControllerRevision": frozenset({"data"})}
 _ATOMIC_IN: Mapping[str, frozenset[str]] = {"status": frozenset({"model", "placement"})}
-"""Members that are owned as a whole, as the CRDs say."""
+"""Members of a kind, and of a member, that are owned as a whole, as the schemas say."""
+
+
+def seen_to(deployment: Object) -> Object:
+    """An apps/v1 Deployment of no pods as the cluster's own controller leaves it."""
+    metadata, revision = deployment["metadata"], "deployment.kubernetes.io/revision"
+    progressed = f'ReplicaSet "{metadata["name"]}-7d9f8b6c54" has successfully progressed.'
+    told = [
+        ("Progressing", "NewReplicaSetAvailable", progressed),
+        ("Available", "MinimumReplicasAvailable", "Deployment has minimum availability."),
+    ]
+    conditions = [
+        {
+            "type": kind, "status": "True", "reason": reason, "message": message,
+            "lastTransitionTime": CREATED, "lastUpdateTime": CREATED,
+        }
+        for kind, reason, message in told
+    ]  # fmt: skip
+    said = {
+        "apiVersion": deployment["apiVersion"],
+        "metadata": {"annotations": {revision: "1"}},
+        "status": {"conditions": conditions, "observedGeneration": 1},
+    }
+    fields = managed_fields(said, "kube-controller-manager", subresource="status") | {"operation": "Update"}
+    annotations = {**(metadata.get("annotations") or {}), revision: "1"}
+    kept = {**metadata, "annotations": annotations, "managedFields": [*metadata["managedFields"], fields]}
+    return {**deployment, "metadata": kept, "status": said["status"]}
 
 
 def _fields(value: Mapping[str, Any], atomic: frozenset[str] = frozenset()) -> Object:
@@ -287,6 +315,8 @@ def _fields(value: Mapping[str, Any], atomic: frozenset[str] = frozenset()) -> O
             found[f"f:{name}"] = {}
         elif isinstance(member, Mapping):
             found[f"f:{name}"] = _fields(member, _ATOMIC_IN.get(name, frozenset()))
+        elif name == "ownerReferences":
+            found[f"f:{name}"] = {f'k:{{"uid":"{each["uid"]}"}}': {} for each in member}
         elif isinstance(member, list) and (key := _key_of(member)) is not None:
             found[f"f:{name}"] = {
                 f'k:{{"{key}":"{each[key]}"}}': {".": {}, **_fields(each)} for each in member

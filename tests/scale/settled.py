@@ -6,20 +6,18 @@ operator itself would have written: a reconcile of any of them has nothing to do
 """
 
 import asyncio
-import copy
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from memory_api import MemoryApi
 from rm_api.names import ANNOTATION_APPLIED_HASH, FIELD_MANAGER
 from rm_operator import controllers
 from rm_operator.app import make_stores
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.kube.apply import desired_hash
-from rm_operator.kube.client import ObjectList, Propagation, WatchEvent
-from rm_operator.kube.errors import NotFound
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
@@ -50,103 +48,12 @@ _DEVICES_PER_NODE = 4096
 """There are more devices than anything here asks for."""
 
 
-class MemoryApi:
-    """A KubeClient for an empty cluster that nobody else writes to; counts what it is asked."""
-
-    def __init__(self) -> None:
-        self.sent: dict[tuple[Resource, str], Object] = {}
-        """Full intents of applied objects by resource and name."""
-        self.objects: dict[tuple[Resource, str], Object] = {}
-        self.calls = 0
-        self._version = 1000
-
-    def put(self, obj: Object) -> Object:
-        """Create ``obj`` or replace it; returns it as an API server would."""
-        resource = resource_of(obj)
-        metadata = obj["metadata"]
-        key = resource, f"{metadata.get('namespace', '')}/{metadata['name']}"
-        before = self.objects.get(key)
-        self._version += 1
-        made = {"uid": objects.uid(_UIDS, self._version), "generation": 1, "creationTimestamp": objects.CREATED}
-        made |= before["metadata"] if before else {}
-        # What an intent does not speak of stays: the operator's are whole, or about the metadata of others' objects.
-        # Nothing is copied, since nobody changes an object: only the operator's own time is measured.
-        kept = {**(before or {}), **obj}
-        kept["metadata"] = {**made, **metadata, "resourceVersion": str(self._version)}
-        self.objects[key] = kept
-        return kept
-
-    async def get(
-        self, resource: Resource, namespace: str | None, name: str, *, metadata_only: bool = False
-    ) -> dict[str, Any]:
-        """See KubeClient."""
-        self.calls += 1
-        found = self.objects.get((resource, f"{namespace or ''}/{name}"))
-        if found is None:
-            raise NotFound(404, "NotFound", f"{resource.name} {name}")
-        return copy.deepcopy(found)
-
-    async def list(self, resource: Resource, namespace: str | None = None, **_: Any) -> ObjectList:
-        """See KubeClient."""
-        raise AssertionError("controllers read stores")
-
-    async def watch(
-        self, resource: Resource, namespace: str | None = None, **_: Any
-    ) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
-        raise AssertionError("controllers read stores")
-        yield
-
-    async def apply(
-        self,
-        resource: Resource,
-        obj: Mapping[str, Any],
-        *,
-        field_manager: str,
-        subresource: str | None = None,
-        **_: Any,
-    ) -> dict[str, Any]:
-        """See KubeClient."""
-        self.calls += 1
-        metadata = {name: value for name, value in obj["metadata"].items() if name != "resourceVersion"}
-        intent = {**obj, "metadata": metadata}
-        key = resource, f"{intent['metadata'].get('namespace', '')}/{intent['metadata']['name']}"
-        if field_manager == FIELD_MANAGER:
-            self.sent[key] = intent
-        return self.put(intent)
-
-    async def apply_status(self, resource: Resource, obj: Mapping[str, Any], status: Any) -> dict[str, Any]:
-        """See KubeClient."""
-        self.calls += 1
-        metadata = obj["metadata"]
-        live = self.objects[resource, f"{metadata.get('namespace', '')}/{metadata['name']}"]
-        return self.put({**live, "status": dict(status)})
-
-    async def create(self, resource: Resource, obj: Mapping[str, Any], *, field_manager: str) -> dict[str, Any]:
-        """See KubeClient."""
-        self.calls += 1
-        return self.put(dict(obj))
-
-    async def delete(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str | None = None,
-        resource_version: str | None = None,
-        propagation: Propagation = "Background",
-    ) -> bool:
-        """See KubeClient."""
-        raise AssertionError(f"nothing is to be deleted here, least of all {resource.name} {name}")
-
-
 class Engine:
     """The operator's stores, queue, controllers and workers over an API in memory."""
 
     def __init__(self, workers: int = 16) -> None:
         self.stores = make_stores()
-        self.api = MemoryApi()
+        self.api = MemoryApi(uid=lambda version: objects.uid(_UIDS, version))
         self.metrics = Metrics()
         self.queue = Queue(self.metrics)
         config = Config(
@@ -185,6 +92,7 @@ class Engine:
             samples = [each for each in counter.collect()[0].samples if each.name.endswith("_total")]
             failed = {each.labels["controller"]: each.value for each in samples if each.value}
             assert not failed, f"reconciles failed: {failed}"
+        assert not self.api.deleted, f"nothing is to be deleted here, least of all {list(self.api.deleted)[:5]}"
 
 
 @dataclass(frozen=True)
@@ -240,7 +148,7 @@ async def settled(deployments: int, *, prefix: str = "model", **spec: Any) -> Se
 
     fleet, namespaced = [], []
     for key, live in engine.api.objects.items():
-        resource, intent = key[0], engine.api.sent.get(key)
+        resource, intent = resource_of(live), engine.api.intent(key, FIELD_MANAGER)
         metadata = {name: value for name, value in live["metadata"].items() if name != "resourceVersion"}
         said = intent or {name: value for name, value in live.items() if name != "status"}
         fields = [objects.managed_fields(said, "rm-abstract-operator")]
@@ -248,6 +156,8 @@ async def settled(deployments: int, *, prefix: str = "model", **spec: Any) -> Se
             status = {"apiVersion": live["apiVersion"], "status": live["status"]}
             fields.append(objects.managed_fields(status, "rm-abstract-operator-status", subresource="status"))
         obj = {**live, "metadata": {**metadata, "managedFields": fields}}
+        if resource is DEPLOYMENTS:
+            obj = objects.seen_to(obj)
         if resource in (NODES, ACCELERATOR_RESOURCES, BUILD_PROFILES):
             fleet.append((resource, orjson.loads(_renamed(orjson.dumps(obj), "", "dddddddd"))))
         else:
@@ -281,7 +191,8 @@ async def _verify(found: Settled, deployments: int) -> None:
     for resource, obj in [*found.fleet, *found.copies("scale-copy", "bbbbbbbb")]:
         fresh.stores[resource].upsert({**obj, "metadata": {**obj["metadata"], "resourceVersion": "1"}})
         fresh.api.put(obj)
-    calls = fresh.api.calls
+    before, asked = fresh.api.version, fresh.api.requests
     await fresh.settle()
-    assert fresh.api.calls == calls, f"the copy is not at rest: {list(fresh.api.sent)[:5]}"
+    written = [obj for _, obj in fresh.api.changes if int(obj["metadata"]["resourceVersion"]) > before]
+    assert fresh.api.requests == asked, f"the copy is not at rest: {written[:5]}"
     await fresh.close()

@@ -135,6 +135,8 @@ def _rules(old: Schema, new: Schema, place: str) -> Iterator[str]:
         # A rule that compares with what was there lets it stay as it is.
         if _text(rule) in before or rule.get("optionalOldSelf") or "oldSelf" in rule["rule"]:
             continue
+        if _is_about_a_new_value(_text(rule), old, before):
+            continue
         kept = _is_about_what_is_new(rule["rule"], old) or _asks_for_what_was_required(rule["rule"], old)
         if not kept and not _admits_more(_text(rule), before):
             yield f"{place}: the rule {_text(rule)!r} is new, and may refuse what was valid"
@@ -154,6 +156,17 @@ def _is_about_what_is_new(rule: str, old: Schema) -> bool:
     head, has, _ = rule.partition(") || ")
     name = head.removeprefix("!has(self.")
     return bool(has) and name != head and name.isidentifier() and name not in old.get("properties", {})
+
+
+def _is_about_a_new_value(rule: str, old: Schema, before: set[str]) -> bool:
+    """True for ``self.name == 'VALUE' ? (…) : (OLD)``, where there was no such value, and OLD was a rule."""
+    head, _, tail = rule.partition(" ? (")
+    found = re.fullmatch(r"self\.(\w+) == '(\w+)'", head)
+    values = old.get("properties", {}).get(found[1], {}).get("enum", ()) if found else ()
+    if found is None or not values or found[2] in values:
+        return False
+    asked = next((tail.removesuffix(f") : ({each})") for each in before if tail.endswith(f") : ({each})")), None)
+    return asked is not None and "?" not in _QUOTED.sub("", asked)
 
 
 def _asks_for_what_was_required(rule: str, old: Schema) -> bool:

@@ -117,12 +117,14 @@ def test_the_role_in_its_own_namespace_is_what_the_code_needs(rendered: list[Obj
     assert _granted(_one(rendered, "Role", "rma-operator")) == {
         (LEASES.group, LEASES.plural): {"get", "create", "patch"},
         (daemonsets.group, daemonsets.plural): {"get", "create", "patch", "delete"},
+        # Of the proxy before an endpoint, where the kind is another one now.
+        ("", "services"): {"delete"},
     }
 
 
 def test_no_right_is_a_wildcard_and_no_secret_is_read(rendered: list[Object]) -> None:
-    # What renews the registry's certificates has Secrets by their names, which is told where it is tested.
-    others = [obj for obj in rendered if obj["metadata"]["name"] != "rma-registry-certificates"]
+    # What renews certificates has Secrets by their names, which is told where it is tested.
+    others = [obj for obj in rendered if not obj["metadata"]["name"].endswith("-certificates")]
     for role in (obj for obj in others if obj["kind"] in ("Role", "ClusterRole")):
         for (group, resource), verbs in _granted(role).items():
             assert "*" not in {group, resource, *verbs}
@@ -236,6 +238,10 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
                 images=images,
                 operator=values,
                 builds={"perNamespace": 7},
+                cache={"enabled": True},
+                models={"hfEndpoint": "http://hub.example:8080/hf/"},
+                serving={"logFormat": "Logfmt"},
+                remote={"caConfigMapName": "authorities", "tls": {"enabled": False}},
                 store={
                     "host": "s:1",
                     "plainHTTP": False,
@@ -249,13 +255,18 @@ def test_the_operator_is_configured_by_variables_that_it_reads(render: Render) -
     # The rest is for a registry of the chart's own under TLS, for tests and for people who run it by hand.
     further = {name for name in environ.asked - set(environ) if not name.startswith("OTEL_")}
     store = {"RMA_STORE_CA_FILE", "RMA_STORE_TOKEN_AUDIENCE", "RMA_STORE_TOKEN_FILE"}
-    assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT", "RMA_IMAGE_PULL_SECRETS"} | store
+    remote = {"RMA_REMOTE_TLS_SECRET", "RMA_REMOTE_CA_FILE"}
+    assert further == {"RMA_METRICS_PORT", "RMA_LEADER_ELECT", "RMA_IMAGE_PULL_SECRETS"} | store | remote
+    assert (config.operator_image, config.remote_ca_config_map) == ("o:1", "authorities")
+    assert config.remote_service_account == "rma-remote-proxy"
     assert (config.system_namespace, config.store, config.store_plain_http) == ("system", "s:1", False)
     assert (config.runtime_image, config.launcher_image, config.image_pull_policy) == ("r:1", "l:1", "Never")
     assert (config.workers, config.tracing, config.builds_per_namespace) == (3, True, 7)
     mounted = (config.image_volumes, config.image_volumes_host, config.image_volumes_pull_secret)
     assert mounted == ("Auto", "n:1", "login")
-    default = Config.from_environment(_environment(render(store={"host": "s:1"})))
+    assert config.node_cache == "rma-weights-cache.system.svc:9011"
+    assert (config.hf_endpoint, config.serving_log_format) == ("http://hub.example:8080/hf", "Logfmt")
+    default = Config.from_environment(_environment(render(store={"host": "s:1"}, remote={"tls": {"enabled": False}})))
     assert (default.tracing, default.image_volumes, default.image_volumes_host) == (False, "Never", "")
 
 
@@ -336,8 +347,9 @@ def _policies(objects: list[Object]) -> dict[str, Object]:
         ({"policies": None}, "policies.artifacts"),
         ({"policies": {"runtime": None}}, "policies.runtime"),
         ({"operator": {"tracing": None}}, "operator.tracing"),
+        ({"remote": None}, "remote.tls"),
     ],
-    ids=["no-policies", "no-runtime-policy", "no-tracing"],
+    ids=["no-policies", "no-runtime-policy", "no-tracing", "no-remote"],
 )
 def test_values_of_an_earlier_chart_are_refused_with_what_helps(
     render: Render, earlier: dict[str, Any], missing: str

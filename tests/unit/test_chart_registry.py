@@ -1,9 +1,6 @@
 """The chart's registry under TLS and with its token service, as helm renders it."""
 
 import base64
-import socket
-import ssl
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from rm_operator.config import Config
 from rm_operator.registry_auth.__main__ import _parser
 from rm_operator.registry_auth.access import Rules
 from rm_operator.registry_auth.signing import ISSUER, Signer
+from strict_tls import assert_believed
 from test_chart import Refused, Render, render  # noqa: F401 - a fixture
 
 Object = dict[str, Any]
@@ -39,6 +37,12 @@ def pod(objects: list[Object], name: str) -> Object:
     return found
 
 
+def secrets(objects: list[Object]) -> set[str]:
+    """Names of the registry's Secrets."""
+    named = {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"}
+    return {name for name in named if not name.startswith("rma-remote-")}
+
+
 def secret(objects: list[Object], name: str) -> dict[str, bytes]:
     return {key: base64.b64decode(value) for key, value in one(objects, "Secret", name)["data"].items()}
 
@@ -59,7 +63,7 @@ def items(volume: Object) -> set[str]:
 
 def test_switched_off_nothing_of_it_is_there(render: Render) -> None:  # noqa: F811
     objects = render(store={"registry": OFF})
-    assert [obj for obj in objects if obj["kind"] == "Secret"] == []
+    assert secrets(objects) == set()
     assert [obj for obj in objects if obj["metadata"]["name"].startswith("rma-registry-")] == []
     assert {"auth", "tls"} & {*configuration(objects), *configuration(objects)["http"]} == set()
     assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "true"
@@ -84,32 +88,14 @@ def test_values_of_an_earlier_chart_are_refused_with_what_helps(render: Render) 
 def test_an_external_store_has_neither(render: Render) -> None:  # noqa: F811
     objects = render(store={"host": "registry.example:5000", "plainHTTP": False})
     assert [obj for obj in objects if "registry" in obj["metadata"]["name"]] == []
-    assert [obj for obj in objects if obj["kind"] == "Secret"] == []
+    assert secrets(objects) == set()
     assert environment(objects)["RMA_STORE_PLAIN_HTTP"] == "false"
     assert not {"RMA_STORE_CA_FILE", "RMA_STORE_TOKEN_FILE"} & environment(objects).keys()
 
 
 @pytest.mark.parametrize("host", ["rma-registry.system.svc", "rma-registry-auth.system.svc", "127.0.0.1"])
 def test_strict_clients_believe_the_certificates(protected: list[Object], host: str, tmp_path: Path) -> None:
-    data = secret(protected, "rma-registry-tls")
-    for name, content in data.items():
-        (tmp_path / name).write_bytes(content)
-    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    serving.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
-    trusting = ssl.create_default_context(cadata=data["ca.crt"].decode())
-    # As every client of Python 3.13 is.
-    trusting.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
-    served, asked = socket.socketpair()
-
-    def serve() -> None:
-        with served, serving.wrap_socket(served, server_side=True) as connection:
-            connection.sendall(b"hello")
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    with asked, trusting.wrap_socket(asked, server_hostname=host) as connection:
-        assert connection.recv(5) == b"hello"
-    thread.join()
+    assert_believed(secret(protected, "rma-registry-tls"), host, tmp_path)
 
 
 def test_the_signing_key_is_of_its_own_authority(protected: list[Object], tmp_path: Path) -> None:
@@ -141,9 +127,7 @@ def test_the_registry_speaks_tls_and_believes_the_token_service(protected: list[
 def test_tls_alone(render: Render) -> None:  # noqa: F811
     objects = render(store={"registry": {"auth": {"enabled": False}}})
     assert "auth" not in configuration(objects)
-    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {
-        "rma-registry-ca", "rma-registry-tls",
-    }  # fmt: skip
+    assert secrets(objects) == {"rma-registry-ca", "rma-registry-tls"}
     (container,) = pod(objects, "rma-registry")["spec"]["containers"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/", "port": "registry", "scheme": "HTTPS"}
     assert "RMA_STORE_TOKEN_FILE" not in environment(objects)
@@ -239,7 +223,8 @@ def test_the_operator_has_the_authority_and_a_token_of_its_own(protected: list[O
     file = tmp_path / "ca.crt"
     file.write_bytes(secret(protected, "rma-registry-tls")["ca.crt"])
     assert variables.pop("RMA_STORE_CA_FILE") == f"{MOUNTED}/ca.crt"
-    config = Config.from_environment({**variables, "RMA_STORE_CA_FILE": str(file)})
+    files = dict.fromkeys(("RMA_STORE_CA_FILE", "RMA_REMOTE_CA_FILE"), str(file))
+    config = Config.from_environment({**variables, **files})
     assert (config.store, config.store_plain_http) == ("rma-registry.system.svc:5000", False)
     assert (config.store_ca, config.store_token_audience) == (file.read_text(), names.REGISTRY_AUDIENCE)
 
@@ -305,8 +290,8 @@ def test_cert_manager_makes_the_certificates_where_it_is_told_to(render: Render)
     assert asked["issuerRef"] == issuer
     assert {"rma-registry.system.svc", "rma-registry-auth.system.svc"} <= set(asked["dnsNames"])
     assert asked["ipAddresses"] == ["127.0.0.1"]
-    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {"rma-registry-signing"}
-    assert [obj for obj in objects if obj["kind"] == "CronJob"] == []
+    assert secrets(objects) == {"rma-registry-signing"}
+    assert [obj["metadata"]["name"] for obj in objects if obj["kind"] == "CronJob"] == ["rma-remote-certificates"]
     for name in ("rma-registry", "rma-registry-auth"):
         (volume,) = [each for each in pod(objects, name)["spec"]["volumes"] if each["name"] == "tls"]
         assert volume["secret"]["secretName"] == asked["secretName"]
@@ -331,7 +316,7 @@ def test_images_of_the_system_namespace_are_pulled_with_the_secrets_that_are_nam
     objects = render(imagePullSecrets=["one", "two"])
     specs = [obj["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "Deployment"]
     specs += [obj["spec"]["jobTemplate"]["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "CronJob"]
-    assert len(specs) == 4
+    assert len(specs) == 5
     assert all(spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}] for spec in specs)
     assert environment(objects)["RMA_IMAGE_PULL_SECRETS"] == "one,two"
     with pytest.raises(Refused, match="imagePullSecrets"):
@@ -340,13 +325,14 @@ def test_images_of_the_system_namespace_are_pulled_with_the_secrets_that_are_nam
 
 def test_a_secret_of_ones_own_takes_the_place_of_the_certificates(render: Render) -> None:  # noqa: F811
     objects = render(store={"registry": {"tls": {"secretName": "mine"}}})
-    assert {obj["metadata"]["name"] for obj in objects if obj["kind"] == "Secret"} == {"rma-registry-signing"}
+    assert secrets(objects) == {"rma-registry-signing"}
     mounted = str([pod(objects, name)["spec"]["volumes"] for name in ("rma-registry", "rma-registry-auth")])
     assert mounted.count("'secretName': 'mine'") == 2
     (volume,) = [each for each in pod(objects, "rma-operator")["spec"]["volumes"] if each["name"] == "store"]
     assert volume["projected"]["sources"][0]["secret"]["name"] == "mine"
     own = {"tls": {"secretName": "mine"}, "auth": {"signingSecretName": "signs"}}
-    first, second = render(store={"registry": own}), render(store={"registry": own})
+    proxies = {"tls": {"secretName": "certifies"}}
+    first, second = (render(store={"registry": own}, remote=proxies) for _ in range(2))
     assert first == second, "with both, it is the same whoever renders it and wherever"
     assert [obj for obj in first if obj["kind"] == "Secret"] == []
     mounted = str([pod(first, name)["spec"]["volumes"] for name in ("rma-registry", "rma-registry-auth")])

@@ -81,6 +81,7 @@ def test_the_launcher_knows_the_variables_of_inputs() -> None:
     [
         names.TERMINATION_LOG, names.REPORT_PATH, names.READY_PATH, names.LIVE_PATH, names.ENV_DEVICE_NODES,
         names.ENV_DEVICE_PRODUCT, names.ENV_DEVICE_SERIALS, names.ENV_DEVICE_IDS, names.ENV_ENGINE_REPORT,
+        names.ENV_DEVICE_DRIVER,
     ],
 )  # fmt: skip
 def test_the_launcher_names_what_the_operator_names(value: str) -> None:
@@ -115,7 +116,8 @@ def test_the_launchers_meanings_of_exit_codes_are_the_apis() -> None:
         f":{names.DEVICE_PLUGIN_PORT}{names.REPORT_PATH}", f"--port {names.SERVE_PORT}",
         f"--report-port {names.REPORT_PORT}", f"{names.MAX_TERMINATION_MESSAGE_BYTES} bytes",
         f"tag `{names.ARTIFACT_TAG}`", names.ENV_DEVICE_IDS, names.ENV_DEVICE_INDEXES, names.ENV_DEVICE_NODES,
-        names.ENV_DEVICE_SERIALS, names.ENV_DEVICE_PRODUCT, names.ENV_ENGINE_REPORT, names.ENV_NETRC,
+        names.ENV_DEVICE_SERIALS, names.ENV_DEVICE_PRODUCT, names.ENV_DEVICE_DRIVER, names.ENV_ENGINE_REPORT,
+        names.ENV_NETRC,
         names.artifact_repository("<namespace>", "<artifact name>"),
     ],
 )  # fmt: skip
@@ -143,7 +145,9 @@ def test_paths_below_rma_that_the_document_names_exist() -> None:
     assert set(re.findall(r"`(/rma/[a-z]+)`", DOCUMENT)) <= directories
 
 
-WORDS = st.text(st.characters(codec="utf-8"), max_size=3000)
+PIECE = st.text(st.characters(codec="utf-8"), max_size=40)
+WORDS = st.builds(lambda piece, times, end: piece * times + end, PIECE, st.integers(0, 100), PIECE)
+"""Of up to 4040 characters, too many for a report, though few of them have to be thought up."""
 SMALL = st.text(string.ascii_letters, max_size=12)
 REPORTS = st.builds(
     Report,

@@ -23,6 +23,7 @@ from rm_local_cluster.images.settings import apt_configuration, certificate_bund
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = IMAGES["operator"]
+INPUTS = (OPERATOR.dockerfile, *OPERATOR.files)
 LAUNCHER = IMAGES["launcher"]
 PYTHON_IMAGES = [image for image in IMAGES.values() if image.part is Part.WHEEL]
 
@@ -32,6 +33,7 @@ def tag(image: Image = OPERATOR, **changes: object) -> str:
         "files": {name: f"digest of {name}" for name in (image.dockerfile, *image.files)},
         "part": "p",
         "base": "b",
+        "epoch": 0,
         "architecture": "amd64",
     }
     return image_tag(image, **(given | changes))
@@ -48,18 +50,11 @@ class TestTag:
             {"part": "another wheel"},
             {"base": "another base"},
             {"architecture": "arm64"},
-            {
-                "files": {
-                    OPERATOR.dockerfile: "changed",
-                    "requirements/operator.txt": "digest of requirements/operator.txt",
-                }
-            },
-            {
-                "files": {
-                    OPERATOR.dockerfile: f"digest of {OPERATOR.dockerfile}",
-                    "requirements/operator.txt": "changed",
-                }
-            },
+            {"epoch": 1},
+            *(
+                {"files": {name: "changed" if name == changed else f"digest of {name}" for name in INPUTS}}
+                for changed in INPUTS
+            ),
         ],
         ids=lambda change: next(iter(change)),
     )
@@ -122,7 +117,8 @@ class TestWheel:
 class TestSelection:
     def test_keeps_the_order_of_the_catalogue(self):
         assert [image.name for image in select(["runtime", "registry", "runtime"])] == ["registry", "runtime"]
-        assert select(None) == list(IMAGES.values())
+        assert [name for name in IMAGES if IMAGES[name] not in select(None)] == ["deepspeed"]
+        assert select(["deepspeed"]) == [IMAGES["deepspeed"]]
 
     def test_says_which_images_there_are(self):
         with pytest.raises(
@@ -213,6 +209,7 @@ class TestContext:
         assert {name for name in found[0] if "." in name} == {
             "dist/rm_abstract-1-py3-none-any.whl",
             "requirements/operator.txt",
+            "runtime_images/operator/image.json",
         }
 
     def test_names_a_missing_file(self, tmp_path):
@@ -320,7 +317,7 @@ class TestDockerfiles:
     @pytest.mark.parametrize("image", IMAGES.values(), ids=lambda image: image.name)
     def test_copy_what_the_context_holds(self, image):
         part = f"{image.part}/rm_abstract-*-py3-none-any.whl" if image.part is Part.WHEEL else str(image.part)
-        given = {part, *image.files}
+        given = {part, *image.files, *([image.bill] if image.bill else [])}
         arguments = dict(
             match.groups() for line in instructions(image) if (match := re.match(r"ARG (\w+)=(\S+)", line))
         )

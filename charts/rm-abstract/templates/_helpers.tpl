@@ -77,7 +77,7 @@ capabilities: {drop: [ALL]}
 
 {{- /* Values of an earlier chart lack what has come since, and helm upgrade --reuse-values takes them as they are. */}}
 {{- define "rma.complete" -}}
-{{- range $path := list "builds.shared" "crds.install" "images.operator" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "store.registry.tls" "store.registry.tls.certManager" "store.registry.auth" "store.imageVolumes" }}
+{{- range $path := list "builds.shared" "cache.directory" "crds.install" "images.operator" "models" "operator.tracing" "policies.artifacts" "policies.runtime" "policies.images" "remote.tls" "remote.tls.certManager" "store.registry.tls" "store.registry.tls.certManager" "store.registry.auth" "store.imageVolumes" }}
 {{- $found := $.Values }}
 {{- range splitList "." $path }}
 {{- $found = get ($found | default dict) . }}

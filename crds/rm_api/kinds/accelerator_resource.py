@@ -1,16 +1,14 @@
 """AcceleratorResource: a kind of accelerator that the cluster has or can get; not a single device."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic import ConfigDict, Field
 
 from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
     LIST_SET,
-    UNSERVED,
     ApiModel,
     Argument,
     Condition,
@@ -26,7 +24,6 @@ from rm_api.base import (
     Word,
     cel,
     list_map,
-    unserved_values,
     validations,
 )
 from rm_api.crd import KindInfo, PrinterColumn
@@ -42,12 +39,6 @@ class AcceleratorType(StrEnum):
     FPGA = "FPGA"
     CPU = "CPU"
     REMOTE = "REMOTE"
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        schema = handler(core_schema)
-        handler.resolve_ref_schema(schema).update(unserved_values(cls.REMOTE))
-        return schema
 
 
 DEFAULT_PRIORITY: dict[AcceleratorType, int] = {
@@ -225,31 +216,62 @@ class Power(ApiModel):
 
 
 class Cost(ApiModel):
-    """Price of one device."""
+    """Price of one device, or of an endpoint's tokens."""
 
-    per_hour: DecimalNumber
-    """Price of one device for an hour."""
-    per_million_input_tokens: Annotated[DecimalNumber | None, Field(json_schema_extra=UNSERVED)] = None
-    """Price of 10^6 tokens of prompts, where an endpoint charges by token."""
-    per_million_output_tokens: Annotated[DecimalNumber | None, Field(json_schema_extra=UNSERVED)] = None
-    """Price of 10^6 tokens of answers, where an endpoint charges by token."""
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "has(self.perHour) || (has(self.perMillionInputTokens) && has(self.perMillionOutputTokens))",
+                "cost has perHour, or for type REMOTE perMillionInputTokens and perMillionOutputTokens",
+            ),
+        )
+    )
+
+    per_hour: DecimalNumber | None = None
+    """Price of one device for an hour. Required for every type but REMOTE, which has none."""
+    per_million_input_tokens: DecimalNumber | None = None
+    """Price of 10^6 tokens of prompts. For type REMOTE, which is compared by price only with both."""
+    per_million_output_tokens: DecimalNumber | None = None
+    """Price of 10^6 tokens of answers. For type REMOTE."""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", min_length=3, max_length=3)] = "USD"
     """ISO 4217 code. Prices in different currencies are not compared."""
+
+
+class RemoteModel(ApiModel):
+    """A model that an endpoint serves."""
+
+    source: Line
+    """The model, as deployments write it in model.source. The endpoint reads nothing from there: it is a name."""
+    name: Line
+    """What the endpoint calls the model."""
 
 
 class Remote(ApiModel):
     """An endpoint outside the cluster that serves models itself."""
 
-    endpoint: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?://[^\s]+$")]
-    """Base URL, such as https://api.example.com/v1."""
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.credentialsSecretRef) || self.endpoint.startsWith('https://')",
+                "credentialsSecretRef needs an endpoint with https://: a key is sent over TLS only",
+            ),
+        )
+    )
+
+    endpoint: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
+    """Base URL like https://api.example.com/v1, without a user or a query: no key belongs here, as many read it."""
     protocol: RemoteProtocol = RemoteProtocol.OPENAI
-    """OpenAI, VLLM or TGI."""
-    models: Annotated[list[Line], Field(max_length=256, json_schema_extra=LIST_SET)] = []
-    """Sources of the models that it serves, as deployments write them in model.source."""
+    """OpenAI, VLLM or TGI. With VLLM /tokenize and /detokenize can be asked, too."""
+    models: Annotated[list[RemoteModel], Field(min_length=1, max_length=256, json_schema_extra=list_map("source"))]
+    """The models that deployments may have from it; others of the endpoint cannot be reached."""
     max_concurrency: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Requests that it takes at the same time."""
+    """Requests that it takes at the same time. As many again wait; those beyond are answered 429."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=1000000)] | None = None
+    """Requests that it takes in any minute. Those beyond are answered 429, with when to come again."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """For how long it may send nothing, until a request is given up."""
     credentials_secret_ref: SubdomainName | None = None
-    """Secret of the operator's namespace with the endpoint's key."""
+    """Secret of the operator's namespace with the endpoint's key, under the name key. Only the proxy mounts it."""
 
 
 class Provisioning(ApiModel):
@@ -299,6 +321,9 @@ class Runtime(ApiModel):
     """Further arguments for the engine; ${NAME} refers to a variable of the workload contract."""
     env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] | None = None
     """Variables for the engine; values may name variables of the workload contract."""
+    allow_remote_code: bool | None = None
+    """True lets deployments that ask for it (runtime.trustRemoteCode) run code that comes with a model, on devices and
+    nodes of this kind; not allowed where absent. A plugin is told so; command has to have its engine run the code."""
 
 
 _LABEL_KEY = "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
@@ -310,10 +335,15 @@ class AcceleratorResourceSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             cel(
-                "self.type == 'CPU' ? !has(self.resourceName) && !has(self.deviceClassName)"
-                " : has(self.resourceName) != has(self.deviceClassName)",
-                "exactly one of resourceName and deviceClassName is required for every type but CPU, which has none",
+                "self.type == 'REMOTE' ? (has(self.remote) && !has(self.runtime) && !has(self.resourceName)"
+                " && !has(self.deviceClassName) && (!has(self.cost) || !has(self.cost.perHour)))"
+                " : (self.type == 'CPU' ? !has(self.resourceName) && !has(self.deviceClassName)"
+                " : has(self.resourceName) != has(self.deviceClassName))",
+                "exactly one of resourceName and deviceClassName is required for every type but CPU, which has none, "
+                "and REMOTE, which has remote instead, and neither runtime nor cost.perHour",
             ),
+            cel("!has(self.remote) || self.type == 'REMOTE'", "remote is for type REMOTE"),
+            cel("has(self.runtime) || self.type == 'REMOTE'", "runtime is required for every type but REMOTE"),
             cel(
                 "!has(self.devicePlugin) || has(self.resourceName) || has(self.deviceClassName)",
                 "devicePlugin needs the resourceName or the deviceClassName that it is to advertise",
@@ -330,7 +360,7 @@ class AcceleratorResourceSpec(ApiModel):
     )
 
     type: AcceleratorType
-    """What it is: GPU, NPU, PIM, FPGA or CPU. Decides on the order where figures are not known."""
+    """What it is: GPU, NPU, PIM, FPGA, CPU or REMOTE. Decides on the order where figures are not known."""
     vendor: Line
     """Who makes it; BuildProfiles name it in target.vendor."""
     product: Line
@@ -348,7 +378,7 @@ class AcceleratorResourceSpec(ApiModel):
     ] = {}
     """Further facts, for people and for tools."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
-    """Decides between equal scores; the higher wins. By default NPU 100, GPU 75, PIM 50, FPGA 25, CPU 0."""
+    """Decides between equal scores; the higher wins. By default NPU 100, GPU 75, PIM 50, FPGA 25, CPU 0, REMOTE -25."""
     resource_name: ResourceName | None = None
     """The extended resource that pods request, such as nvidia.com/gpu. This or deviceClassName."""
     # Shorter than the names of other objects: it is the name of an extended resource, too.
@@ -382,15 +412,20 @@ class AcceleratorResourceSpec(ApiModel):
     power: Power | None = None
     """What one device draws; the policy Energy compares by it."""
     cost: Cost | None = None
-    """What one device costs; the policy Cost compares by it."""
-    remote: Annotated[Remote | None, Field(json_schema_extra=UNSERVED)] = None
-    """The endpoint, for type REMOTE."""
+    """What one device costs, or an endpoint's tokens; the policy Cost compares by it."""
+    remote: Remote | None = None
+    """The endpoint, for type REMOTE. The operator runs a proxy for it, which alone has its key."""
     provisioning: Provisioning = Provisioning()
     """Whether its devices are there, or come when pods ask for them."""
     allowed_namespaces: Annotated[list[Name], Field(max_length=256, json_schema_extra=LIST_SET)] = []
-    """Namespaces whose deployments may use it; empty means all."""
-    runtime: Runtime
-    """How models are served on it: the engine's image and what it is started with."""
+    """Namespaces whose deployments may use it; empty means all, and for type REMOTE none."""
+    runtime: Runtime | None = None
+    """How models are served on it: the engine's image and what it is started with. REMOTE has none, others need it."""
+
+    @property
+    def plugin(self) -> str | None:
+        """The runtime plugin, where it has one."""
+        return None if self.runtime is None else self.runtime.plugin
 
 
 class DeviceCounts(ApiModel):
@@ -476,7 +511,8 @@ class AcceleratorResourceStatus(ApiModel):
     unhealthy: Annotated[list[UnhealthyDevice], Field(max_length=32, json_schema_extra=LIST_ATOMIC)] = []
     """Devices that are not well, by node and ID; the first ones where there are many."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=CONDITIONS)] = []
-    """Ready, DevicesAdvertised and DevicesHealthy, with a reason; Reconciling or Stalled only while so."""
+    """Ready, DevicesAdvertised and DevicesHealthy, or for type REMOTE EndpointReady, with a reason; Reconciling or
+    Stalled only while so."""
 
 
 KIND = KindInfo(

@@ -56,6 +56,8 @@ class ModelInput(ApiModel):
     """Digest of its weights; what is fetched is verified by it."""
     scales_digest: Digest | None = None
     """Digest of the scales of its quantisation, where it has any."""
+    code_digest: Digest | None = None
+    """Digest of the code that comes with the model, where that may be run; it is not even fetched otherwise."""
     architecture: Line
     """Architecture from its config.json."""
 
@@ -220,6 +222,8 @@ class Verification(ApiModel):
     """Version of the vendor's runtime libraries, where the engine tells it."""
     at: Annotated[str, Field(max_length=64)]
     """When that was first seen."""
+    start_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Seconds from an engine's start there to its first token, of the slowest that has told them."""
 
 
 class BuildArtifactStatus(ApiModel):

@@ -24,12 +24,14 @@ from rm_api.base import (
     SubdomainName,
     cel,
     list_map,
+    unserved_values,
     validations,
 )
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.names import BUILD_VARIABLES, INPUT_FROM, INPUT_VARIABLE_PREFIX
+from rm_api.tasks import ModelTask
 
 
 class BuildInterface(StrEnum):
@@ -120,7 +122,7 @@ class Binds(StrEnum):
 class Target(ApiModel):
     """What is compiled for: accelerators of this type and vendor."""
 
-    type: AcceleratorType
+    type: Annotated[AcceleratorType, Field(json_schema_extra=unserved_values(AcceleratorType.REMOTE))]
     """Type of the accelerator: GPU, NPU, PIM, FPGA or CPU."""
     vendor: Line
     """Its vendor, as in the AcceleratorResource."""
@@ -146,6 +148,8 @@ class Supports(ApiModel):
     """Names from a model's config.json, such as LlamaForCausalLM."""
     dtypes: Annotated[list[DType], Field(max_length=16, json_schema_extra=LIST_SET)] = []
     """Number formats it can compile to, the preferred one first."""
+    tasks: Annotated[list[ModelTask], Field(max_length=2, json_schema_extra=LIST_SET)] = []
+    """What the models are for: Generate, Embed. Here, an empty list means Generate alone."""
 
 
 class StepVariable(EnvVar):

@@ -30,6 +30,7 @@ from rm_api.crd import SERVICE_NAME, KindInfo, PrinterColumn, Scale
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.build_artifact import Digest
+from rm_api.tasks import ModelTask
 
 
 class PolicyType(StrEnum):
@@ -156,7 +157,7 @@ class AcceleratorSelector(ApiModel):
     """Which accelerators may be used. An empty list is no restriction; a candidate must satisfy all that are given."""
 
     types: Annotated[list[AcceleratorType], Field(max_length=8, json_schema_extra=LIST_SET)] = []
-    """Types of accelerators: GPU, NPU, PIM, FPGA or CPU."""
+    """Types of accelerators: GPU, NPU, PIM, FPGA, CPU or REMOTE."""
     vendors: Annotated[list[Line], Field(max_length=32, json_schema_extra=LIST_SET)] = []
     """Vendors, as AcceleratorResources name them."""
     names: Annotated[list[Name], Field(max_length=64, json_schema_extra=LIST_SET)] = []
@@ -258,6 +259,9 @@ class RuntimeOptions(ApiModel):
     prefix_caching: bool | None = None
     """Whether the engine keeps what it has computed of prompts for later ones that begin alike; as the engine is made,
     where absent. Engines that cannot be told are not used."""
+    trust_remote_code: bool | None = None
+    """True has code run that comes with the model (auto_map in its config), where an accelerator allows that with
+    runtime.allowRemoteCode; others are not used then. The code is pinned and verified as the weights are."""
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -328,6 +332,16 @@ class ModelFacts(ApiModel):
     """Digest of the scales of its quantisation, where it has any."""
     remote_code: bool | None = None
     """True where it names code of its own (auto_map): what is built from it is for its namespace alone."""
+    remote_code_digest: Digest | None = None
+    """Digest of the files of that code; absent where not all of it is among the model's files, so that it cannot be
+    pinned and is never run."""
+    task: ModelTask | None = None
+    """Embed for a model that computes embeddings; absent of one that generates text."""
+
+    @property
+    def embeds(self) -> bool:
+        """True of a model that computes embeddings."""
+        return self.task is ModelTask.EMBED
 
 
 class Term(ApiModel):

@@ -193,7 +193,7 @@ class Claims:
         if held[0].admin:
             # Whoever has the devices must not notice, and how they are is what the administrator wants to see.
             devices = [entry.device for share in ids if (entry := self._inventory.get(device_of(share))) is not None]
-            return Request(name, _nodes(held, ids, devices), environment(devices))
+            return Request(name, _nodes(held, ids, devices), environment(devices, self._inventory.driver))
         devices, allocation = await self._allocator.allocate(ids)
         if allocation.annotations:
             raise ClaimError(
@@ -203,7 +203,7 @@ class Claims:
         return Request(
             name,
             _nodes(held, ids, devices),
-            {**environment(devices), **allocation.envs},
+            {**environment(devices, self._inventory.driver), **allocation.envs},
             allocation.mounts,
             allocation.nodes,
             allocation.cdi_devices,

@@ -40,7 +40,7 @@ class Buildah(Builder):
                 if old != self._run_root:
                     shutil.rmtree(old, ignore_errors=True)
             if self._storage.is_dir():
-                run([*self._command(), "rm", "--all"], check=False)
+                run([*self.command(), "rm", "--all"], check=False)
             yield scratch
 
     def base(self) -> str:
@@ -68,25 +68,30 @@ class Buildah(Builder):
 
     def push(self, local: str, remote: str, *, what: str, progress: Progress) -> None:
         """As for every builder; without TLS to a registry on this machine."""
-        argv = [*self._command(), "push", _tls(remote), local, f"docker://{remote}"]
+        argv = [*self.command(), "push", _tls(remote), local, f"docker://{remote}"]
         self._run(argv, self._log(local, "push"), what=what, progress=progress)
 
     def remove(self, references: Sequence[str]) -> None:
         """As for every builder."""
         if references:
-            run([*self._command(), "rmi", *references], check=False)
+            run([*self.command(), "rmi", *references], check=False)
 
     def _build_command(self) -> list[str]:
-        return [*self._command(), "bud", "--isolation=chroot", "--layers", "--pull=false"]
+        return [*self.command(), "bud", "--isolation=chroot", "--layers", "--pull=false"]
+
+    def _dated(self, epoch: int) -> list[str]:
+        # The files of the layers get this time as well. The other label would name the version of Buildah.
+        return [f"--timestamp={epoch}", "--identity-label=false"]
 
     def _inspect_command(self, reference: str) -> list[str]:
         return ["skopeo", "inspect", "--raw", _tls(reference), f"docker://{reference}"]
 
     def _references(self, prefix: str) -> set[str]:
-        listed = run([*self._command(), "images", "--format={{.Name}}:{{.Tag}}"]).stdout.split()
+        listed = run([*self.command(), "images", "--format={{.Name}}:{{.Tag}}"]).stdout.split()
         return {name for name in listed if name.startswith(prefix) and not name.endswith(":<none>")}
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
+        """Buildah over the storage of the cache, up to its subcommand."""
         if self._driver is None:
             self._driver = self._choose_driver()
         places = [f"--root={self._storage}", f"--runroot={self._run_root}"]

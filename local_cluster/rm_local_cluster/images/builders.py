@@ -15,6 +15,7 @@ from typing import ClassVar
 from ..errors import LocalClusterError
 from ..shell import run
 from .catalogue import PUBLIC_BASE
+from .labels import EPOCH
 from .process import Progress, run_logged
 
 BASE_VARIABLE = "RMA_IMAGE_BASE"
@@ -23,13 +24,18 @@ _ABSENT = re.compile(r"manifest.unknown|name.unknown|no such manifest|not found"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One build: `arguments` are build arguments, `secrets` files that are there while a step runs, by identifier."""
+    """One build: `arguments` are build arguments, `secrets` files that are there while a step runs, by identifier.
+
+    `epoch` is the time in seconds since 1970 that the image says it is of; `labels` are added to the Dockerfile's.
+    """
 
     reference: str
     dockerfile: Path
     context: Path
     arguments: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    epoch: int = EPOCH
 
 
 class Builder(ABC):
@@ -72,10 +78,11 @@ class Builder(ABC):
 
     def build(self, recipe: Recipe, *, what: str, progress: Progress) -> None:
         """Build one image into the storage. Raises LocalClusterError with the last lines of the build's log."""
-        argv = self._build_command()
+        argv = [*self._build_command(), *self._dated(recipe.epoch)]
         argv += [f"--file={recipe.dockerfile}", f"--tag={recipe.reference}"]
         argv += [f"--build-arg={name}={value}" for name, value in recipe.arguments.items()]
         argv += [f"--secret=id={name},src={path}" for name, path in recipe.secrets.items()]
+        argv += [f"--label={name}={value}" for name, value in recipe.labels.items()]
         self._run([*argv, recipe.context], self._log(recipe.reference, "build"), what=what, progress=progress)
 
     @abstractmethod
@@ -101,6 +108,10 @@ class Builder(ABC):
     @abstractmethod
     def _build_command(self) -> list[str]:
         """The command that builds, up to its options."""
+
+    @abstractmethod
+    def _dated(self, epoch: int) -> list[str]:
+        """The options by which an image says that it is of this time, whenever it is built."""
 
     @abstractmethod
     def _inspect_command(self, reference: str) -> list[str]:

@@ -12,15 +12,17 @@ from pathlib import Path
 
 from .catalogue import Image
 
-_SCHEMA = 1
+_SCHEMA = 2
 _DIGITS = 16
 
 
-def image_tag(image: Image, *, files: Mapping[str, str], part: str, base: str | None, architecture: str) -> str:
+def image_tag(
+    image: Image, *, files: Mapping[str, str], part: str, base: str | None, architecture: str, epoch: int
+) -> str:
     """The image's tag, 16 hex digits.
 
     `files` maps the paths of its Dockerfile and files to their digests, `part` is the digest of what was made for it,
-    `base` names the base's content where there is one.
+    `base` names the base's content where there is one, `epoch` is the time that it says it is of.
     """
     expected = {image.dockerfile, *image.files}
     if files.keys() != expected:
@@ -32,6 +34,7 @@ def image_tag(image: Image, *, files: Mapping[str, str], part: str, base: str | 
         "base": base if image.on_base else None,
         "files": dict(files),
         "part": part,
+        "epoch": epoch,
     }
     return _digest(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())[:_DIGITS]
 

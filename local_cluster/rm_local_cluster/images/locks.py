@@ -23,13 +23,17 @@ _COMMAND = "python -m rm_local_cluster.images.locks"
 SOURCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "operator": (("operator",), ()),
     "runtime": (("runtime",), ()),
-    "device-plugin": (("device-plugin",), ()),
+    "device-plugin": (("device-plugin",), ("device-plugin.in",)),
     "openvino": (("runtime",), ("openvino.in",)),
     "iree": (("runtime",), ("iree.in",)),
     "pim": (("runtime",), ("pim.in",)),
     "openvino-compiler": ((), ("openvino-compiler.in",)),
     "iree-compiler": ((), ("iree-compiler.in",)),
+    "deepspeed": (("runtime",), ("deepspeed.in",)),
 }
+
+# Packages that are published as sources alone, by image.
+FROM_SOURCE = {"deepspeed": ("deepspeed",)}
 
 
 def write(root: Path, names: list[str], *, upgrade: bool) -> None:
@@ -48,6 +52,8 @@ def write(root: Path, names: list[str], *, upgrade: bool) -> None:
             *(f"requirements/{file}" for file in files),
             *([f"--override=requirements/{overrides.name}"] if overrides.exists() else []),
             *(["--upgrade"] if upgrade else []),
+            *(f"--no-binary={package}" for package in FROM_SOURCE.get(name, ())),
+            *([] if name in FROM_SOURCE else ["--only-binary=:all:"]),
         ]
         with tempfile.TemporaryDirectory() as scratch:
             # Beside the lock, uv would write a half-done file where it fails.
@@ -68,7 +74,6 @@ def _compile(uv: str, root: Path, arguments: list[str]) -> None:
         "--generate-hashes",
         "--no-emit-index-url",
         "--no-emit-find-links",
-        "--only-binary=:all:",
         f"--python-version={PYTHON}",
         f"--python-platform={_PLATFORM}",
         f"--custom-compile-command={_COMMAND}",

@@ -6,23 +6,25 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm_abstract.packaged import sbom
+
 from .. import build as binaries
 from ..errors import LocalClusterError
 from ..families import REGISTRY
-from . import keys
-from .catalogue import Image, Part
+from ..shell import run
+from . import keys, labels
+from .catalogue import IMAGES, Image, Part
+from .labels import EPOCH
 from .process import Progress, run_logged
-
-# Any fixed time: a file's time must not make a layer differ.
-_EPOCH = 1_577_836_800
 
 
 @dataclass(frozen=True)
 class Made:
-    """A part that was made: the file, and the digest of what it holds."""
+    """A part that was made: the file, the digest of what it holds, and its bill of materials where it has one."""
 
     path: Path
     digest: str
+    bill: Path | None = None
 
 
 def checkout(start: Path | None = None) -> Path:
@@ -49,7 +51,10 @@ def make(part: Part, root: Path, scratch: Path, progress: Progress) -> Made:
             binary = _launcher(root, scratch, progress)
         case Part.REGISTRY:
             binary = binaries.ensure([REGISTRY], progress)["registry"]
-    return Made(binary, keys.file_digest(binary))
+    bill = scratch / f"{part.name.lower()}.cdx.json"
+    (image,) = (image for image in IMAGES.values() if image.part is part)
+    bill.write_bytes(_bill(image, binary, labels.version(root)))
+    return Made(binary, keys.recipe_digest(keys.file_digest(binary), keys.file_digest(bill)), bill)
 
 
 def _wheel(root: Path, scratch: Path, progress: Progress) -> Path:
@@ -61,13 +66,9 @@ def _wheel(root: Path, scratch: Path, progress: Progress) -> Path:
 
 
 def _launcher(root: Path, scratch: Path, progress: Progress) -> Path:
-    go = binaries.go_command()
-    if go is None:
-        raise LocalClusterError("Go is not installed: rma-launch is built with it. Install Go (https://go.dev/dl)")
-    binaries.go_version(go)
     target = scratch / "rma-launch"
     # The flags of the Dockerfile's own stage, so that the host's Go makes the same program.
-    argv: list[str | Path] = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", target, "."]
+    argv: list[str | Path] = [_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", target, "."]
     run_logged(
         argv,
         scratch / "launcher.log",
@@ -77,6 +78,19 @@ def _launcher(root: Path, scratch: Path, progress: Progress) -> Path:
         environment={"CGO_ENABLED": "0", "GOWORK": "off"},
     )
     return target
+
+
+def _bill(image: Image, binary: Path, number: str) -> bytes:
+    """The bill of materials of an image of one program: the modules of Go that it was linked from."""
+    return sbom.of_program(image.repository, number, run([_go(), "version", "-m", binary]).stdout)
+
+
+def _go() -> str:
+    go = binaries.go_command()
+    if go is None:
+        raise LocalClusterError("Go is not installed: rma-launch is built with it. Install Go (https://go.dev/dl)")
+    binaries.go_version(go)
+    return go
 
 
 def file_digests(image: Image, root: Path) -> dict[str, str]:
@@ -94,6 +108,8 @@ def write_context(image: Image, root: Path, made: Made, directory: Path) -> None
     part = image.part.value
     sources = {name: root / name for name in image.files}
     sources[f"{part}/{made.path.name}" if image.part is Part.WHEEL else part] = made.path
+    if image.bill is not None and made.bill is not None:
+        sources[image.bill] = made.bill
     for name, source in sources.items():
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,4 +118,4 @@ def write_context(image: Image, root: Path, made: Made, directory: Path) -> None
     for path in (directory, *directory.rglob("*")):
         if path.is_dir():
             path.chmod(0o755)
-        os.utime(path, (_EPOCH, _EPOCH))
+        os.utime(path, (EPOCH, EPOCH))

@@ -1,13 +1,15 @@
 """From the checkout to the registry: make the parts, see what is missing, build and push only that."""
 
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import oci
-from . import parts, settings
+from . import labels, parts, settings
 from .builders import Builder, Recipe
 from .catalogue import Image, Part, select
 from .detect import detect
@@ -28,7 +30,9 @@ def build(
     progress: Progress = _say,
     root: Path | None = None,
 ) -> dict[str, str]:
-    """Have these images (all for None) built from the checkout, and return the reference of each by name.
+    """Have these images built from the checkout, and return the reference of each by name.
+
+    None stands for all that are made by default.
 
     With `push`, a registry's `host:port[/path]`, they are there afterwards, and the references are the ones under which
     pods pull them: under `pull` where pods know the registry by another name. Without it they stay in the builder's
@@ -45,15 +49,17 @@ def build(
             part: parts.make(part, checkout, scratch, progress)
             for part in dict.fromkeys(image.part for image in images)
         }
-        tags = {image.name: _tag(image, checkout, made[image.part], builder.base()) for image in images}
+        epoch = labels.epoch(os.environ)
+        tags = {image.name: _tag(image, checkout, made[image.part], builder.base(), epoch) for image in images}
         jobs = plan(images, tags, push=push, existing=_existing(builder, images, tags, push))
         todo = [job for job in jobs if job.action is not Action.KEEP]
         if any(job.action is Action.BUILD and job.image.on_base for job in todo):
             builder.ensure_base(progress)
-        secrets = settings.write_secrets(scratch)
+        about = labels.of_checkout(checkout, epoch) if todo else {}
+        common = _Common(builder, checkout, scratch, settings.write_secrets(scratch), about, epoch)
         for number, job in enumerate(todo, start=1):
             label = f"image {job.image.name} ({number} of {len(todo)})"
-            _do(builder, job, checkout, made[job.image.part], scratch, secrets, label, progress)
+            _do(common, job, made[job.image.part], label, progress)
         builder.remove(outdated(builder.present(), jobs))
     if todo:
         progress(f"images: {len(todo)} of {len(jobs)} renewed in {duration(time.monotonic() - started)}")
@@ -66,9 +72,31 @@ def build(
     }
 
 
-def _tag(image: Image, checkout: Path, made: parts.Made, base: str) -> str:
+@dataclass(frozen=True)
+class _Common:
+    """What is the same for all images of one run."""
+
+    builder: Builder
+    checkout: Path
+    scratch: Path
+    secrets: dict[str, Path]
+    labels: dict[str, str]
+    epoch: int
+
+    def recipe(self, job: Job, context: Path) -> Recipe:
+        on_base = job.image.on_base
+        arguments = {"BASE": self.builder.base()} if on_base else {}
+        if job.image.part is Part.LAUNCHER:
+            arguments["BINARY"] = "prebuilt"
+        dockerfile = self.checkout / job.image.dockerfile
+        secrets = self.secrets if on_base else {}
+        return Recipe(job.local, dockerfile, context, arguments, secrets, self.labels, self.epoch)
+
+
+def _tag(image: Image, checkout: Path, made: parts.Made, base: str, epoch: int) -> str:
     files = parts.file_digests(image, checkout)
-    return image_tag(image, files=files, part=made.digest, base=base, architecture=oci.architecture())
+    architecture = oci.architecture()
+    return image_tag(image, files=files, part=made.digest, base=base, architecture=architecture, epoch=epoch)
 
 
 def _existing(builder: Builder, images: Sequence[Image], tags: dict[str, str], push: str | None) -> set[str]:
@@ -79,26 +107,13 @@ def _existing(builder: Builder, images: Sequence[Image], tags: dict[str, str], p
     return existing
 
 
-def _do(
-    builder: Builder,
-    job: Job,
-    checkout: Path,
-    made: parts.Made,
-    scratch: Path,
-    secrets: dict[str, Path],
-    label: str,
-    progress: Progress,
-) -> None:
+def _do(common: _Common, job: Job, made: parts.Made, label: str, progress: Progress) -> None:
     started = time.monotonic()
+    builder = common.builder
     if job.action is Action.BUILD:
-        arguments = {"BASE": builder.base()} if job.image.on_base else {}
-        if job.image.part is Part.LAUNCHER:
-            arguments["BINARY"] = "prebuilt"
-        with tempfile.TemporaryDirectory(prefix="context-", dir=scratch) as context:
-            parts.write_context(job.image, checkout, made, Path(context))
-            dockerfile = checkout / job.image.dockerfile
-            recipe = Recipe(job.local, dockerfile, Path(context), arguments, secrets if job.image.on_base else {})
-            builder.build(recipe, what=f"building {label}", progress=progress)
+        with tempfile.TemporaryDirectory(prefix="context-", dir=common.scratch) as context:
+            parts.write_context(job.image, common.checkout, made, Path(context))
+            builder.build(common.recipe(job, Path(context)), what=f"building {label}", progress=progress)
     built = time.monotonic()
     said = f"built in {duration(built - started)}" if job.action is Action.BUILD else "was built before"
     if job.remote is not None:

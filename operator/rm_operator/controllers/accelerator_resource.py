@@ -9,7 +9,7 @@ from rm_api import names
 
 from rm_operator.context import Context
 from rm_operator.controllers.base import PlanningController
-from rm_operator.controllers.indexes import accelerators_used, owners_of, resources_requested, scoped
+from rm_operator.controllers.indexes import accelerators_used, owner_uids, owners_of, resources_requested, scoped
 from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
 from rm_operator.kube.reports import Reports
@@ -17,12 +17,14 @@ from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     CONFIGMAPS,
     DAEMONSETS,
+    DEPLOYMENTS,
     DEVICE_CLASSES,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
+    SERVICES,
 )
 from rm_operator.kube.store import Store
 from rm_operator.plan import accelerator as planner
@@ -35,6 +37,7 @@ from rm_operator.runtime.queue import Key
 
 REPORTS_SECONDS: Final = 0.5
 """After a report has changed, until what it means for the kind is decided."""
+_OWN_PODS: Final = (names.ROLE_DEVICE_PLUGIN, names.ROLE_REMOTE_PROXY)
 
 
 class AcceleratorResourceController(PlanningController):
@@ -53,6 +56,8 @@ class AcceleratorResourceController(PlanningController):
             Watch(NODES, concerned.by_node),
             Watch(PODS, concerned.by_pod),
             Watch(DAEMONSETS, owners_of(self.kind)),
+            Watch(DEPLOYMENTS, owners_of(self.kind)),
+            Watch(SERVICES, owners_of(self.kind)),
             Watch(CONFIGMAPS, owners_of(self.kind)),
             Watch(DEVICE_CLASSES, concerned.by_class),
             Watch(RESOURCE_SLICES, concerned.by_slice),
@@ -72,6 +77,8 @@ class AcceleratorResourceController(PlanningController):
             requesting=known[PODS].by_index("resource", resource) if resource else (),
             plugin_pods=self._plugin_pods(name_of(obj), known),
             children=[
+                *known[DEPLOYMENTS].by_index("owner", uid_of(obj)),
+                *self._services(obj, known),
                 *known[DAEMONSETS].by_index("owner", uid_of(obj)),
                 *known[CONFIGMAPS].by_index("owner", uid_of(obj)),
                 *known[DEVICE_CLASSES].by_index("owner", uid_of(obj)),
@@ -99,8 +106,13 @@ class AcceleratorResourceController(PlanningController):
         return [
             pod
             for pod in known[PODS].by_index("accelerator", plugin)
-            if labels_of(pod).get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN
+            if labels_of(pod).get(names.LABEL_ROLE) in _OWN_PODS
         ]
+
+    def _services(self, obj: Object, known: Reading) -> list[Object]:
+        """Of its proxy. Found by their label, as there are as many others as there are deployments."""
+        labelled = known[SERVICES].by_index("accelerator", scoped(self._settings.system_namespace, name_of(obj)))
+        return [each for each in labelled if uid_of(obj) in owner_uids(each)]
 
     def _reported(self, name: str, known: Reading) -> Reported:
         known.note(self._reports.place_of(name))
@@ -192,7 +204,7 @@ class _Concerned:
         obj = new or old
         assert obj is not None
         label = labels_of(obj)
-        if label.get(names.LABEL_ROLE) == names.ROLE_DEVICE_PLUGIN and (name := label.get(names.LABEL_ACCELERATOR)):
+        if label.get(names.LABEL_ROLE) in _OWN_PODS and (name := label.get(names.LABEL_ACCELERATOR)):
             yield Key(self._kind, "", name)
         for resource in resources_requested(obj):
             for _, each in self._accelerators.keys_by_index("resource", resource):

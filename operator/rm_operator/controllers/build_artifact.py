@@ -11,6 +11,7 @@ from rm_api import names
 from rm_operator.context import Context
 from rm_operator.controllers.base import Changed, PlanningController
 from rm_operator.controllers.build_queue import BuildQueue
+from rm_operator.controllers.fleet import Fleet
 from rm_operator.controllers.indexes import (
     JOB_NAME_LABEL,
     artifact_based_on,
@@ -51,9 +52,10 @@ class BuildArtifactController(PlanningController):
     resource = BUILD_ARTIFACTS
 
     def __init__(
-        self, context: Context, settings: Settings, store: ArtifactStore, serving_reports: ServingReports
+        self, context: Context, settings: Settings, fleet: Fleet, store: ArtifactStore, serving_reports: ServingReports
     ) -> None:
         super().__init__(context)
+        self._fleet = fleet
         self._settings = settings
         self._store = store
         self._serving_reports = serving_reports
@@ -125,7 +127,10 @@ class BuildArtifactController(PlanningController):
         # While a Job runs, the store has nothing to say that the Job's end will not bring up again.
         if not planner.is_ready(obj) and not any(attempt.state is State.RUNNING for attempt in attempts):
             answer, held = await known.outside(self._ask(obj))
-            # From here on nothing is awaited: who decides next must see who was let in here.
+            # From here on nothing is awaited: who decides next must see who was let in, and to which devices, here.
+            on_devices = build_job.needs_device(planner.spec_of(obj))
+            if on_devices:
+                known.note(*self._fleet.build_places)
             snapshot = replace(
                 snapshot,
                 answer=answer,
@@ -133,10 +138,12 @@ class BuildArtifactController(PlanningController):
                 accelerators=known[ACCELERATOR_RESOURCES].list(),
                 nodes=known[NODES].list(),
                 lines=self._queue.lines(obj),
+                spoken_for=self._fleet.spoken_for(obj, users, now) if on_devices else {},
                 expected_seconds=_expected(obj["spec"]["profile"], known),
             )
         plan = planner.plan(snapshot, now)
         self._queue.settle(obj, begins=bool(plan.apply))
+        self._fleet.claim(obj, plan.devices, now)
         return plan
 
     def _reports(self, place: str, known: Reading) -> list[ServingReport]:

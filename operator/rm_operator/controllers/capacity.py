@@ -1,13 +1,16 @@
-"""Which devices are spoken for: by pods that hold or request them, and by promises to deployments that have none yet.
+"""Which devices are spoken for: by pods that hold or request them, and by promises to those that have none yet.
 
 A deployment that is placed gets a promise at once, in the same step that decides, so that no other decision sees the
-device as free while status and pods are still on their way. Everything can be told anew from the objects of the
-cluster: after a restart the statuses say who was placed where, and the pods who has what.
+device as free while status and pods are still on their way. So does a build whose steps need devices, for a Job that
+is still on its way; from when the Job is there it has the promise, and from when its pod is there that counts.
+Everything can be told anew from the objects of the cluster: after a restart the statuses say who was placed where, the
+Jobs which builds are to have devices, and the pods who has what.
 
 A promise ends when
 
 - the deployment's pods are there: then these count, whether they hold a device or wait for one;
 - it is not confirmed by a status within ``ASSUMED_SECONDS``: the decision was never written;
+- it is a build's, and the Job is over or has had no pod for as long;
 - the deployment is Stalled for ``STALLED_SECONDS``, or none of its conditions moved for ``IDLE_SECONDS``, to which the
   time limit of the build is added while there is one. Then whoever needs the devices may have them. It is not
   available again by itself: the deployment is given what is free when it is placed the next time.
@@ -23,10 +26,11 @@ from typing import Final
 from rm_api import names
 from rm_api.conditions import ConditionType
 
+from rm_operator.controllers.holders import Owner, holder_of, is_build, is_over
 from rm_operator.controllers.indexes import requested_as, resources_requested
 from rm_operator.kube.client import Object
 from rm_operator.plan.accelerator import requested
-from rm_operator.plan.model import from_timestamp, is_deleting, labels_of, namespace_of
+from rm_operator.plan.model import from_timestamp, is_deleting, namespace_of
 from rm_operator.plan.replacement import is_marked
 
 ASSUMED_SECONDS: Final = 300.0
@@ -35,9 +39,6 @@ IDLE_SECONDS: Final = 1800.0
 
 _NO_NODE: Final = "/"
 """In place of the node of a device that belongs to no single one; no node is called so."""
-
-Owner = tuple[str, str]
-"""Namespace and name of a ModelDeployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,12 @@ class _Claim:
 
 @dataclass(slots=True)
 class _Account:
-    """What one deployment has, by accelerator."""
+    """What one deployment or build has, by accelerator."""
 
     stored: _Claim | None = None
-    """By its status."""
+    """By its status, or its Job."""
     assumed: _Claim | None = None
-    """By a decision that its status does not tell yet. Until then it has both."""
+    """By a decision that the status does not tell yet, or whose Job is not there. Until then it has both."""
     pods: dict[str, int] = field(default_factory=dict)
     """Devices that its pods hold or request."""
     asked: tuple[str, int] | None = None
@@ -93,6 +94,10 @@ class _Account:
         """Devices that nobody else may have."""
         name, asked = self.asked or ("", 0)
         return max(self.promised(accelerator), self.pods.get(accelerator, 0), asked if name == accelerator else 0)
+
+    def idle(self, accelerator: str) -> int:
+        """Devices that it may have, and for which there are no pods."""
+        return max(0, self.promised(accelerator) - self.pods.get(accelerator, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,8 @@ class Ledger:
         self._demand: Counter[str] = Counter()
         self._bound: dict[str, Counter[str]] = {}
         self._roomiest: dict[str, tuple[Supply, int]] = {}
+        self._building: Counter[str] = Counter()
+        """Of those that are bound: devices that builds have, which they give back before long."""
         self._sick: dict[str, Counter[Owner]] = {}
         self._foreign: dict[str, Counter[str]] = {}
         self._foreign_known: dict[tuple[str, bool], tuple[Supply, int]] = {}
@@ -189,12 +196,16 @@ class Ledger:
         return list(self._sick.get(accelerator, ()))
 
     def is_taken(self, supply: Supply, owner: Owner) -> bool:
-        """True if ``owner`` has no device there and can get none: others hold all, or were promised the rest."""
+        """True if ``owner`` has no device there and can get none: others hold all, or were promised the rest.
+
+        What builds hold breaks no promise: the pods wait for it.
+        """
         account = self._accounts.get(owner) or _Account()
         if supply.resource is None or account.pods.get(supply.name):
             return False
         if account.promised(supply.name):
-            others = self._bound.get(supply.name, Counter()).total() + self._foreign_on(supply, bound_only=True)
+            ours = self._bound.get(supply.name, Counter()).total() - self._building[supply.name]
+            others = ours + self._foreign_on(supply, bound_only=True)
             return supply.total is not None and others >= supply.total > 0
         free = self.free(supply, owner)
         return free is not None and free <= 0
@@ -220,6 +231,42 @@ class Ledger:
             self._claim(owner, _Claim(supply.name, granted, until), None)
         else:
             self._claim(owner, account.stored, _Claim(supply.name, granted, now + ASSUMED_SECONDS))
+
+    def spoken_for(self, supply: Supply, build: Owner, users: Iterable[Owner]) -> int:
+        """Devices that ``build`` cannot have. What its ``users`` were promised and have no pods for, it can.
+
+        They wait for what it makes: were it to wait for them, neither would ever get on.
+        """
+        own = self._accounts.get(build) or _Account()
+        idle = sum(account.idle(supply.name) for user in users if (account := self._accounts.get(user)) is not None)
+        taken = self._demand.get(supply.name, 0) + self._foreign_on(supply, bound_only=False)
+        return max(0, taken - own.demand(supply.name) - idle)
+
+    def claim(self, build: Owner, claim: tuple[str, int] | None, now: float) -> None:
+        """``build`` is about to have a Job that takes so many devices (accelerator and number), or none."""
+        known = self._accounts.get(build)
+        stored, assumed = (known.stored, known.assumed) if known is not None else (None, None)
+        if claim is None:
+            if assumed is not None:
+                self._claim(build, stored, None)
+            return
+        self._claim(build, stored, _Claim(*claim, now + ASSUMED_SECONDS))
+
+    def job_changed(self, old: Object | None, new: Object | None) -> None:
+        """A Job came, changed or went; those that take no devices do not matter."""
+        obj = new if new is not None else old
+        assert obj is not None
+        held = holder_of(obj)
+        if held is None or not is_build(held[0]):
+            return
+        owner, accelerator = held
+        account = self._accounts.get(owner) or _Account()
+        if new is None or is_over(new):
+            # Another attempt may be on its way already.
+            self._claim(owner, None, account.assumed)
+        else:
+            until = from_timestamp(new["metadata"]["creationTimestamp"]).timestamp() + ASSUMED_SECONDS
+            self._claim(owner, _Claim(accelerator, _devices_of(new), until), None)
 
     def asks(self, owner: Owner, pods: tuple[str, int] | None) -> None:
         """So many devices (accelerator and number) the pods want that ``owner`` asks for while some are to take over.
@@ -341,9 +388,9 @@ class Ledger:
         )
 
     def _until(self, deployment: Object) -> float | None:
-        """Unix time at which a promise ends if nothing moves; None where the deployment serves."""
+        """Unix time at which a promise ends if nothing moves; None where all is as the spec says."""
         conditions = {entry["type"]: entry for entry in (deployment.get("status") or {}).get("conditions") or []}
-        if _is_true(conditions.get(ConditionType.AVAILABLE)):
+        if _is_true(conditions.get(ConditionType.READY)):
             return None
         if _is_true(conditions.get(ConditionType.STALLED)):
             return _since(conditions[ConditionType.STALLED]) + STALLED_SECONDS
@@ -381,6 +428,8 @@ class Ledger:
             bound[use.node] += sign * devices
             if not bound[use.node]:
                 del bound[use.node]
+            if is_build(use.owner):
+                self._building[name] += sign * devices
             self._roomiest.pop(name, None)
         if use.sick:
             owners = self._sick.setdefault(name, Counter())
@@ -459,12 +508,16 @@ def _use_of(pod: Object | None) -> _Use | None:
     devices = {resource: count for resource in resources_requested(pod) if (count := requested(pod, resource))}
     if not devices:
         return None
-    label = labels_of(pod)
-    name, accelerator = label.get(names.LABEL_DEPLOYMENT), label.get(names.LABEL_ACCELERATOR)
     node = (pod.get("spec") or {}).get("nodeName") or ""
-    if name and accelerator:
-        return _Use((namespace_of(pod), name), accelerator, devices, node, is_marked(pod))
+    held = holder_of(pod)
+    if held is not None:
+        return _Use(*held, devices, node, is_marked(pod))
     return _Use(None, None, devices, node)
+
+
+def _devices_of(job: Object) -> int:
+    pod = job["spec"]["template"]
+    return sum(requested(pod, resource) for resource in resources_requested(pod))
 
 
 def _is_true(condition: Mapping[str, str] | None) -> bool:

@@ -8,8 +8,7 @@ device is worth to whom from the slices: it is held for every class that has it.
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from rm_api import names
-
+from rm_operator.controllers.holders import holder_of
 from rm_operator.controllers.indexes import pool_of, scoped
 from rm_operator.kube.buckets import ObjectKey
 from rm_operator.kube.client import Object
@@ -25,7 +24,6 @@ from rm_operator.plan.device_class import (
     implied_resource,
     selection_of,
 )
-from rm_operator.plan.model import labels_of
 
 Held = Counter[tuple[str, str]]
 """Devices by extended resource and node; the node is empty for a device that belongs to none."""
@@ -34,7 +32,7 @@ Held = Counter[tuple[str, str]]
 class ClaimsOfOthers:
     """Follows the stores from its making on. ``held(resource, node, change)`` is told of every change of a count.
 
-    What our serving pods hold is not among that: it is counted by their requests, which are there before any claim.
+    What pods of ours hold is not among that: it is counted by their requests, which are there before any claim.
     """
 
     def __init__(self, stores: Stores, held: Callable[[str, str, int], None]) -> None:
@@ -112,12 +110,10 @@ class ClaimsOfOthers:
         )
 
     def _is_ours(self, claim: Object) -> bool:
-        """True if the claim is that of a serving pod which the ledger counts by its request."""
+        """True if the claim is that of a pod of ours which the ledger counts by its request."""
         metadata = claim["metadata"]
         for owner in metadata.get("ownerReferences") or []:
             pod = self._stores[PODS].get(metadata["namespace"], owner["name"])
             if pod is not None and pod["metadata"]["uid"] == owner["uid"]:
-                label = labels_of(pod)
-                ended = (pod.get("status") or {}).get("phase") in FINISHED
-                return not ended and names.LABEL_DEPLOYMENT in label and names.LABEL_ACCELERATOR in label
+                return (pod.get("status") or {}).get("phase") not in FINISHED and holder_of(pod) is not None
         return False

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rm_api.kinds import AcceleratorResourceSpec
 
-from rm_operator.controllers.capacity import Ledger, Owner, Supply, owner_of, wanted_devices
+from rm_operator.controllers.capacity import Ledger, Supply, owner_of, wanted_devices
 from rm_operator.controllers.claims import ClaimsOfOthers
+from rm_operator.controllers.holders import Owner, build_of
 from rm_operator.controllers.indexes import artifact_named
 from rm_operator.controllers.waiting import Waiting
 from rm_operator.kube.client import Object
@@ -17,6 +18,7 @@ from rm_operator.kube.resources import (
     BUILD_ARTIFACTS,
     BUILD_PROFILES,
     DEVICE_CLASSES,
+    JOBS,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
@@ -24,7 +26,7 @@ from rm_operator.kube.resources import (
 from rm_operator.kube.store import Place, Stores
 from rm_operator.plan.accelerator import devices_on, matching_nodes
 from rm_operator.plan.device_class import extended_resource, requested_resource
-from rm_operator.plan.model import labels_of, name_of
+from rm_operator.plan.model import labels_of, name_of, namespace_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, ProfileView
 from rm_operator.plan.placement.choose import STABILIZATION_SECONDS
 from rm_operator.plan.placement.groups import linkable
@@ -49,14 +51,16 @@ class _Kind:
 class Fleet:
     """Accelerators and profiles, each validated once per change, with a ledger of devices.
 
-    Follows the stores from its making on. ``wake`` is called with deployments that a change gives something to decide.
-    For the event loop's thread only: between ``views`` and ``settle`` of one deployment nothing may be awaited, or
-    another one may be promised the same device.
+    Follows the stores from its making on. ``wake`` is called with deployments that a change gives something to decide,
+    ``wake_builds`` when builds that wait for a device may find one. For the event loop's thread only: between
+    ``accelerators`` and ``settle`` of one deployment, or ``spoken_for`` and ``claim`` of one build, nothing may be
+    awaited, or another one may be promised the same device.
     """
 
-    def __init__(self, stores: Stores, wake: Callable[[Owner], None]) -> None:
+    def __init__(self, stores: Stores, wake: Callable[[Owner], None], wake_builds: Callable[[], None]) -> None:
         self._stores = stores
         self._wake = wake
+        self._wake_builds = wake_builds
         self._ticks = stores.ticks
         self._waiting = Waiting()
         self._ledger = Ledger(
@@ -72,6 +76,7 @@ class Fleet:
             (ACCELERATOR_RESOURCES, self._accelerator_changed),
             (BUILD_PROFILES, self._profile_changed),
             (MODEL_DEPLOYMENTS, self._deployment_changed),
+            (JOBS, self._ledger.job_changed),
             (PODS, self._ledger.pod_changed),
             (NODES, self._node_changed),
             (DEVICE_CLASSES, self._class_changed),
@@ -80,6 +85,9 @@ class Fleet:
                 follow(None, obj)
             stores[resource].on_change(follow)
         ClaimsOfOthers(stores, self._ledger.held_by_others)
+
+    build_places: Final[tuple[Place, ...]] = (_FLEET,)
+    """The same for builds."""
 
     def places(self, deployment: Object) -> tuple[Place, ...]:
         """Where ``Stores.ticks`` is told of changes of what is said here to ``deployment``."""
@@ -174,6 +182,23 @@ class Fleet:
             moments.append(self._led.setdefault(owner, moment) + STABILIZATION_SECONDS)
         return max(1.0, min(moments) - moment) if moments else None
 
+    def spoken_for(self, artifact: Object, users: Iterable[Object], now: datetime) -> dict[str, int]:
+        """Devices that steps of the build of ``artifact`` cannot have, by accelerator, where devices are counted.
+
+        ``users`` are the deployments that wait for it: what they were promised meanwhile, the build may use.
+        """
+        self.time_passed(now)
+        build, owners = build_of(namespace_of(artifact), name_of(artifact)), [owner_of(user) for user in users]
+        return {
+            name: self._ledger.spoken_for(kind.supply, build, owners)
+            for name, kind in self._kinds.items()
+            if kind.supply.resource is not None
+        }
+
+    def claim(self, artifact: Object, claim: tuple[str, int] | None, now: datetime) -> None:
+        """Books what was decided for a build: a Job that takes so many devices (accelerator and number), or none."""
+        self._ledger.claim(build_of(namespace_of(artifact), name_of(artifact)), claim, now.timestamp())
+
     def _accelerator_changed(self, old: Object | None, new: Object | None) -> None:
         obj = new if new is not None else old
         assert obj is not None
@@ -264,6 +289,8 @@ class Fleet:
                 spare = self._ledger.spare(kind.supply)
                 if spare is None or spare > 0:
                     woken += self._ledger.on_sick_devices(name)
+                if spare is None or spare > 0:
+                    self._wake_builds()
                 for owner in woken:
                     # It has to answer, whether or not that is news to it: the next in line may be waiting for that.
                     self._ticks.touch([_asked(owner)])

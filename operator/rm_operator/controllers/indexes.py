@@ -23,6 +23,7 @@ from rm_operator.kube.resources import (
     PODS,
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
+    SERVICES,
     Resource,
 )
 from rm_operator.plan.artifact import in_build, is_ready, is_refused
@@ -271,6 +272,7 @@ INDEXES: Mapping[Resource, Mapping[str, IndexFunction]] = {
     RESOURCE_SLICES: {"driver": _driver, "pool": _pool},
     RESOURCE_CLAIMS: {"driver": _drivers_allocated, "pool": _pools_allocated, "pod": _claiming_pod},
     HORIZONTALPODAUTOSCALERS: {},
+    SERVICES: {"accelerator": label(names.LABEL_ACCELERATOR)},
     JOBS: {"owner": owner_uids, "model": label(names.LABEL_MODEL)},
     ENDPOINTSLICES: {"service": label(SERVICE_NAME_LABEL)},
     PODS: {

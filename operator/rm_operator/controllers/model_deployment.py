@@ -13,8 +13,8 @@ from rm_api.conditions import Reason
 from rm_operator.context import Context
 from rm_operator.controllers.allowance import Allowance
 from rm_operator.controllers.base import Changed, PlanningController
-from rm_operator.controllers.capacity import Owner
 from rm_operator.controllers.fleet import Fleet
+from rm_operator.controllers.holders import Owner
 from rm_operator.controllers.indexes import JOB_NAME_LABEL, SERVICE_NAME_LABEL, artifact_named, owners_of, scoped
 from rm_operator.controllers.reading import InNamespace, Reading
 from rm_operator.controllers.sickness import Sickness
@@ -61,13 +61,15 @@ class ModelDeploymentController(PlanningController):
 
     resource = MODEL_DEPLOYMENTS
 
-    def __init__(self, context: Context, settings: Settings, reports: Reports, serving_reports: ServingReports) -> None:
+    def __init__(
+        self, context: Context, settings: Settings, fleet: Fleet, reports: Reports, serving_reports: ServingReports
+    ) -> None:
         super().__init__(context)
         self._settings = settings
         self._admission_failures = context.metrics.admission_failures
         self._removals = Allowance(most=REMOVED_AT_ONCE, per_second=REMOVED_PER_SECOND)
         wake: Callable[[Owner], None] = lambda owner: context.queue.add(Key(self.kind, *owner))  # noqa: E731
-        self._fleet = Fleet(context.stores, wake)
+        self._fleet = fleet
         self._sickness = Sickness(reports, context.stores, wake)
         self._serving_reports = serving_reports
         pods = context.stores[PODS]
@@ -226,7 +228,18 @@ def _versions(accelerator: Object) -> object:
 
 
 def _most_on_node(accelerator: Object) -> object:
-    return ((accelerator.get("status") or {}).get("devices") or {}).get("mostOnNode")
+    if accelerator["kind"] != ACCELERATOR_RESOURCES.kind:
+        return None
+    status = accelerator.get("status") or {}
+    by_version = [
+        (
+            each.get("driver"),
+            each.get("sdk"),
+            max((node["devices"] for node in each.get("devicesByNode") or ()), default=1),
+        )
+        for each in status.get("versions") or ()
+    ]
+    return (status.get("devices") or {}).get("mostOnNode"), by_version
 
 
 class _Concerned:

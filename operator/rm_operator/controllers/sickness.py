@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from rm_api import names
 from rm_api.kinds.accelerator_resource import DeviceFailure
 
-from rm_operator.controllers.capacity import Owner
+from rm_operator.controllers.holders import Owner
 from rm_operator.controllers.reading import Reading
 from rm_operator.kube.client import Object
 from rm_operator.kube.reports import Reports

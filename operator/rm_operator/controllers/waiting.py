@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from rm_operator.controllers.capacity import Owner
+from rm_operator.controllers.holders import Owner
 
 _ONE_EACH: Final[Mapping[str, int]] = {}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.accelerator_resource import DeviceCounts
+from rm_api.kinds.accelerator_resource import AcceleratorType, DeviceCounts
 
-from rm_operator.plan import device_class, device_health, in_use, ownership
+from rm_operator.plan import device_class, device_health, in_use, ownership, remote
 from rm_operator.plan.conditions import Conditions
 from rm_operator.plan.device_children import device_children
 from rm_operator.plan.device_class import NO_CLASS, ClassDevices, ClassView, requested_resource
@@ -21,6 +21,7 @@ from rm_operator.plan.model import (
     Object,
     Plan,
     PlannedEvent,
+    Protection,
     Settings,
     deletion_of,
     is_deleting,
@@ -44,8 +45,9 @@ class AcceleratorSnapshot:
     requesting: Sequence[Object]
     """Pods that request its resource, on whatever nodes."""
     plugin_pods: Sequence[Object]
+    """Pods of its device plugin; of an endpoint those of its proxy."""
     children: Sequence[Object]
-    """DaemonSets and ConfigMaps made for it."""
+    """What was made for it: its device plugin's DaemonSet and what belongs to that, or its proxy."""
     settings: Settings
     by_class: ClassView = NO_CLASS
     """What there is of its DeviceClass, where it has one."""
@@ -76,6 +78,8 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         return Plan(protect=protect)
     spec = AcceleratorResourceSpec.model_validate(accelerator["spec"])
     conditions = Conditions(accelerator, now)
+    if spec.type is AcceleratorType.REMOTE:
+        return _plan_endpoint(snapshot, spec, conditions, protect)
     selected = matching_nodes(spec, snapshot.nodes)
     owned = ownership.Ownership() if leaving else ownership.examine(accelerator, spec, selected, _around(snapshot))
     told = conditions.said_before(ConditionType.STALLED, Reason.RESOURCE_NAME_CONFLICT)
@@ -145,6 +149,42 @@ def plan(snapshot: AcceleratorSnapshot, now: datetime) -> Plan:
         protect=protect,
         status=status,
         events=_events(conditions, health),
+    )
+
+
+def _plan_endpoint(
+    snapshot: AcceleratorSnapshot,
+    spec: AcceleratorResourceSpec,
+    conditions: Conditions,
+    protect: tuple[Protection, ...],
+) -> Plan:
+    """The same for an endpoint outside the cluster, which has a proxy and no nodes."""
+    accelerator = snapshot.accelerator
+    remote.state(conditions, name_of(accelerator), spec, snapshot.plugin_pods)
+    conditions.roll_up([ConditionType.ENDPOINT_READY], ready_message="models can be placed on it")
+    leaving = is_deleting(accelerator)
+    if leaving:
+        in_use.state_use(accelerator, snapshot.users, conditions, "they are deleted or placed elsewhere")
+    elif not conditions.is_true(ConditionType.READY):
+        entry = conditions.get(ConditionType.READY)
+        conditions.set(ConditionType.RECONCILING, True, Reason(entry["reason"]), entry["message"])
+    # While it is used its proxy stays, as a device plugin does.
+    children = [] if leaving else remote.children(accelerator, spec, snapshot.settings)
+    kept = {(child["kind"], child["metadata"]["name"]) for child in children}
+    stale = [] if leaving else [each for each in snapshot.children if (each["kind"], name_of(each)) not in kept]
+    return Plan(
+        apply=tuple(children),
+        delete=tuple(deletion_of(child) for child in stale if not is_deleting(child)),
+        protect=protect,
+        status={
+            "observedGeneration": accelerator["metadata"].get("generation", 0),
+            "nodes": 0,
+            "devices": DeviceCounts().to_wire(),
+            "versions": [],
+            "unhealthy": [],
+            "conditions": conditions.to_list(),
+        },
+        events=conditions.transitions(),
     )
 
 

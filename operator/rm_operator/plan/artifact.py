@@ -6,8 +6,8 @@ What a Job came to is taken up into the status once: from then on the status alo
 stays, for its log, until the next attempt takes its place; a failure that would only repeat is remembered.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -86,6 +86,8 @@ class ArtifactSnapshot:
     """All nodes."""
     lines: Sequence[Line] = ()
     """The limits of parallel builds."""
+    spoken_for: Mapping[str, int] = field(default_factory=dict)
+    """Devices that its Jobs cannot have, by accelerator."""
     expected_seconds: int | None = None
     """What builds with the same profile took."""
     users: Sequence[str] = ()
@@ -102,6 +104,14 @@ def is_ready(artifact: Object) -> bool:
     """True if the status says Ready."""
     return any(
         entry["type"] == ConditionType.READY and entry["status"] == "True"
+        for entry in (artifact.get("status") or {}).get("conditions") or []
+    )
+
+
+def is_stale(artifact: Object) -> bool:
+    """True if no node has a version any more that it is for."""
+    return any(
+        entry["type"] == ConditionType.STALE and entry["status"] == "True"
         for entry in (artifact.get("status") or {}).get("conditions") or []
     )
 
@@ -303,7 +313,9 @@ class _Planner:
         nodes = [node for node in snapshot.nodes if hostname(node) not in excluded] if excluded else None
         found = build_devices.Found(lacking="" if nodes is None or nodes else "every node is one that could not run it")
         if build_job.on_device(self.spec, part):
-            found = build_devices.find(self.spec, namespace_of(snapshot.artifact), snapshot.accelerators, nodes)
+            found = build_devices.find(
+                self.spec, namespace_of(snapshot.artifact), snapshot.accelerators, nodes, snapshot.spoken_for
+            )
         if found.lacking:
             without = (
                 f"; without {', '.join(excluded)}: to have them tried again, delete this artifact" if excluded else ""
@@ -337,7 +349,8 @@ class _Planner:
         )
         job = build_job.render(snapshot.artifact, self.spec, run, snapshot.settings)
         delete = tuple(deletion_of(attempt.job) for attempt in self.attempts)
-        return self._finish(apply=(job,), delete=delete, status_first=True)
+        claim = None if devices is None else (devices.accelerator, self.spec.shape.devices)
+        return self._finish(apply=(job,), delete=delete, status_first=True, devices=claim)
 
     def _number(self, ended: EndedJob | None) -> int:
         """The attempt that the next Job is of: the same one, if the last Job left something to go on with."""

@@ -26,12 +26,14 @@ def _made(
     toolchain: Toolchain | None,
     drivers: tuple[str, ...],
     sdks: tuple[str, ...],
+    code: str | None = None,
 ) -> BuildArtifactSpec:
     chosen = NodeClass(drivers, sdks)
     profile = compatibility.targeted(profile, chosen)
     inputs = KeyInputs.from_profile(
-        profile, facts, dtype, shape, isa, base=base.key if base else None, toolchain=toolchain, chosen=chosen
-    )
+        profile, facts, dtype, shape, isa,
+        base=base.key if base else None, toolchain=toolchain, chosen=chosen, code=code,
+    )  # fmt: skip
     return BuildArtifactSpec(
         key=artifact_key(inputs),
         key_schema=names.KEY_SCHEMA_VERSION,
@@ -44,6 +46,7 @@ def _made(
             weights_digest=facts.weights_digest,
             architecture=facts.architecture,
             scales_digest=facts.scales_digest,
+            code_digest=code,
         ),
         profile=profile_name,
         target=profile.target,

@@ -1,6 +1,6 @@
 """Where the steps of a build that need a device find one: on the kind of its target that has most to spare."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec
@@ -28,7 +28,7 @@ class _Kind:
     spec: AcceleratorResourceSpec
     versions: tuple[NodeVersions, ...]
     free: float
-    """Devices that no pod has; infinite where they are not counted."""
+    """Devices that no pod has and nobody was promised; infinite where they are not counted."""
 
     @property
     def is_elastic(self) -> bool:
@@ -40,12 +40,20 @@ class _Kind:
 
 
 def find(
-    spec: BuildArtifactSpec, namespace: str, accelerators: Iterable[Object], nodes: Sequence[Object] | None = None
+    spec: BuildArtifactSpec,
+    namespace: str,
+    accelerators: Iterable[Object],
+    nodes: Sequence[Object] | None = None,
+    spoken_for: Mapping[str, int] | None = None,
 ) -> Found:
-    """A device for a stage of ``spec`` that needs one. ``nodes`` are those that are left, where some are not."""
+    """A device for a stage of ``spec`` that needs one. ``nodes`` are those that are left, where some are not.
+
+    ``spoken_for`` are devices that the stage cannot have, by accelerator, whether or not pods have them already.
+    """
     target, for_ = spec.target, class_of(spec)
     what = f"{target.vendor} {target.type}" + (f" {' or '.join(target.products)}" if target.products else "")
-    kinds = [_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj)]
+    taken = spoken_for or {}
+    kinds = [_kind(obj, taken) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj)]
     kinds = [kind for kind in kinds if _is_target(kind.spec, spec) and _is_open(kind.spec, namespace)]
     if not kinds:
         return Found(lacking=f"no AcceleratorResource that namespace {namespace} may use is a {what}")
@@ -69,6 +77,7 @@ def find(
     resource = requested_resource(chosen.spec)
     return Found(
         Devices(
+            chosen.name,
             limits={resource: str(needed)} if resource else {},
             node_selector=chosen.spec.node_selector,
             tolerations=[toleration.to_wire() for toleration in chosen.spec.tolerations],
@@ -80,18 +89,19 @@ def find(
 
 def versions(spec: BuildArtifactSpec, accelerators: Iterable[Object]) -> list[NodeVersions]:
     """Versions that nodes have of accelerators that ``spec`` is for."""
-    kinds = (_kind(obj) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj))
+    kinds = (_kind(obj, {}) for obj in sorted(accelerators, key=name_of) if not is_deleting(obj))
     return [each for kind in kinds if _is_target(kind.spec, spec) for each in kind.versions]
 
 
-def _kind(obj: Object) -> _Kind:
+def _kind(obj: Object, spoken_for: Mapping[str, int]) -> _Kind:
     spec, status = _spec_of(obj), obj.get("status") or {}
     seen = observe(spec, status)
     free = float("inf")
     if not seen.ready:
         free = 0
     elif seen.healthy is not None:
-        free = seen.healthy - int((status.get("devices") or {}).get("allocated", 0))
+        allocated = int((status.get("devices") or {}).get("allocated", 0))
+        free = seen.healthy - max(allocated, spoken_for.get(name_of(obj), 0))
     versions = tuple(NodeVersions.model_validate(each) for each in status.get("versions") or [])
     return _Kind(name_of(obj), spec, versions, free)
 

@@ -25,6 +25,7 @@ _VOLUMES = ["bin", "tmp", "model", "work", "output", "cache"]
 class Devices:
     """Where a stage finds the device that its steps need."""
 
+    accelerator: str
     limits: Mapping[str, str]
     """Extended resources that a step is limited to: the devices that the result is for."""
     node_selector: Mapping[str, str]
@@ -62,6 +63,11 @@ def stages(spec: BuildArtifactSpec) -> tuple[tuple[Step, ...], ...]:
 def on_device(spec: BuildArtifactSpec, stage: int) -> bool:
     """True if the stage needs a device."""
     return stages(spec)[stage][0].requires_device
+
+
+def needs_device(spec: BuildArtifactSpec) -> bool:
+    """True if any stage does."""
+    return any(step.requires_device for step in spec.steps)
 
 
 def job_name(artifact_name: str, run: Run) -> str:
@@ -103,6 +109,7 @@ def render(artifact: Object, spec: BuildArtifactSpec, run: Run, settings: Settin
         names.ROLE_BUILD,
         **{names.LABEL_ARTIFACT: name, names.LABEL_ATTEMPT: str(run.attempt), names.LABEL_PROFILE: spec.profile},
         **({names.LABEL_STAGE: str(run.stage + 1)} if len(steps) > 1 else {}),
+        **({names.LABEL_ACCELERATOR: run.devices.accelerator} if run.devices else {}),
     )
     return pods.job(
         name=job_name(name, run),
@@ -191,7 +198,8 @@ class _Builder:
         """Fetches the model."""
         model = self._spec.model
         return pods.fetch_model(
-            FETCH if weights else FETCH_CONFIG, model.source, model.revision, pods.digests_of(model), self._settings,
+            FETCH if weights else FETCH_CONFIG, model.source, model.revision,
+            pods.digests_of(model, model.code_digest), self._settings,
             environment=self._environment, further_mounts=self._mounts, weights=weights,
             shared=self._namespace == self._settings.builds_namespace,
         )  # fmt: skip
@@ -296,7 +304,7 @@ class _Builder:
     def volumes(self) -> list[dict[str, Any]]:
         """Volumes of the pod."""
         spec = self._spec
-        wanted = [*_VOLUMES, *(["inputs"] if spec.inputs or spec.base else [])]
+        wanted = [*_VOLUMES, "shm", *(["inputs"] if spec.inputs or spec.base else [])]
         secrets = [
             {"name": f"secret-{number}", "secret": {"secretName": secret.name, "defaultMode": 0o440}}
             for number, secret in enumerate(spec.secret_refs)
@@ -304,7 +312,8 @@ class _Builder:
         read = [volume for _, _, each in self._inputs for volume in each] + self._volumes
         # Each once: what the model's source needs is needed by inputs of its kind, too.
         sources = {volume["name"]: volume for volume in read}.values()
-        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *sources, *self._store_volumes, *secrets]
+        of_source = [*sources, *pods.node_cache_volumes(self._settings)]
+        return [*pods.volumes(wanted, size_limit=str(spec.scratch)), *of_source, *self._store_volumes, *secrets]
 
     def _ours(
         self, name: str, command: list[str], mounted: list[str], *, environment: Mapping[str, str] | None = None,

@@ -31,7 +31,8 @@ def containers(
     """The step's containers, in the order in which they run.
 
     ``memory`` replaces the step's own where it is more; ``devices`` are extended resources that the step is limited to.
-    Where these are ``announced`` to it, rma-launch makes sure that they are there before the tool starts.
+    Where these are ``announced`` to it, rma-launch makes sure before the tool starts that they are there, under a
+    driver that the result is for.
     """
     make = _Step(step, spec, variables, settings, memory, devices, announced=announced)
     match spec.interface:
@@ -132,13 +133,22 @@ class _Step:
             f"--name={step.name}",
             *(f"--output={pods.literal(output)}" for output in step.outputs),
             *patterns(step),
-            *([f"--require-devices={self._announced}"] if self._announced else []),
+            *self._looked_at(),
             *exit_codes(self._spec),
+        ]
+
+    def _looked_at(self) -> list[str]:
+        """Flags by which rma-launch looks at the devices first: that they are there, under a driver that fits."""
+        if not self._announced:
+            return []
+        return [
+            f"--require-devices={self._announced}",
+            *(f"--require-driver={pods.literal(driver)}" for driver in self._spec.drivers),
         ]
 
     def _made(self, name: str, image: str, command: list[str], *, compute: bool = True) -> dict[str, Any]:
         spec = self._spec
-        mounted = [*_VOLUMES, *(["inputs"] if spec.inputs or spec.base else [])]
+        mounted = [*_VOLUMES, "shm", *(["inputs"] if spec.inputs or spec.base else [])]
         secrets = [
             {"name": f"secret-{number}", "mountPath": f"{names.SECRETS_DIR}/{secret.name}", "readOnly": True}
             for number, secret in enumerate(spec.secret_refs)

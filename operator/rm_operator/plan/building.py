@@ -12,13 +12,14 @@ from rm_api.kinds.build_artifact import BaseArtifact, ShapeBucket
 from rm_operator.plan import artifact as artifact_plan
 from rm_operator.plan import class_shares, compatibility, pods, sharing
 from rm_operator.plan.artifact_spec import artifact_spec, recipe_was_mended, spec_of
-from rm_operator.plan.buckets import Shape, chunk_of, round_up
+from rm_operator.plan.buckets import Shape, chunk_of, covering, round_up
 from rm_operator.plan.classes import Share
 from rm_operator.plan.compatibility import NodeClass
 from rm_operator.plan.conditions import reason_or
 from rm_operator.plan.key import artifact_name
 from rm_operator.plan.model import Object, deletion_of, is_deleting, namespace_of
 from rm_operator.plan.placement import AcceleratorView, ProfileView
+from rm_operator.plan.remote_code import trusted
 from rm_operator.plan.sharing import Home
 from rm_operator.plan.state import DeploymentSnapshot, Given, State
 
@@ -58,6 +59,11 @@ def build(state: State) -> bool:
     Where the nodes have several versions that need an artifact each, this gives the replicas to the classes of nodes.
     """
     assert state.placement is not None
+    if is_needless(state):
+        state.shares = (Given(NodeClass(), "", None, None, state.spec.replicas, ready=True, spare=None),)
+        message = f"{state.placement.chosen} serves the model itself"
+        state.conditions.set(ConditionType.ARTIFACT_READY, True, Reason.NOT_NEEDED, message)
+        return True
     assert state.placement.profile is not None
     try:
         if namespace_of(state.snapshot.deployment) == state.snapshot.settings.builds_namespace:
@@ -79,6 +85,12 @@ def build(state: State) -> bool:
     state.shares = tuple(_given(share, looks[share.option.for_]) for share in shares)
     _say(shares, looks, state)
     return any(_serves(share, state) for share in shares)
+
+
+def is_needless(state: State) -> bool:
+    """True if the deployment is placed where nothing is compiled: an endpoint serves the model itself."""
+    placement = state.placement
+    return placement is not None and placement.chosen is not None and placement.profile is None
 
 
 def _serves(share: Share, state: State) -> bool:
@@ -125,7 +137,7 @@ def refused_profiles(state: State) -> tuple[tuple[str, str], ...]:
         again = artifact_spec(
             view.name, view.spec, state.facts, spec.dtype, spec.shape,
             None, state.snapshot.settings.host_isa, spec.base, view.toolchain,
-            tuple(spec.drivers), tuple(spec.sdks),
+            tuple(spec.drivers), tuple(spec.sdks), spec.model.code_digest,
         )  # fmt: skip
         if again.key != spec.key or again.check != spec.check:
             state.delete.append(deletion_of(artifact))
@@ -191,12 +203,12 @@ def _unbuildable(view: ProfileView, chosen: AcceleratorView) -> _Unbuildable:
 
 
 def _home(
-    view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None
+    view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None, shape: ShapeBucket | None = None
 ) -> tuple[Home, BuildArtifactSpec]:
-    """Where the artifact is or is to be, and what it is there."""
+    """Where the artifact is or is to be, and what it is there; of ``shape``, where that is not what placement says."""
     assert state.facts is not None
     snapshot, model = state.snapshot, state.spec.model
-    own = _wanted(view, for_, state, base, model.credentials_secret_ref)
+    own = _wanted(view, for_, state, base, model.credentials_secret_ref, shape)
     mine = namespace_of(snapshot.deployment)
     if not sharing.is_wanted(view.spec):
         return Home(mine), own
@@ -204,7 +216,7 @@ def _home(
     if not ours:
         return Home(mine, why_not="the installation names no namespace for shared builds"), own
     base_there = base.model_copy(update={"namespace": None}) if base is not None else None
-    there = _wanted(view, for_, state, base_there, None)
+    there = _wanted(view, for_, state, base_there, None, shape)
     name = artifact_name(own.key)
     known, kept = snapshot.shared_artifacts.get(name), snapshot.artifacts.get(name)
     has_own = kept is not None and not is_deleting(kept)
@@ -224,14 +236,19 @@ def _home(
 
 
 def _wanted(
-    view: ProfileView, for_: NodeClass, state: State, base: BaseArtifact | None, credentials: str | None
+    view: ProfileView,
+    for_: NodeClass,
+    state: State,
+    base: BaseArtifact | None,
+    credentials: str | None,
+    shape: ShapeBucket | None,
 ) -> BuildArtifactSpec:
     placement, facts, snapshot = state.placement, state.facts, state.snapshot
     assert placement is not None
     assert facts is not None
     assert placement.dtype is not None
     assert placement.bucket is not None
-    shape = placement.bucket
+    shape = shape or placement.bucket
     if view.name != placement.profile:
         shape = _shape_before(view, shape, placement.shape, facts.max_sequence_length)
     return artifact_spec(
@@ -246,6 +263,7 @@ def _wanted(
         view.toolchain,
         for_.drivers,
         for_.sdks,
+        trusted(state.spec, _chosen(state).spec, facts),
     )
 
 
@@ -293,6 +311,8 @@ def _look(chain: Sequence[ProfileView], for_: NodeClass, state: State) -> _Look:
             last = view is chain[-1]
             home, wanted = _home(view, for_ if last else _class_of_base(view, for_, state), state, base)
             found = _look_at(wanted, home, for_, state)
+            if last and len(chain) == 1:
+                return _larger(found, view, for_, state) or found
             if last or not found.ready:
                 return found
             base = BaseArtifact(
@@ -304,6 +324,52 @@ def _look(chain: Sequence[ProfileView], for_: NodeClass, state: State) -> _Look:
     except _Unbuildable as error:
         return _Look(for_, Reason.INVALID_SPEC, str(error), home, failed=True)
     raise AssertionError("a chain has at least the profile itself")
+
+
+def _larger(exact: _Look, view: ProfileView, for_: NodeClass, state: State) -> _Look | None:
+    """An artifact in the store that covers what is needed, where the one of just these sizes is neither there nor made.
+
+    One that the deployment has already is kept: that the other one comes to be is no reason to move.
+    """
+    placement, facts, snapshot = state.placement, state.facts, state.snapshot
+    assert placement is not None
+    assert placement.bucket is not None
+    assert facts is not None
+    has = _artifacts_of(snapshot)
+    if exact.ready and (exact.name in has or not has):
+        return None
+    capability, shapes = _chosen(state).spec.capability, view.spec.shapes
+    others = covering(
+        placement.bucket,
+        _within(shapes.sequence, capability.max_sequence_length),
+        _within(shapes.batch, capability.max_batch_size),
+        facts.max_sequence_length,
+    )
+    made = exact.existing is not None and not exact.failed and not is_deleting(exact.existing)
+    kept = [shape for shape in others if shape in has.values()]
+    # Whoever asked for the exact one, or finds it, does not look for another.
+    for shape in kept if made else [*kept, *(shape for shape in others if shape not in kept)]:
+        home, wanted = _home(view, for_, state, None, shape)
+        look = _look_at(wanted, home, for_, state)
+        fits = look.ready and look.existing is not None and not artifact_plan.is_stale(look.existing)
+        if fits and (look.name in has or not made):
+            return look
+    return None
+
+
+def _artifacts_of(snapshot: DeploymentSnapshot) -> dict[str, ShapeBucket]:
+    """The artifacts that the deployment's status names, as far as they are there, and what they are compiled to."""
+    status = snapshot.deployment.get("status") or {}
+    named = {
+        share["artifact"]: snapshot.artifact_at(share.get("artifactNamespace"), share["artifact"])
+        for share in (status, *(status.get("classes") or ()))
+        if share.get("artifact")
+    }
+    return {name: spec_of(found).shape for name, found in named.items() if found is not None}
+
+
+def _within(buckets: Sequence[int], limit: int | None) -> list[int]:
+    return [each for each in buckets if limit is None or each <= limit]
 
 
 def _look_at(wanted: BuildArtifactSpec, home: Home, for_: NodeClass, state: State) -> _Look:

@@ -16,9 +16,10 @@ from datetime import datetime, timedelta
 
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
+from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
-from rm_operator.plan import rejected, replacement, rollout, serving
+from rm_operator.plan import endpoint, rejected, replacement, rollout, serving, startup
 from rm_operator.plan.artifact_spec import spec_of
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.model import (
@@ -41,7 +42,7 @@ from rm_operator.plan.trouble import Trouble, is_stuck, trouble
 class _Part:
     """A variant that is wanted, of several where classes of nodes have an artifact each."""
 
-    variant: serving.Variant
+    variant: serving.AnyVariant
     wanted: int
     """Pods that are to serve in the end."""
     current: Object | None
@@ -186,6 +187,10 @@ def hold(state: State) -> None:
         resize(state, each, replicas)
         for pod in pods:
             state.select(pod, active=True)
+    if _answers(state):
+        serve_still = sum(map(serving.serves, state.snapshot.pods))
+        message = f"{serve_still} of {state.spec.replicas} pods ready; they stay until others can take over"
+        state.conditions.set(ConditionType.AVAILABLE, True, Reason.SERVING, message)
 
 
 def resize(state: State, live: Object, replicas: int) -> None:
@@ -199,11 +204,15 @@ def _running(state: State) -> list[Object]:
     return [each for each in state.snapshot.variants if not is_deleting(each)]
 
 
-def _wanted_variant(state: State, share: Given) -> serving.Variant:
+def _wanted_variant(state: State, share: Given) -> serving.AnyVariant:
     assert state.placement is not None
+    accelerator = next(view for view in state.snapshot.accelerators if view.name == state.placement.chosen)
+    if accelerator.spec.type is AcceleratorType.REMOTE:
+        return endpoint.EndpointVariant(
+            state.snapshot.deployment, state.spec, accelerator.name, accelerator.spec, state.snapshot.settings
+        )
     assert share.artifact is not None
     assert state.facts is not None
-    accelerator = next(view for view in state.snapshot.accelerators if view.name == state.placement.chosen)
     return serving.Variant(
         deployment=state.snapshot.deployment,
         spec=state.spec,
@@ -216,6 +225,7 @@ def _wanted_variant(state: State, share: Given) -> serving.Variant:
         facts=state.facts,
         versions=accelerator.versions,
         store=state.snapshot.settings.store,
+        slowest_start=startup.slowest_start(share.artifact),
     )
 
 
@@ -267,7 +277,7 @@ def _say_what_is_missing(state: State, parts: Sequence[_Part], old: Sequence[Obj
     if not old and not unready and given < spec.replicas and ready >= given:
         # As ArtifactReady says in detail: that takes as long as it may.
         message = f"{ready} of {spec.replicas} pods ready: the others wait for their artifact"
-        state.conditions.set(ConditionType.AVAILABLE, False, Reason.WAITING_FOR_ARTIFACT, message)
+        _lack(state, Reason.WAITING_FOR_ARTIFACT, message)
         return
     why = trouble(unready, requested_resource(variant.accelerator_spec))
     ailing = [pod for pod in unready if serving.is_live(pod) and uid_of(pod) in snapshot.sick]
@@ -287,11 +297,25 @@ def _say_what_is_missing(state: State, parts: Sequence[_Part], old: Sequence[Obj
     if state.now >= due:
         late = f"no further pod became ready within {spec.rollout.deadline_seconds} seconds, until {to_timestamp(due)}"
         message = f"{late}; {message}"
-        state.conditions.set(ConditionType.AVAILABLE, False, Reason.ROLLOUT_TIMED_OUT, message)
+        _lack(state, Reason.ROLLOUT_TIMED_OUT, message)
         state.stall(Reason.ROLLOUT_TIMED_OUT, message)
         return
     state.requeue((due - state.now).total_seconds())
-    state.conditions.set(ConditionType.AVAILABLE, False, why.reason, message)
+    _lack(state, why.reason, message)
+
+
+def _lack(state: State, reason: Reason, message: str) -> None:
+    """Not all of the wanted pods answer. It is available if as many as a rollout promises do, old or new."""
+    state.lacking = reason, message
+    if _answers(state):
+        state.conditions.set(ConditionType.AVAILABLE, True, Reason.SERVING, message)
+    else:
+        state.conditions.set(ConditionType.AVAILABLE, False, reason, message)
+
+
+def _answers(state: State) -> bool:
+    floor = Bounds.of(state.spec.replicas, state.spec.rollout).floor
+    return sum(map(serving.serves, state.snapshot.pods)) >= max(1, floor)
 
 
 def _long_refused(state: State, pod: Object) -> bool:
@@ -311,7 +335,7 @@ def _with_refusals(state: State, message: str) -> str:
 
 def _in_a_cut_over(
     why: Trouble,
-    variant: serving.Variant,
+    variant: serving.AnyVariant,
     old: Sequence[Object],
     leaving: Sequence[Object],
     settings: Rollout,

@@ -17,6 +17,7 @@ from rm_operator.plan import (
     autoscaler,
     building,
     cutover,
+    endpoint,
     in_use,
     rejected,
     replacement,
@@ -79,9 +80,15 @@ def _walk(state: State) -> None:
 
 def _resolve(state: State) -> bool:
     snapshot = state.snapshot
+    namespace = namespace_of(snapshot.deployment)
+    # The source of a model that an endpoint serves is a name, which no hub need know.
+    if snapshot.config_map is None and endpoint.only_endpoints(state.spec, namespace, snapshot.accelerators):
+        message = "only endpoints are selected, which have the model themselves"
+        state.conditions.set(ConditionType.MODEL_RESOLVED, True, Reason.NOT_NEEDED, message)
+        return True
     outcome = resolve.plan(
         state.spec.model,
-        namespace=namespace_of(snapshot.deployment),
+        namespace=namespace,
         sharers=snapshot.sharers,
         config_map=snapshot.config_map,
         attempts=snapshot.resolve_attempts,
@@ -100,30 +107,29 @@ def _resolve(state: State) -> bool:
 
 
 def _place(state: State) -> bool:
-    assert state.facts is not None
     snapshot = state.snapshot
     before = (snapshot.deployment.get("status") or {}).get("placement") or {}
     result = place(
         PlacementRequest(
             deployment=name_of(snapshot.deployment),
             spec=state.spec,
-            facts=state.facts,
+            facts=state.facts or endpoint.nothing_known(state.spec.model.source),
             accelerators=in_use.open_accelerators(snapshot, before.get("chosen")),
             profiles=in_use.open_profiles(snapshot, before.get("profile")),
             current=before.get("chosen"),
             current_policy=before.get("policy"),
             namespace=namespace_of(snapshot.deployment),
             led_for=snapshot.led_for,
-            refused=building.refused_profiles(state),
+            refused=() if state.facts is None else building.refused_profiles(state),
         )
     )
     state.placement = result
-    placed = result.chosen is not None and result.profile is not None
+    placed = result.chosen is not None
     state.conditions.set(ConditionType.PLACED, placed, result.reason, result.message)
     if placed:
         in_use.protect_placement(state)
-    elif result.reason is Reason.UNSUPPORTED_MODEL:
-        # Devices come and go; what a compiler does not take stays so until somebody changes something.
+    elif result.reason in (Reason.UNSUPPORTED_MODEL, Reason.REMOTE_CODE_NOT_ALLOWED):
+        # Devices come and go; what is not taken or not allowed stays so until somebody changes something.
         state.stall(result.reason, result.message)
     return placed
 
@@ -145,6 +151,9 @@ def _finish(state: State, clearing: rejected.Clearing) -> Plan:
     snapshot, conditions = state.snapshot, state.conditions
     url = serving.url(snapshot.deployment, snapshot.settings)
     conditions.roll_up(_PARTS, ready_message=f"serving at {url}")
+    if state.lacking is not None and conditions.is_true(ConditionType.READY):
+        # Others may answer meanwhile: what the spec says is not so yet.
+        conditions.set(ConditionType.READY, False, *state.lacking)
     if not state.spec.suspend:
         _judge(state)
     before = snapshot.deployment.get("status") or {}
@@ -201,6 +210,8 @@ def _placement_status(state: State) -> dict[str, Any]:
 
 def _artifacts_status(state: State, before: Mapping[str, Any]) -> dict[str, Any]:
     """The artifact, and who was given what where there are several classes; as they were, where nothing is known."""
+    if building.is_needless(state):
+        return {}
     known = [share for share in state.shares if share.name]
     if not known:
         return {name: before.get(name) for name in ("artifact", "artifactNamespace", "classes")}

@@ -90,6 +90,8 @@ class KeyInputs:
     sdks: tuple[str, ...] = ()
     """The same of the vendor's runtime libraries."""
     scales_digest: str | None = None
+    code_digest: str | None = None
+    """Of the code that comes with the model, where that is run."""
     interface: BuildInterface = BuildInterface.CLI
     config: tuple[str, str, Any] | None = None
     """The compiler's configuration file: its format, its path, and what it says."""
@@ -113,11 +115,14 @@ class KeyInputs:
         base: str | None = None,
         toolchain: Toolchain | None = None,
         chosen: NodeClass | None = None,
+        code: str | None = None,
     ) -> Self:
         """The inputs for compiling the model of ``facts`` to ``dtype`` and ``bucket`` with ``profile``.
 
         ``base`` is the key of the artifact that it starts from, ``chosen`` the class of nodes that it is for: all that
-        the profile declares, without it. Raises TemplateInvalid for a profile that is unusable.
+        the profile declares, without it. ``code`` is the digest of the model's code, where that is run.
+
+        Raises TemplateInvalid for a profile that is unusable.
         """
         values = build_variables(profile.target, dtype, bucket, dtype_name(profile, dtype))
         template = profile.config_template
@@ -126,6 +131,7 @@ class KeyInputs:
             tensors_digest=facts.tensors_digest,
             weights_digest=facts.weights_digest if profile.binds is Binds.WEIGHTS else None,
             scales_digest=facts.scales_digest if profile.binds is Binds.SCALES else None,
+            code_digest=code,
             interface=profile.interface,
             config=(template.format, template.path, _filled(template, values)) if template else None,
             flags=tuple((flag.name, flag.value) for flag in profile.flags),
@@ -152,6 +158,8 @@ def canonical(inputs: KeyInputs) -> bytes:
         model["weights"] = inputs.weights_digest
     if inputs.scales_digest is not None:
         model["scales"] = inputs.scales_digest
+    if inputs.code_digest is not None:
+        model["code"] = inputs.code_digest
     return _json(
         {
             "schema": names.KEY_SCHEMA_VERSION,

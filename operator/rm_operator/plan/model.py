@@ -91,6 +91,8 @@ class Plan:
     """An accelerator, and the devices of the pods that are asked for there while some are to take over from others."""
     cleared: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Of what is deleted, pods that kubelets had refused: how many, by resource and the kubelet's reason."""
+    devices: tuple[str, int] | None = None
+    """An accelerator, and the devices of it that a Job in ``apply`` takes, for those who keep count of devices."""
     placement: PlacementResult | None = None
     """Where a deployment was placed, for those who keep count of devices; None where nothing was decided."""
 
@@ -132,6 +134,22 @@ class StoreConfig:
 
 
 @dataclass(frozen=True)
+class RemoteConfig:
+    """What proxies before endpoints outside the cluster run with."""
+
+    image: str = ""
+    """The operator's own image."""
+    service_account: str = "rm-abstract-remote-proxy"
+    """ServiceAccount of the system namespace that may ask the API server whose tokens are."""
+    tls_secret: str = ""
+    """Secret of the system namespace with ``tls.crt`` and ``tls.key`` for ``*.NAMESPACE.svc``; empty for plain HTTP."""
+    ca: str = ""
+    """Certificate authorities, as PEM, by which serving pods know the proxy; empty for those of the system."""
+    ca_config_map: str = ""
+    """ConfigMap of the system namespace whose ``ca.crt`` the proxy believes of endpoints; empty for the system's."""
+
+
+@dataclass(frozen=True)
 class Retention:
     """How long artifacts without users are kept."""
 
@@ -153,12 +171,20 @@ class Settings:
     driver_service_account: str = "rm-abstract-device-driver"
     """ServiceAccount, in that namespace, of drivers that tell the API server of devices."""
     host_isa: str = "x86_64"
+    remote: RemoteConfig = RemoteConfig()
+    """Proxies before endpoints outside the cluster."""
     retention: Retention = Retention()
     """Of artifacts that nobody uses."""
     builds_per_namespace: int = 4
     """Builds that may run at a time in one namespace."""
     builds_namespace: str = ""
     """Namespace of artifacts that all namespaces share; empty where nothing is shared."""
+    node_cache: str = ""
+    """host:port under which pods reach the weights cache of their node; empty where nodes have none."""
+    hf_endpoint: str = ""
+    """URL of the hub that hf:// means; empty for the public one."""
+    native_logs: bool = True
+    """Engines' lines pass as they are; otherwise they are put in the format of the launcher's own."""
 
 
 def name_of(obj: Object) -> str:

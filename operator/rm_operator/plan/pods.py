@@ -36,7 +36,13 @@ _DIRECTORIES = {
     "artifact": names.ARTIFACT_DIR,
     "report": names.REPORT_DIR,
     "inputs": names.INPUTS_DIR,
+    "shm": "/dev/shm",  # noqa: S108 (memory of the pod's own)
 }
+_SHARED_MEMORY = "8Gi"
+"""What the processes of an engine may share at most; only what is used counts as their memory.
+
+Without a volume of its own a pod has 64 MiB, in which an engine on several devices dies.
+"""
 
 
 def labels(role: str, **others: str) -> dict[str, str]:
@@ -45,11 +51,14 @@ def labels(role: str, **others: str) -> dict[str, str]:
 
 
 def volumes(wanted: Iterable[str], *, size_limit: str | None = None) -> list[dict[str, Any]]:
-    """The emptyDir volumes that are wanted; ``size_limit`` bounds each but /tmp and /rma/bin."""
-    return [
-        {"name": name, "emptyDir": {"sizeLimit": size_limit} if size_limit and name not in ("tmp", "bin") else {}}
-        for name in wanted
-    ]
+    """The emptyDir volumes that are wanted; ``size_limit`` bounds each but /tmp, /rma/bin and /dev/shm."""
+    return [{"name": name, "emptyDir": _empty(name, size_limit)} for name in wanted]
+
+
+def _empty(name: str, size_limit: str | None) -> dict[str, str]:
+    if name == "shm":
+        return {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}
+    return {"sizeLimit": size_limit} if size_limit and name not in ("tmp", "bin") else {}
 
 
 def mounts(wanted: Iterable[str], *, read_only: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -122,13 +131,14 @@ def install_launcher(settings: Settings) -> dict[str, Any]:
     )
 
 
-def digests_of(model: ModelFacts | ModelInput) -> list[str]:
-    """Flags by which what is fetched is checked."""
+def digests_of(model: ModelFacts | ModelInput, code: str | None) -> list[str]:
+    """Flags by which what is fetched is checked; ``code`` is the digest of the model's own code, if that is meant."""
     return [
         f"--weights-digest={model.weights_digest}",
         f"--config-digest={model.config_digest}",
         f"--tensors-digest={model.tensors_digest}",
         *([f"--scales-digest={model.scales_digest}"] if model.scales_digest else []),
+        *([f"--code-digest={code}"] if code else []),
     ]
 
 
@@ -139,8 +149,10 @@ def fetch_model(
 ) -> dict[str, Any]:  # fmt: skip
     """The init container that fetches a model, or all of it but the weights; access as by ``source_access``.
 
-    With ``shared`` only what its digests cover, for a build whose result all namespaces share.
+    With ``shared`` only what its digests cover, for a build whose result all namespaces share. ``node_cache_volumes``
+    of the settings belong into its pod.
     """
+    cached = bool(settings.node_cache) and weights
     return container(
         name,
         settings.images.runtime,
@@ -154,8 +166,8 @@ def fetch_model(
             *(["--shared"] if shared else []),
         ],
         settings,
-        mounted=[*mounts(["tmp", "model"]), *further_mounts],
-        environment=env(environment),
+        mounted=[*mounts(["tmp", "model"]), *further_mounts, *(_NODE_CACHE_MOUNTS if cached else [])],
+        environment=env({**environment, **(_node_cache(settings) if cached else {})}),
         compute={"requests": {"cpu": "100m", "memory": "256Mi"}},
     )  # fmt: skip
 
@@ -214,6 +226,24 @@ def job(
 
 _TOKEN_SECONDS = 3600
 """The kubelet renews a token before that; what is fetched or pushed with it may take longer."""
+_NODE_CACHE_MOUNTS = [{"name": "node-cache", "mountPath": names.NODE_CACHE_DIR, "readOnly": True}]
+
+
+def node_cache_volumes(settings: Settings) -> list[dict[str, Any]]:
+    """What a pod that fetches a model needs for the weights cache of its node: a token that says its namespace."""
+    if not settings.node_cache:
+        return []
+    token = {
+        "audience": names.NODE_CACHE_AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": names.STORE_TOKEN_FILE,
+    }  # fmt: skip
+    return [{"name": "node-cache", "projected": {"defaultMode": 0o440, "sources": [{"serviceAccountToken": token}]}}]
+
+
+def _node_cache(settings: Settings) -> dict[str, str]:
+    return {
+        names.ENV_NODE_CACHE: settings.node_cache,
+        names.ENV_NODE_CACHE_TOKEN_FILE: f"{names.NODE_CACHE_DIR}/{names.STORE_TOKEN_FILE}",
+    }
 
 
 def store_access(settings: Settings) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -243,6 +273,15 @@ def _store_connection(settings: Settings) -> dict[str, str]:
     return environment
 
 
+def _hub(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """Where the hub is. One without TLS was named as such by whoever installs."""
+    host = settings.hf_endpoint.removeprefix("http://").partition("/")[0]
+    if not settings.hf_endpoint.startswith("http://"):
+        return {names.ENV_HF_ENDPOINT: settings.hf_endpoint}
+    plain = [*filter(None, [environment.get(names.ENV_PLAIN_HTTP_HOSTS)]), host]
+    return {names.ENV_HF_ENDPOINT: settings.hf_endpoint, names.ENV_PLAIN_HTTP_HOSTS: ",".join(plain)}
+
+
 def source_access(
     settings: Settings, source: str, credentials_secret: str | None, *, optional: bool = False
 ) -> tuple[dict[str, str], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -263,6 +302,8 @@ def source_access(
         return environment, [mount], [volume]
     if scheme == "oci" and place.partition("/")[0] == settings.store.host and settings.store.token_audience:
         return store_access(settings)
+    if scheme == "hf" and settings.hf_endpoint:
+        environment |= _hub(settings, environment)
     if credentials_secret is None:
         return environment, [], []
     key, variable, name = names.CREDENTIALS_KEY_NETRC, names.ENV_NETRC, "credentials"

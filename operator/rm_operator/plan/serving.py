@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rm_api import names
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, ModelDeploymentSpec
@@ -18,17 +18,50 @@ from rm_api.kinds.build_profile import BuildInterface
 from rm_api.kinds.model_deployment import ModelFacts
 from rm_api.runtimes import facts_of
 
-from rm_operator.plan import compatibility, image_volume, pods, startup
+from rm_operator.plan import compatibility, image_volume, pods, remembered, startup
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.key import build_variables
 from rm_operator.plan.memo import Memo
 from rm_operator.plan.model import Object, Settings, StoreConfig, labels_of, name_of, namespace_of, owner_reference
+from rm_operator.plan.remote_code import trusted
 
-_SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report"]
-_GRACE_SECONDS = 60
-_DRAIN_DELAY_SECONDS, _DRAIN_TIMEOUT_SECONDS = 5, 40
-"""Until everybody has heard that a pod goes, and how long its requests are waited for; the rest is for the engine."""
+_SERVE_VOLUMES = ["bin", "tmp", "artifact", "cache", "report", "shm"]
 _wire: Memo[[AcceleratorResourceSpec], dict[str, Any]] = Memo(AcceleratorResourceSpec.to_wire, most=64)
+
+
+class AnyVariant(Protocol):
+    """A set of serving pods, whatever they are made of."""
+
+    @property
+    def deployment(self) -> Object:
+        """The ModelDeployment."""
+
+    @property
+    def spec(self) -> ModelDeploymentSpec:
+        """Its spec."""
+
+    @property
+    def accelerator(self) -> str:
+        """Where it runs."""
+
+    @property
+    def accelerator_spec(self) -> AcceleratorResourceSpec:
+        """The spec of that."""
+
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of everything that asks for other pods when it changes; replicas and selectors of placement do not."""
+
+    @property
+    def name(self) -> str:
+        """Name of its Deployment and ControllerRevision."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of its objects and pods."""
+
+    def template(self, settings: Settings) -> dict[str, Any]:
+        """Its pod template."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +84,19 @@ class Variant:
     """The store as the variant's pods reach it."""
     artifact_namespace: str | None = None
     """Where the artifact is, if all namespaces share it."""
+    slowest_start: int = 0
+    """Seconds that engines took at most until now to start with the artifact; 0 where that is not known."""
 
     @property
     def served_name(self) -> str:
         """The model's name in the OpenAI API."""
         return self.spec.model.served_name or name_of(self.deployment)
+
+    @property
+    def code(self) -> str | None:
+        """Digest of the code that comes with the model, where the engine is to run that: the one it was built with."""
+        code = trusted(self.spec, self.accelerator_spec, self.facts)
+        return code if code == self.artifact_spec.model.code_digest else None
 
     @cached_property
     def inputs_hash(self) -> str:
@@ -63,16 +104,18 @@ class Variant:
         accelerator = _wire(self.accelerator_spec)
         inputs = {
             "accelerator": self.accelerator,
-            "runtime": accelerator["runtime"],
+            "runtime": {key: each for key, each in accelerator["runtime"].items() if key != "allowRemoteCode"},
             "resourceName": accelerator.get("resourceName"),
             "nodeSelector": accelerator.get("nodeSelector", {}),
             "tolerations": accelerator.get("tolerations", []),
             "artifact": self.artifact,
             "location": self.location,
             "servedName": self.served_name,
-            "options": self.spec.runtime.to_wire(),
+            "options": {key: each for key, each in self.spec.runtime.to_wire().items() if key != "trustRemoteCode"},
         }
         # What came later counts only where it is used: the pods of those who do not use it keep their variant.
+        if self.code is not None:
+            inputs["code"] = self.code
         if self.spec.priority_class_name is not None:
             inputs["priorityClassName"] = self.spec.priority_class_name
         if self.accelerator_spec.device_class_name is not None:
@@ -91,19 +134,29 @@ class Variant:
         """Name of the variant's Deployment and ControllerRevision."""
         return f"{name_of(self.deployment)}-{self.inputs_hash}"
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of its objects and pods."""
+        return _labels(self)
 
-def children(variant: Variant, revision: Object | None, settings: Settings, *, replicas: int) -> list[dict[str, Any]]:
+    def template(self, settings: Settings) -> dict[str, Any]:
+        """Its pod template."""
+        return _template(self, settings)
+
+
+def children(
+    variant: AnyVariant, revision: Object | None, settings: Settings, *, replicas: int
+) -> list[dict[str, Any]]:
     """ControllerRevision and Deployment of a variant. ``revision`` is the remembered template, if there is one."""
-    metadata = _metadata(variant.name, variant.deployment, _labels(variant))
-    template = _remembered(revision) or _template(variant, settings)
-    remembered = {
-        "apiVersion": "apps/v1",
-        "kind": "ControllerRevision",
-        "metadata": metadata,
-        "data": {"template": template},
-        "revision": 1,
-    }
-    return [remembered, _deployment(metadata, template, variant.spec, replicas)]
+    metadata = _metadata(variant.name, variant.deployment, variant.labels)
+    template = remembered.template_in(revision)
+    if revision is not None and template is not None:
+        data = revision["data"]
+    else:
+        template = variant.template(settings)
+        data = remembered.data_of(template)
+    memory = {"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": metadata, "data": data, "revision": 1}
+    return [memory, _deployment(metadata, template, variant.spec, replicas)]
 
 
 def resized(
@@ -112,16 +165,8 @@ def resized(
     """The Deployment of a variant that is not the wanted one, as it is but for its size."""
     ours = {key: value for key, value in labels_of(live).items() if key.startswith(f"{names.GROUP}/")}
     metadata = _metadata(name_of(live), deployment, {names.LABEL_MANAGED_BY: names.MANAGED_BY, **ours})
-    template = _remembered(revision) or live["spec"]["template"]
+    template = remembered.template_in(revision) or live["spec"]["template"]
     return _deployment(metadata, template, spec, replicas)
-
-
-def _remembered(revision: Object | None) -> Mapping[str, Any] | None:
-    """The template in a ControllerRevision; None where there is none, or what is there is no template of ours."""
-    data = revision.get("data") if revision is not None else None
-    template = data.get("template") if isinstance(data, Mapping) else None
-    usable = isinstance(template, Mapping) and {"metadata", "spec"} <= template.keys()
-    return template if usable else None
 
 
 def _metadata(name: str, deployment: Object, label: Mapping[str, str]) -> dict[str, Any]:
@@ -187,6 +232,7 @@ def _labels(variant: Variant) -> dict[str, str]:
 
 def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     runtime = variant.accelerator_spec.runtime
+    assert runtime is not None
     resource = requested_resource(variant.accelerator_spec)
     devices = variant.artifact_spec.shape.devices if resource else 0
     fetch, artifact_volumes = _artifact(variant, settings)
@@ -199,7 +245,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
     if resource:
         compute["limits"] = {resource: str(devices)}
     served = pods.literal(variant.served_name)
-    budget = startup.budget_seconds(variant.artifact_spec, variant.facts)
+    budget = startup.budget_seconds(variant.artifact_spec, variant.facts, variant.slowest_start)
     command = _Command.of(variant, settings, served=served, model_beside=bool(model))
     engine = pods.container(
         "engine",
@@ -214,8 +260,7 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             # Only plugins of ours say which nodes they have given.
             f"--require-devices={devices if variant.accelerator_spec.device_plugin else 0}",
             f"--ready-timeout={budget}",
-            f"--drain-delay={_DRAIN_DELAY_SECONDS}",
-            f"--drain-timeout={_DRAIN_TIMEOUT_SECONDS}",
+            *startup.launcher_flags(settings),
             *([f"--cache-from={names.ARTIFACT_DIR}/cache"] if _has_cache(variant.artifact_spec) else []),
             *command.engine,
         ],
@@ -226,20 +271,9 @@ def _template(variant: Variant, settings: Settings) -> dict[str, Any]:
             [*(runtime.env or []), *variant.spec.runtime.env],
         ),
         compute=compute,
-        ports=[
-            {"name": "http", "containerPort": names.SERVE_PORT, "protocol": "TCP"},
-            {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
-        ],
-        # Ready never lies: the launcher answers 200 once the checks have passed and a token was generated.
-        startupProbe=startup.startup_probe(budget),
-        readinessProbe={
-            "httpGet": {"path": names.READY_PATH, "port": "report"}, "periodSeconds": 2, "timeoutSeconds": 3,
-        },
-        livenessProbe={
-            "httpGet": {"path": names.LIVE_PATH, "port": "report"}, "periodSeconds": 10, "timeoutSeconds": 5,
-        },
+        **startup.serving_probes(budget),
     )  # fmt: skip
-    further: dict[str, Any] = {"terminationGracePeriodSeconds": _GRACE_SECONDS}
+    further: dict[str, Any] = {"terminationGracePeriodSeconds": startup.GRACE_SECONDS}
     if how is not None:
         further |= image_volume.further(how)
     artifact = variant.artifact_spec
@@ -296,6 +330,7 @@ class _Command(NamedTuple):
     def of(cls, variant: Variant, settings: Settings, *, served: str, model_beside: bool) -> "_Command":
         """The command that the accelerator states; else that of the engine's own server, or of ours over the plugin."""
         runtime = variant.accelerator_spec.runtime
+        assert runtime is not None
         further = list(map(pods.literal, runtime.args or []))
         if runtime.command is not None:
             return cls(["--", *map(pods.literal, runtime.command), *further], [])
@@ -319,6 +354,7 @@ class _Command(NamedTuple):
                 *serving,
                 f"--dtype={variant.artifact_spec.dtype}",
                 *([] if prefix_caching is None else [f"--{'' if prefix_caching else 'no-'}prefix-caching"]),
+                *(["--trust-remote-code"] if variant.code else []),
                 f"--output={names.ENGINE_COMMAND_FILE}",
             ],
             settings,
@@ -361,10 +397,10 @@ def _model(variant: Variant, settings: Settings) -> tuple[list[dict[str, Any]], 
     facts, credentials = variant.facts, variant.spec.model.credentials_secret_ref
     environment, source_mounts, source_volumes = pods.source_access(settings, facts.source, credentials)
     container = pods.fetch_model(
-        "fetch-model", facts.source, facts.revision, pods.digests_of(facts), settings,
+        "fetch-model", facts.source, facts.revision, pods.digests_of(facts, variant.code), settings,
         environment=environment, further_mounts=source_mounts,
     )  # fmt: skip
-    return [container], source_volumes
+    return [container], [*source_volumes, *pods.node_cache_volumes(settings)]
 
 
 def _has_cache(spec: BuildArtifactSpec) -> bool:

@@ -7,6 +7,7 @@ a message, never half a report.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from typing import Final
 
 import msgspec
@@ -21,6 +22,8 @@ MAX_VERIFICATIONS: Final = 16
 MAX_OBSERVED: Final = 256
 _KEY_CHARACTERS: Final = 64
 _MAX_VERSIONS: Final = 1024
+_LONGEST_START: Final = 7 * 24 * 3600
+"""What the launcher waits at most for an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class ServingReport:
     """The device that it runs on, as its driver names it; several are joined by commas."""
     driver: str = ""
     sdk: str = ""
+    start_seconds: int = 0
+    """From its engine's start to its first token, rounded up to tens; 0 where it does not say."""
 
 
 SILENT: Final = ServingReport()
@@ -53,6 +58,7 @@ class _Report(msgspec.Struct, gc=False):
     driver: str = ""
     artifact: _Artifact | None = None
     versions: dict[str, str] | None = None
+    seconds: dict[str, float] | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_Report).decode
@@ -82,7 +88,13 @@ def parse(body: bytes) -> ServingReport:
         product=one_line(device.product, MAX_VERSION),
         driver=one_line(said.driver, MAX_VERSION),
         sdk=one_line(versions.get("sdk", ""), MAX_VERSION),
+        start_seconds=_rounded((said.seconds or {}).get("ready", 0.0)),
     )
+
+
+def _rounded(seconds: float) -> int:
+    """Up to tens: one more digit would be written down again and again. What cannot be is as if it was not said."""
+    return ceil(seconds / 10) * 10 if 0 < seconds <= _LONGEST_START else 0
 
 
 def verifications(
@@ -90,16 +102,21 @@ def verifications(
 ) -> list[Verification]:
     """What an artifact with ``key`` is known to run on: ``before``, and after it what ``reports`` add.
 
-    The first time that a product and a driver are told of stays. Reports for other keys, and those that name no
-    product, say nothing of it; of more than there is room for, those that were there first are kept.
+    The first time that a product and a driver are told of stays, and of the starts there the slowest. Reports for other
+    keys, and those that name no product, say nothing of it; of more than there is room for, those that were there first
+    are kept.
     """
     known = {(each.product, each.driver): each for each in before}
-    told = sorted({(each.product, each.driver, each.sdk) for each in reports if each.key == key and each.product})
-    for product, driver, sdk in told:
-        if len(known) < MAX_VERIFICATIONS:
-            known.setdefault(
-                (product, driver), Verification(product=product, driver=driver, sdk=sdk, at=to_timestamp(now))
-            )
+    told = {each for each in reports if each.key == key and each.product}
+    for each in sorted(told, key=lambda each: (each.product, each.driver, each.sdk, each.start_seconds)):
+        place = (each.product, each.driver)
+        if place not in known and len(known) >= MAX_VERIFICATIONS:
+            continue
+        there = known.get(place) or Verification(
+            product=each.product, driver=each.driver, sdk=each.sdk, at=to_timestamp(now)
+        )
+        slowest = max(there.start_seconds or 0, each.start_seconds) or None
+        known[place] = there.model_copy(update={"start_seconds": slowest})
     return list(known.values())
 
 

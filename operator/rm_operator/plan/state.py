@@ -111,7 +111,7 @@ class State:
     placement: PlacementResult | None = None
     shares: tuple[Given, ...] = ()
     """Classes of nodes, and what they were given; the one with the most replicas first. Empty where not decided."""
-    variants: tuple[serving.Variant, ...] = ()
+    variants: tuple[serving.AnyVariant, ...] = ()
     """What is to serve; none as long as that is not known."""
     apply: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
@@ -125,6 +125,8 @@ class State:
     fates: dict[str, str] = field(default_factory=dict)
     """What becomes of pods whose device is not well, by their uid, in words."""
     requeue_after: float | None = None
+    lacking: tuple[Reason, str] | None = None
+    """Why not all of the wanted pods serve, whatever serves meanwhile."""
     stalled: tuple[Reason, str] | None = None
     status_first: bool = False
 

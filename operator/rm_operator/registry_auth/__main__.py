@@ -11,21 +11,17 @@ from pathlib import Path
 from aiohttp import web
 from rm_api import names
 
+from rm_operator.kube.accounts import ANSWER_SECONDS, REVIEW_SECONDS, TokenReviews
 from rm_operator.kube.auth import ConfigError, Connection, load
 from rm_operator.kube.http import HttpClient
 from rm_operator.registry_auth.access import Rules, UnusableRules
-from rm_operator.registry_auth.service import Service, TokenReviews
+from rm_operator.registry_auth.service import Service
 from rm_operator.registry_auth.signing import Signer, UnusableKey
+from rm_operator.runtime.server_tls import RELOAD_SECONDS, keep_certificate, server_tls
 
 USAGE_ERROR = 2
 LOOPBACK = "127.0.0.1"
-REVIEW_SECONDS = 5.0
-"""One try to ask the API server."""
-ANSWER_SECONDS = 8.0
-"""All tries; a client has more patience than that, and is told to come again."""
 STOP_SECONDS = 5.0
-RELOAD_SECONDS = 60.0
-"""How often it is looked whether the certificate is another one."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.operator, arguments.administrator, frozenset(arguments.publisher), tuple(arguments.shared)
         )
         signer = Signer.load(arguments.signing_key, arguments.signing_certificate, audience=arguments.service)
-        tls = _tls(arguments.tls_certificate, arguments.tls_key)
+        tls = server_tls(arguments.tls_certificate, arguments.tls_key)
         connection = load(arguments.kubeconfig)
     except (ConfigError, UnusableKey, UnusableRules) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,38 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kubeconfig", help="path of a kubeconfig (default: as for the operator)")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser
-
-
-def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise ConfigError("--tls-certificate and --tls-key go together")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{certificate} and {key} are no certificate and its key: {error}") from None
-    return context
-
-
-async def keep_certificate(context: ssl.SSLContext, certificate: Path, key: Path, *, every: float) -> None:
-    """Have connections to come use what is in the files by then, as certificates are renewed; ends never.
-
-    ``every`` is in seconds. Files that are no pair are told of, and what was good is used on.
-    """
-    used = await asyncio.to_thread(certificate.read_bytes)
-    while True:
-        await asyncio.sleep(every)
-        try:
-            found = await asyncio.to_thread(certificate.read_bytes)
-            if found != used:
-                context.load_cert_chain(certificate, key)
-                logger.info("the certificate of %s is another one now", certificate)
-        except (OSError, ssl.SSLError) as error:
-            logger.warning("%s and %s are no certificate and its key: %s", certificate, key, error)
-            continue
-        used = found
 
 
 async def _serve(

@@ -7,16 +7,16 @@ from typing import Any, Final
 
 from rm_api import names
 
+from rm_operator.kube.accounts import NAMESPACE, namespace_of
+
 MAX_SCOPES: Final = 16
 """In one request; a client names the repository that it works on, and the one that it mounts a layer from."""
 
-_NAMESPACE: Final = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_ACCOUNT: Final = re.compile(rf"system:serviceaccount:({_NAMESPACE}):[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # The grammar of the registry itself, which allows neither an empty component nor one of dots.
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH: Final = rf"{_COMPONENT}(?:/{_COMPONENT})*"
 _REPOSITORY: Final = re.compile(_PATH)
-_ARTIFACT: Final = re.compile(rf"{names.ARTIFACT_REPOSITORIES}/({_NAMESPACE})/{_PATH}")
+_ARTIFACT: Final = re.compile(rf"{names.ARTIFACT_REPOSITORIES}/({NAMESPACE})/{_PATH}")
 _ARTIFACTS: Final = f"{names.ARTIFACT_REPOSITORIES}/"
 _PREFIX: Final = re.compile(rf"{_PATH}/")
 _SCOPE: Final = re.compile(r"([a-z]+)(?:\([a-z]*\))?:([^\s:]+(?::[0-9]+/[^\s:]+)?):([a-z*]+(?:,[a-z*]+)*)")
@@ -51,12 +51,6 @@ def parse(scopes: Iterable[str]) -> tuple[Access, ...]:
             raise Malformed(f"the scope {each[:200]!r} is not TYPE:NAME:ACTION,…")
         found.append(Access(match[1], match[2], frozenset(match[3].split(","))))
     return tuple(found)
-
-
-def namespace_of(account: str) -> str | None:
-    """The namespace of a ServiceAccount by its user name; None for any other user."""
-    match = _ACCOUNT.fullmatch(account)
-    return match[1] if match else None
 
 
 class UnusableRules(Exception):

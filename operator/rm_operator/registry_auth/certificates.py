@@ -26,12 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status. A run that failed in the middle is made good by the next."""
     parser = argparse.ArgumentParser(
         prog="python -m rm_operator.registry_auth.certificates",
-        description="Renews the registry's certificates whose life is more than half over.",
+        description="Renews certificates of the chart whose life is more than half over.",
     )
     parser.add_argument("--namespace", required=True, help="of what follows")
     parser.add_argument("--authority", required=True, help="Secret with ca.crt and ca.key")
     parser.add_argument("--served", required=True, help="Secret with ca.crt, tls.crt and tls.key")
-    parser.add_argument("--description", required=True, help="ConfigMap with ca.crt")
+    parser.add_argument("--description", help="ConfigMap with ca.crt; none without it")
     parser.add_argument("--kubeconfig", help="path of a kubeconfig (default: as for the operator)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -64,8 +64,8 @@ async def _renew(client: HttpClient, arguments: argparse.Namespace) -> None:
     if after[0] != before[0]:
         await _apply(client, SECRETS, authority, _encoded(after[0], "ca.crt"))
     # The authority is known everywhere before anything is served that it has signed.
-    description = {"metadata": {"namespace": namespace, "name": arguments.description}}
-    if after[1]["ca.crt"] != before[1].get("ca.crt"):
+    if arguments.description is not None and after[1]["ca.crt"] != before[1].get("ca.crt"):
+        description = {"metadata": {"namespace": namespace, "name": arguments.description}}
         await _apply(client, CONFIGMAPS, description, {"ca.crt": after[1]["ca.crt"].decode()})
     if after[1] != before[1]:
         await _apply(client, SECRETS, served, _encoded(after[1], "ca.crt", "tls.crt"))

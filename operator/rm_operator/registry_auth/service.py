@@ -1,65 +1,23 @@
 """The service itself: GET /token, as the registry's challenge tells a client to ask it."""
 
-import asyncio
 import base64
 import binascii
 import logging
 import time
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Final
 
 from aiohttp import web
-from rm_api.names import FIELD_MANAGER
 
+from rm_operator.kube.accounts import NotAccepted, Reviewer, namespace_of
 from rm_operator.kube.errors import ApiError
-from rm_operator.kube.http import HttpClient
-from rm_operator.kube.resources import TOKEN_REVIEWS
-from rm_operator.registry_auth.access import Malformed, Rules, grant, namespace_of, parse
+from rm_operator.registry_auth.access import Malformed, Rules, grant, parse
 from rm_operator.registry_auth.signing import LIFETIME_SECONDS, Signer
 
 logger = logging.getLogger(__name__)
 
-MAX_REVIEWS: Final = 32
-"""Tokens that the API server is asked about at the same time; whoever comes after that waits."""
 RETRY_SECONDS: Final = 2
 """When to come again while the API server does not answer."""
-
-
-class NotAccepted(Exception):
-    """A token that the API server does not vouch for; the message says what it said."""
-
-
-class Reviewer(Protocol):
-    """Says whose a ServiceAccount token is."""
-
-    async def account(self, token: str) -> str:
-        """The user name. Raises NotAccepted, or ApiError where it is not known now."""
-        ...
-
-
-class TokenReviews:
-    """Asks the API server."""
-
-    def __init__(self, client: HttpClient, *, audience: str) -> None:
-        self._client = client
-        self._audience = audience
-        self._turns = asyncio.Semaphore(MAX_REVIEWS)
-
-    async def account(self, token: str) -> str:
-        """See Reviewer."""
-        review = {
-            "apiVersion": TOKEN_REVIEWS.api_version,
-            "kind": TOKEN_REVIEWS.kind,
-            "metadata": {},
-            "spec": {"token": token, "audiences": [self._audience]},
-        }
-        async with self._turns:
-            answer = await self._client.create(TOKEN_REVIEWS, review, field_manager=FIELD_MANAGER)
-        status: dict[str, Any] = answer.get("status") or {}
-        # A server that knows no audiences says yes without naming one: its yes is about itself, not about us.
-        if status.get("authenticated") is not True or self._audience not in (status.get("audiences") or ()):
-            raise NotAccepted(str(status.get("error") or "it is not for this audience"))
-        return str((status.get("user") or {}).get("username", ""))
 
 
 class Service:

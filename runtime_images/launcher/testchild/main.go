@@ -181,7 +181,9 @@ func descriptorFlags(string) {
 type behaviour struct {
 	Health     int    // status of GET /health
 	Models     int    // status of GET /v1/models
-	Completion string // token, text, empty, nochoice, error, garbage, loading, busy, hang or hang after one
+	Completion string // token, text, empty, nochoice, error, garbage, loading, busy, hang, hang after one, absent or refused
+	Chat       string // answer of POST /v1/chat/completions; 404 where it is empty
+	Embedding  string // answer of POST /v1/embeddings; 404 where it is empty
 	Metrics    string // answer of GET /metrics, in which N is the number of the request; 404 where it is empty
 	Slow       string // how long /health takes
 }
@@ -249,12 +251,32 @@ func serve(text string) {
 			<-r.Context().Done()
 		case "busy":
 			http.Error(w, "the queue is full", http.StatusTooManyRequests)
+		case "absent":
+			http.NotFound(w, r)
+		case "refused":
+			http.Error(w, "only chats here", http.StatusMethodNotAllowed)
 		case "loading":
 			http.Error(w, "the model is being loaded", http.StatusServiceUnavailable)
 		default:
 			http.Error(w, answer, http.StatusInternalServerError)
 		}
 	})
+	for path, answer := range map[string]func(behaviour) string{
+		"/v1/chat/completions": func(b behaviour) string { return b.Chat },
+		"/v1/embeddings":       func(b behaviour) string { return b.Embedding },
+	} {
+		http.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			text := answer(current())
+			switch {
+			case text == "":
+				http.NotFound(w, r)
+			case text == "hang":
+				<-r.Context().Done()
+			default:
+				fmt.Fprint(w, text)
+			}
+		})
+	}
 	go func() { must(http.ListenAndServe("127.0.0.1:"+port, nil)) }()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1)

@@ -13,6 +13,7 @@ from rm_api.runtimes import facts_of
 from rm_abstract import __version__
 from rm_abstract.backends.hf import versions_of
 from rm_abstract.backends.pytorch import PyTorchModel, PyTorchPlugin, PyTorchSession, load
+from rm_abstract.backends.pytorch_embedding import PyTorchEmbeddings
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.plugin import PluginMetadata, PluginPriority
 from rm_abstract.core.resource import Resource, ResourceType
@@ -48,7 +49,12 @@ class DeepSpeedPlugin(PyTorchPlugin):
         """See the base class; GPUs are taken as they are given."""
         return [each for each in resources if each.type is ResourceType.GPU] or super().probe(resources)
 
-    def create_session(self, resource: PyTorchModel) -> Session:
+    def create_embedder(self, resource: PyTorchModel | PyTorchEmbeddings) -> None:
+        """See the base class: there is none. Raises ArtifactMismatch for a model that only embeds."""
+        if isinstance(resource, PyTorchEmbeddings):
+            raise ArtifactMismatch("this model computes embeddings, which DeepSpeed is not asked for here")
+
+    def session(self, resource: PyTorchModel) -> Session:
         """See the base class."""
         return DeepSpeedSession(resource)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rm_abstract import __version__
-from rm_abstract.backends.hf import HfTokenizer, versions_of
+from rm_abstract.backends.file_tokenizer import FileTokenizer
+from rm_abstract.backends.hf import versions_of
 from rm_abstract.backends.openvino_model import ModelInfo
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.binary_adapter import BinaryRuntimeAdapter
@@ -136,7 +137,7 @@ class IreePlugin(Plugin):
             vendor="IREE",
             priority=PluginPriority.LOW,
             device_types=("cpu",),
-            requires=("iree.runtime", "transformers"),
+            requires=("iree.runtime", "tokenizers"),
             description="programs that IREE compiled ahead of time, on the CPU",
             formats=(FORMAT,),
         )
@@ -174,7 +175,7 @@ class IreePlugin(Plugin):
 
     def versions(self) -> dict[str, str]:
         """See the base class."""
-        return versions_of("iree-base-runtime", "transformers")
+        return versions_of("iree-base-runtime", "tokenizers")
 
 
 @dataclass(eq=False)
@@ -195,7 +196,7 @@ class IreeSession(SteppingSession[_Slot]):
         )
         self._adapter.load()
         self._end_tokens = info.end_tokens
-        self.tokenizer = HfTokenizer(model.directory)
+        self.tokenizer = FileTokenizer(model.directory)
         self.max_sequence_length = info.max_sequence_length
         self.vocabulary_size = info.vocabulary_size
         self.default_temperature = info.temperature

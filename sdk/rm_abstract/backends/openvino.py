@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from rm_abstract import __version__
 from rm_abstract.backends.child import ChildSession
+from rm_abstract.backends.embedding_model import EmbeddingModel, is_embedding_model, longest_sequence
+from rm_abstract.backends.openvino_embedding import OpenVinoEmbedder, OpenVinoEmbeddings
 from rm_abstract.backends.openvino_model import (
     EXPORT_COMMAND,
     PROPERTIES,
@@ -17,6 +19,7 @@ from rm_abstract.backends.openvino_model import (
     installed_versions,
 )
 from rm_abstract.backends.stepping import SteppingSession
+from rm_abstract.core.embedding import Embedder
 from rm_abstract.core.errors import ArtifactMismatch, DeviceMissing
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, BuildStep, Capability, Resource, ResourceType
@@ -91,20 +94,31 @@ class OpenVinoPlugin(Plugin):
         self, resources: Sequence[Resource], config: BackendConfig, artifacts: Sequence[BuildArtifact] = ()
     ) -> Capability:
         """See the base class."""
-        lengths = [ModelInfo.read(artifact.path).max_sequence_length for artifact in artifacts]
+        lengths = [longest_sequence(artifact.path) for artifact in artifacts]
         return Capability(max_seq_len=min(lengths, default=None), dtype=("fp16", "fp32"), optimized_for=("cost",))
 
-    def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> OpenVinoModel:
+    def prepare_resource(
+        self, resource: BuildArtifact, config: BackendConfig | None = None
+    ) -> OpenVinoModel | OpenVinoEmbeddings:
         """See the base class."""
         config = config or BackendConfig()
         config.refuse_several_devices("OpenVINO")
         if not (resource.path / _MODEL_FILE).is_file():
             raise ArtifactMismatch(f"the artifact has no {_MODEL_FILE}")
+        if is_embedding_model(resource.path):
+            embeddings = EmbeddingModel.read(resource.path, config.max_sequence_length)
+            return OpenVinoEmbeddings(resource.path / _MODEL_FILE, embeddings)
         info = ModelInfo.read(resource.path, config.max_sequence_length)
         return OpenVinoModel(resource.path, info, config.max_batch_size or _DEFAULT_BATCH)
 
-    def create_session(self, resource: OpenVinoModel) -> Session:
+    def create_embedder(self, resource: OpenVinoModel | OpenVinoEmbeddings) -> Embedder | None:
         """See the base class. Raises ArtifactMismatch where the model cannot be loaded."""
+        return OpenVinoEmbedder(resource) if isinstance(resource, OpenVinoEmbeddings) else None
+
+    def create_session(self, resource: OpenVinoModel | OpenVinoEmbeddings) -> Session:
+        """See the base class. Raises ArtifactMismatch where the model cannot be loaded."""
+        if isinstance(resource, OpenVinoEmbeddings):
+            raise ArtifactMismatch("this model computes embeddings and generates no text")
         # GenAI's step holds the interpreter: in this process, a long prompt would keep even health checks waiting.
         return ChildSession(GenAiTokenizer(resource.directory), GenAiSession, resource)
 

@@ -1,16 +1,16 @@
 """What both OpenVINO plugins need of an exported model's directory: tokenizer, limits, end-of-text tokens."""
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from rm_abstract.core.errors import ArtifactMismatch
-from rm_abstract.core.session import Tokenizer
+from rm_abstract.core.files import json_object
+from rm_abstract.core.session import Encoder, Tokenizer
 
 PACKAGES: Final = ("openvino", "openvino_genai", "openvino_tokenizers")
 TOKENIZER_FILES: Final = (
@@ -19,7 +19,8 @@ TOKENIZER_FILES: Final = (
     "openvino_detokenizer.xml",
     "openvino_detokenizer.bin",
 )
-PROPERTIES: Final[Mapping[str, str]] = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
+PRECISION: Final[Mapping[str, str]] = {"INFERENCE_PRECISION_HINT": "f32"}
+PROPERTIES: Final[Mapping[str, str]] = {**PRECISION, "KV_CACHE_PRECISION": "f16"}
 """By default the CPU computes in bf16 and keeps an 8-bit cache where it can: other tokens on another machine."""
 EXPORT_COMMAND: Final = (
     "optimum-cli",
@@ -60,7 +61,10 @@ class ModelInfo:
     @classmethod
     def read(cls, directory: Path, limit: int | None = None) -> "ModelInfo":
         """Of the model in ``directory``, its length at most ``limit``. ArtifactMismatch where a file is not valid."""
-        config, defaults = _json(directory / "config.json"), _json(directory / "generation_config.json", optional=True)
+        config, defaults = (
+            json_object(directory / "config.json"),
+            json_object(directory / "generation_config.json", optional=True),
+        )
         longest = config.get("max_position_embeddings")
         vocabulary = config.get("vocab_size")
         if not isinstance(longest, int) or not isinstance(vocabulary, int):
@@ -80,31 +84,20 @@ def _number(value: Any, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return {}
-        raise ArtifactMismatch(f"the artifact has no {path.name}") from None
-    except ValueError as error:
-        raise ArtifactMismatch(f"{path.name} of the artifact is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ArtifactMismatch(f"{path.name} of the artifact is no JSON object")
-    return value
-
-
-class GenAiTokenizer(Tokenizer):
-    """The tokenizer that was compiled with the model.
+class GenAiEncoder(Encoder):
+    """The tokenizer that was compiled with the model, from text to tokens.
 
     The native one waits for the interpreter while it holds a lock of its own: threads that make their first calls at
     the same time can wait for each other for ever. So its first calls are made here, and one thread at a time uses it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    files: ClassVar[tuple[str, ...]] = TOKENIZER_FILES[:2]
+
+    def __init__(self, directory: Path, longest: int | None = None) -> None:
+        """``longest``: tokens after which a text is cut; without it, where the model's tokenizer was told to."""
         import openvino_genai  # noqa: PLC0415 (heavy)
 
-        missing = [name for name in TOKENIZER_FILES if not (directory / name).is_file()]
+        missing = [name for name in self.files if not (directory / name).is_file()]
         if missing:
             raise ArtifactMismatch(f"the artifact has no {missing[0]}")
         try:
@@ -112,14 +105,26 @@ class GenAiTokenizer(Tokenizer):
         except RuntimeError as error:
             raise ArtifactMismatch(f"the artifact's tokenizer cannot be loaded: {error}") from error
         self._lock = threading.Lock()
-        for special in (True, False):
-            self.decode(self.encode("a", add_special_tokens=special))
+        self._options = {} if longest is None else {"max_length": longest}
+        self._first = [self.encode("a", add_special_tokens=special) for special in (True, False)]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See the base class."""
         with self._lock:
-            ids = self.native.encode([text], add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
+            found = self.native.encode([text], add_special_tokens=add_special_tokens, **self._options)
+            ids = found.input_ids.data[0].tolist()
         return [int(token) for token in ids]
+
+
+class GenAiTokenizer(GenAiEncoder, Tokenizer):
+    """The tokenizer that was compiled with the model, both ways."""
+
+    files: ClassVar[tuple[str, ...]] = TOKENIZER_FILES
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        for tokens in self._first:
+            self.decode(tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See the base class."""

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rm_abstract import __version__
+from rm_abstract.backends.embedding_model import EmbeddingModel, is_embedding_model, longest_sequence
 from rm_abstract.backends.hf import FORMAT, HfTokenizer, dtype_name, versions_of
 from rm_abstract.backends.openvino_model import ModelInfo
+from rm_abstract.backends.pytorch_embedding import PyTorchEmbedder, PyTorchEmbeddings
 from rm_abstract.backends.stepping import SteppingSession
+from rm_abstract.core.embedding import Embedder
 from rm_abstract.core.errors import ArtifactMismatch
 from rm_abstract.core.plugin import BackendConfig, Plugin, PluginMetadata, PluginPriority
 from rm_abstract.core.resource import BuildArtifact, BuildProfile, Capability, Resource, ResourceType
@@ -68,18 +71,33 @@ class PyTorchPlugin(Plugin):
         self, resources: Sequence[Resource], config: BackendConfig, artifacts: Sequence[BuildArtifact] = ()
     ) -> Capability:
         """See the base class."""
-        lengths = [ModelInfo.read(artifact.path).max_sequence_length for artifact in artifacts]
+        lengths = [longest_sequence(artifact.path) for artifact in artifacts]
         return Capability(max_seq_len=min(lengths, default=None), dtype=("bf16", "fp32", "fp16"))
 
-    def prepare_resource(self, resource: BuildArtifact, config: BackendConfig | None = None) -> PyTorchModel:
+    def prepare_resource(
+        self, resource: BuildArtifact, config: BackendConfig | None = None
+    ) -> PyTorchModel | PyTorchEmbeddings:
         """See the base class."""
         config = config or BackendConfig()
         config.refuse_several_devices("PyTorch")
+        if is_embedding_model(resource.path):
+            embeddings = EmbeddingModel.read(resource.path, config.max_sequence_length)
+            return PyTorchEmbeddings(resource.path, embeddings, dtype_name(config.dtype))
         info = ModelInfo.read(resource.path, config.max_sequence_length)
         return PyTorchModel(resource.path, info, dtype_name(config.dtype))
 
-    def create_session(self, resource: PyTorchModel) -> Session:
+    def create_embedder(self, resource: PyTorchModel | PyTorchEmbeddings) -> Embedder | None:
         """See the base class. Raises ArtifactMismatch where transformers cannot load the model."""
+        return PyTorchEmbedder(resource) if isinstance(resource, PyTorchEmbeddings) else None
+
+    def create_session(self, resource: PyTorchModel | PyTorchEmbeddings) -> Session:
+        """See the base class. Raises ArtifactMismatch where transformers cannot load the model."""
+        if isinstance(resource, PyTorchEmbeddings):
+            raise ArtifactMismatch("this model computes embeddings and generates no text")
+        return self.session(resource)
+
+    def session(self, resource: PyTorchModel) -> Session:
+        """A session over a model that generates."""
         return PyTorchSession(resource)
 
     def versions(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 from rm_api.names import literal, substitute
 from rm_api.runtimes import FORMAT_VLLM_CACHE
 
+from rm_abstract.backends.embedding_model import is_embedding_model, longest_sequence
 from rm_abstract.backends.hf import HfTokenizer, dtype_name, versions_of
 from rm_abstract.backends.openai import OpenAiSession
 from rm_abstract.backends.openvino_model import ModelInfo
@@ -93,7 +94,7 @@ class VllmPlugin(OwnServerPlugin):
         self, resources: Sequence[Resource], config: BackendConfig, artifacts: Sequence[BuildArtifact] = ()
     ) -> Capability:
         """See the base class."""
-        lengths = [ModelInfo.read(artifact.path).max_sequence_length for artifact in artifacts]
+        lengths = [longest_sequence(artifact.path) for artifact in artifacts]
         known = super().get_capability(resources, config)
         return replace(known, max_seq_len=min(lengths, default=None), optimized_for=("throughput",))
 
@@ -114,6 +115,9 @@ class VllmPlugin(OwnServerPlugin):
             *several("--pipeline-parallel-size", config.pipeline_parallel),
             *option("--max-num-batched-tokens", config.prefill_chunk),
             *switch("enable-prefix-caching", config.prefix_caching),
+            *(["--trust-remote-code"] if config.trust_remote_code else []),
+            # Of what could generate as well, it would not guess it.
+            *option("--runner", "pooling" if is_embedding_model(directory) else None),
         ]
         for name, value in (self._usual_options(resource) | dict(config.options)).items():
             arguments += _argument(name, value)
@@ -144,6 +148,8 @@ class VllmPlugin(OwnServerPlugin):
 
     def create_session(self, resource: VllmModel) -> Session:
         """See the base class: the same server on a socket file, as a child. Takes as long as vLLM needs to start."""
+        if is_embedding_model(resource.directory):
+            raise BadInput("vLLM serves embeddings through its own server alone: `rm-abstract serve`")
         return VllmSession(resource)
 
     def versions(self) -> dict[str, str]:

@@ -80,6 +80,8 @@ def to_crd(
             _put_resource(value, spec)
             if capability is not None:
                 _put_capability(capability, spec)
+            if "runtime" not in spec and value.type is not ResourceType.REMOTE:
+                raise BadInput(f"this is no valid {kind}: runtime: Field required; it must be in the base")
             manifest["spec"] = _checked(AcceleratorResourceSpec, spec, kind)
         case BuildProfile():
             _put_profile(value, spec, image)

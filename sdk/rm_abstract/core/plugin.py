@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from rm_abstract.core.binary_adapter import BinaryCompilerAdapter, CLICompilerAdapter
+from rm_abstract.core.embedding import Embedder
 from rm_abstract.core.errors import BadInput, PluginError, ToolchainFailure
 from rm_abstract.core.registry import PluginRegistry, get_registry
 from rm_abstract.core.resource import BuildArtifact, BuildInterface, BuildProfile, Capability, Resource
@@ -85,6 +86,8 @@ class BackendConfig:
     """Groups of devices that have the layers one after the other."""
     prefix_caching: bool | None = None
     """Whether what was computed of a prompt is kept for later ones that begin alike."""
+    trust_remote_code: bool = False
+    """Whether the engine runs code that comes with the model. Never without being told."""
 
     @property
     def devices(self) -> int:
@@ -209,6 +212,10 @@ class Plugin(ABC):
 
     def release_resource(self, resource: Any) -> None:  # noqa: B027 (see initialize)
         """Free what ``prepare_resource`` returned; nobody uses it any more."""
+
+    def create_embedder(self, resource: Any) -> Embedder | None:
+        """The embedding model that ``prepare_resource`` returned, or None where that generates text."""
+        return None
 
     def create_session(self, resource: Any) -> Session:
         """A session over what ``prepare_resource`` returned."""

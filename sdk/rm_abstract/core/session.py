@@ -84,12 +84,16 @@ class Generation(ABC):
         """End it soon. Harmless at any time and from any thread; the sink still gets its last call."""
 
 
-class Tokenizer(ABC):
-    """Text to tokens and back. Safe to call from any thread."""
+class Encoder(ABC):
+    """Text to tokens. Safe to call from any thread."""
 
     @abstractmethod
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text``."""
+
+
+class Tokenizer(Encoder):
+    """Text to tokens and back. Safe to call from any thread."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's completions and chat completions, streamed or not."""
+"""The HTTP face: OpenAI's completions and chat completions, streamed or not, or its embeddings."""
 
 import asyncio
 import json
@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rm_abstract.core.session import Session
+from rm_abstract.serve import embeddings
+from rm_abstract.serve.embeddings import EmbeddingEngine
 from rm_abstract.serve.engine import Engine, Piece
 from rm_abstract.serve.errors import ApiError
 from rm_abstract.serve.metrics import CONTENT_TYPE
@@ -25,7 +27,8 @@ from rm_abstract.serve.schema import ApiRequest, parse_chat, parse_completion
 from rm_abstract.serve.scores import Score, of_chat, of_completion
 
 _MAX_BODY: Final = 32 << 20
-_CLIENT_GONE: Final = 499
+CLIENT_GONE: Final = 499
+"""Status of an answer that nobody reads any more."""
 _DONE: Final = "data: [DONE]\n\n"
 
 Parse = Callable[[Mapping[str, Any], Session], ApiRequest]
@@ -167,7 +170,7 @@ class _EventStream(StreamingResponse):
 class Api:
     """The application over one engine, which serves one model under one name."""
 
-    def __init__(self, engine: Engine, served_name: str) -> None:
+    def __init__(self, engine: Engine | EmbeddingEngine, served_name: str) -> None:
         self._engine = engine
         self._name = served_name
         self._created = int(time.time())
@@ -183,11 +186,11 @@ class Api:
             Route("/v1/chat/completions", partial(self._answer, _CHAT), methods=["POST"]),
             Route("/v1/embeddings", self._embed, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {ApiError: _refuse, HTTPException: _http_error, Exception: _internal_error}
+        handlers: dict[Any, Any] = {ApiError: refuse, HTTPException: http_error, Exception: internal_error}
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def _health(self, _request: Request) -> Response:
-        if self._engine.draining or self._engine.session.failure:
+        if self._engine.draining or self._engine.failure:
             return Response(status_code=503)
         return Response()
 
@@ -202,45 +205,63 @@ class Api:
             "object": "model",
             "created": self._created,
             "owned_by": "rm-abstract",
-            "max_model_len": self._engine.session.max_sequence_length,
+            "max_model_len": self._engine.max_sequence_length,
         }
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._describe()]})
 
     async def _model(self, request: Request) -> Response:
-        self._check_model(request.path_params["name"])
+        check_model(request.path_params["name"], self._name)
         return JSONResponse(self._describe())
 
-    def _check_model(self, name: Any) -> None:
-        if not isinstance(name, str) or not name:
-            raise ApiError(400, "model must be the name of a model", param="model")
-        if name != self._name:
-            raise ApiError(
-                404, f"there is no model {name!r} here, only {self._name!r}", param="model", code="model_not_found"
-            )
-
     async def _embed(self, request: Request) -> Response:
-        self._check_model((await _body(request)).get("model"))
-        raise ApiError(
-            400, f"{self._name} generates text; it has no embeddings", param="model", code="unsupported_model"
+        body = await read_body(request)
+        check_model(body.get("model"), self._name)
+        engine = self._engine
+        if not isinstance(engine, EmbeddingEngine):
+            raise self._other(request, "generates text; it has no embeddings")
+        checked = await run_in_threadpool(embeddings.parse, body, engine.embedder)
+        vectors = await unless_gone(request, engine.embed(checked.prompts))
+        if vectors is None:
+            return Response(status_code=CLIENT_GONE)
+        normalized = engine.embedder.normalized
+        return JSONResponse(
+            await run_in_threadpool(embeddings.answer, checked, vectors, self._name, normalized=normalized)
         )
 
     async def _answer(self, shape: _Shape, request: Request) -> Response:
-        body = await _body(request)
-        self._check_model(body.get("model"))
+        body = await read_body(request)
+        check_model(body.get("model"), self._name)
+        engine = self._engine
+        if not isinstance(engine, Engine):
+            raise self._other(request, "computes embeddings; it generates no text")
         # Tokenizing a long prompt takes milliseconds that other requests must not wait for.
-        checked = await run_in_threadpool(shape.parse, body, self._engine.session)
+        checked = await run_in_threadpool(shape.parse, body, engine.session)
         answer = _Answer(shape, self._name, checked)
         async with AsyncExitStack() as stack:
-            pieces = await stack.enter_async_context(self._engine.admit(checked))
+            pieces = await stack.enter_async_context(engine.admit(checked))
             if checked.stream:
                 return _EventStream(answer.events(pieces), stack.pop_all())
-            result = await _unless_gone(request, answer.whole(pieces))
-            return Response(status_code=_CLIENT_GONE) if result is None else JSONResponse(result)
+            result = await unless_gone(request, answer.whole(pieces))
+            return Response(status_code=CLIENT_GONE) if result is None else JSONResponse(result)
+
+    def _other(self, request: Request, does: str) -> ApiError:
+        """What is asked is not for this kind of model. Not found, as for any path that is not served."""
+        message = f"{request.url.path} is not for this model: {self._name} {does}"
+        return ApiError(404, message, param="model", code="unsupported_model")
 
 
-async def _body(request: Request) -> Mapping[str, Any]:
+def check_model(name: Any, served: str) -> None:
+    """Raises ApiError where a request is not for the model that is served."""
+    if not isinstance(name, str) or not name:
+        raise ApiError(400, "model must be the name of a model", param="model")
+    if name != served:
+        raise ApiError(404, f"there is no model {name!r} here, only {served!r}", param="model", code="model_not_found")
+
+
+async def read_body(request: Request) -> Mapping[str, Any]:
+    """The JSON object that was sent. Raises ApiError."""
     raw, size = bytearray(), 0
     async for chunk in request.stream():
         # A client that sends what was refused hears nothing but a broken connection; a little more is read for that.
@@ -260,7 +281,7 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
     """The result of ``work``, or None where the client has gone meanwhile; then ``work`` is cancelled."""
 
     async def gone() -> None:
@@ -277,19 +298,22 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | 
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
+async def refuse(_request: Request, error: Exception) -> Response:
+    """The answer to an ApiError."""
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
+    """The answer to a path or method that is not there."""
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path}: {error.detail}"
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
-    return await _refuse(request, ApiError(error.status_code, detail, code=code, headers=error.headers))
+    return await refuse(request, ApiError(error.status_code, detail, code=code, headers=error.headers))
 
 
-async def _internal_error(request: Request, error: Exception) -> Response:
+async def internal_error(request: Request, error: Exception) -> Response:
+    """The answer where the server failed; none where the client has gone."""
     if isinstance(error, ClientDisconnect):
-        return Response(status_code=_CLIENT_GONE)
-    return await _refuse(request, ApiError(500, "the server failed on this request; its log says why"))
+        return Response(status_code=CLIENT_GONE)
+    return await refuse(request, ApiError(500, "the server failed on this request; its log says why"))

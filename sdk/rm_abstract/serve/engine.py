@@ -8,8 +8,8 @@ from time import monotonic
 
 from rm_abstract.core.session import FinishReason, GenerationRequest, Session
 from rm_abstract.core.text import TextStream
+from rm_abstract.serve.admission import Admission
 from rm_abstract.serve.errors import ApiError
-from rm_abstract.serve.metrics import ServerMetrics
 from rm_abstract.serve.schema import ApiRequest
 from rm_abstract.serve.scores import Score, Scores
 
@@ -29,27 +29,26 @@ class Piece:
     """Of the tokens whose text is given out, where the request has ``logprobs``."""
 
 
-class Engine:
+class Engine(Admission):
     """Runs at most ``max_batch`` generations at a time, in the order in which they came; ``max_queue`` may wait."""
 
     def __init__(self, session: Session, *, max_batch: int, max_queue: int) -> None:
+        super().__init__(max_batch + max_queue, "answers are being generated")
         self.session = session
         self._slots = asyncio.Semaphore(max_batch)
-        self._capacity = max_batch + max_queue
-        self.admitted = 0
-        """Answers that are being generated or wait, and those of requests that are not whole yet."""
-        self.running = 0
-        """Answers that are being generated."""
-        self.waiting = 0
-        """Answers that wait for a place in the batch."""
-        self.metrics = ServerMetrics()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.draining = False
-        """True once it takes no more requests."""
+
+    @property
+    def failure(self) -> str:
+        """See the base class."""
+        return self.session.failure
+
+    @property
+    def max_sequence_length(self) -> int:
+        """See the base class: of prompt and answer together."""
+        return self.session.max_sequence_length
 
     async def failed(self) -> None:
-        """Wait until the session has failed for good."""
+        """See the base class."""
         loop, event = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -59,32 +58,16 @@ class Engine:
         if not self.session.failure:
             await event.wait()
 
-    async def drained(self) -> None:
-        """Wait until nothing is being generated."""
-        await self._idle.wait()
+    def close(self) -> None:
+        """See the base class."""
+        self.session.close()
 
     @asynccontextmanager
     async def admit(self, request: ApiRequest) -> AsyncIterator[AsyncIterator[Piece]]:
         """The pieces of all choices, as they come. ApiError 429 or 503 at once; leaving it cancels what goes on."""
-        if self.draining:
-            raise ApiError(503, "this server is shutting down", code="shutting_down", headers={"Retry-After": "1"})
-        if self.session.failure:
-            raise ApiError(503, f"the engine has failed: {self.session.failure}", code="engine_failed")
-        count = len(request.prompts) * request.choices
-        if self.admitted + count > self._capacity:
-            raise ApiError(
-                429, f"{self.admitted} answers are being generated or wait; no more than {self._capacity} may",
-                code="rate_limit_exceeded", headers={"Retry-After": "1"},
-            )  # fmt: skip
-        self.admitted += count
-        self._idle.clear()
-        try:
+        with self.place(len(request.prompts) * request.choices):
             async with aclosing(self._run(request)) as pieces:
                 yield pieces
-        finally:
-            self.admitted -= count
-            if not self.admitted:
-                self._idle.set()
 
     async def _run(self, request: ApiRequest) -> AsyncGenerator[Piece, None]:
         queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
@@ -116,7 +99,7 @@ class Engine:
     ) -> None:
         came, end = monotonic(), "abort"
         try:
-            async with self._place():
+            async with self._slot():
                 self.metrics.queue_time.observe(monotonic() - came)
                 async for piece in self._generate(choice, number, prompt, request, came):
                     out.put_nowait(piece)
@@ -129,7 +112,7 @@ class Engine:
             self.metrics.finished[end] += 1
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def _slot(self) -> AsyncIterator[None]:
         self.waiting += 1
         try:
             await self._slots.acquire()

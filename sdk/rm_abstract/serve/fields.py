@@ -91,6 +91,13 @@ FIELDS: Final[Mapping[str, Mapping[str, Field]]] = {
         "prompt_cache_retention": _HARMLESS,
         "safety_identifier": _HARMLESS,
     },
+    "/v1/embeddings": {
+        "model": _HONOURED,
+        "input": _HONOURED,
+        "encoding_format": _HONOURED,
+        "dimensions": _HONOURED,
+        "user": _HARMLESS,
+    },
 }
 
 

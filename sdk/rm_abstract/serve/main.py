@@ -5,24 +5,29 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from rm_api.conditions import Reason
 from rm_api.names import ENV_ENGINE_REPORT, SERVE_PORT, ExitCode, substitute
+from starlette.applications import Starlette
 
 from rm_abstract.core.errors import BadInput, ToolchainFailure, WorkloadError
 from rm_abstract.core.plugin import BackendConfig, Plugin
 from rm_abstract.core.resource import Resource
-from rm_abstract.core.session import Session
 from rm_abstract.reporting import leave_report
 from rm_abstract.serve.app import Api
 from rm_abstract.serve.command import open_artifact
+from rm_abstract.serve.embeddings import EmbeddingEngine
 from rm_abstract.serve.engine import Engine
+from rm_abstract.serve.logs import LOG_CONFIG
+
+ServedEngine = Engine | EmbeddingEngine
 
 
 def write_engine_report(members: Mapping[str, Any]) -> None:
@@ -94,12 +99,16 @@ def serve(
         if command is not None:
             write_engine_report(observed)
             _become(command, plugin.serve_environment(prepared))
-        session = plugin.create_session(prepared)
+        limits = {"max_batch": max_batch, "max_queue": 4 * max_batch if max_queue is None else max_queue}
+        embedder = plugin.create_embedder(prepared)
+        if embedder is not None:
+            make: Callable[[], ServedEngine] = partial(EmbeddingEngine, embedder, **limits)
+        else:
+            make = partial(Engine, plugin.create_session(prepared), **limits)
         write_engine_report({**observed, "drains": True})
-        queue = 4 * max_batch if max_queue is None else max_queue
-        _run(plugin, session, served_name, port=port, max_batch=max_batch, max_queue=queue)
+        _run(plugin, make, served_name, port=port)
     except WorkloadError as error:
-        return _failed(error, observed)
+        return failed(error, observed)
     return ExitCode.OK
 
 
@@ -118,7 +127,8 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> None:
     os.execvp(argv[0], argv)  # noqa: S606
 
 
-def _failed(error: WorkloadError, observed: Mapping[str, Any]) -> ExitCode:
+def failed(error: WorkloadError, observed: Mapping[str, Any]) -> ExitCode:
+    """Tell of a failure, and return the exit code."""
     print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
     with suppress(OSError):
         write_engine_report({**observed, "reason": error.reason, "message": str(error)})
@@ -126,10 +136,30 @@ def _failed(error: WorkloadError, observed: Mapping[str, Any]) -> ExitCode:
     return error.code
 
 
-class _Server(uvicorn.Server):
+class Serving(Protocol):
+    """What is behind the HTTP face."""
+
+    draining: bool
+    """What comes is refused; what was begun is finished."""
+
+    async def drained(self) -> None:
+        """Returns when nothing is begun any more."""
+
+    async def failed(self) -> None:
+        """Returns when nothing can be answered any more."""
+
+
+def configuration(application: Starlette, port: int) -> uvicorn.Config:
+    """How our servers serve."""
+    return uvicorn.Config(
+        application, host="", port=port, lifespan="off", access_log=False, log_config=LOG_CONFIG, timeout_keep_alive=75
+    )
+
+
+class Server(uvicorn.Server):
     """Answers 503 while it finishes what was begun, instead of closing its port at the first signal."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Serving) -> None:
         super().__init__(config)
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -156,14 +186,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _run(plugin: Plugin, session: Session, served_name: str, *, port: int, max_batch: int, max_queue: int) -> None:
+def _run(plugin: Plugin, make: Callable[[], ServedEngine], served_name: str, *, port: int) -> None:
+    made: list[ServedEngine] = []
+
     async def main() -> None:
-        engine = Engine(session, max_batch=max_batch, max_queue=max_queue)
+        engine = make()
+        made.append(engine)
         application = Api(engine, served_name).application()
-        config = uvicorn.Config(
-            application, host="", port=port, lifespan="off", access_log=False, timeout_keep_alive=75
-        )
-        server = _Server(config, engine)
+        config = configuration(application, port)
+        server = Server(config, engine)
         watch = asyncio.create_task(server.watch())
         try:
             await server.serve()
@@ -172,8 +203,9 @@ def _run(plugin: Plugin, session: Session, served_name: str, *, port: int, max_b
 
     try:
         asyncio.run(main())
-        if session.failure:
-            raise ToolchainFailure(f"the engine failed: {session.failure}", reason=Reason.ENGINE_FAILED)
+        if failure := made[0].failure:
+            raise ToolchainFailure(f"the engine failed: {failure}", reason=Reason.ENGINE_FAILED)
     finally:
-        session.close()
+        for engine in made:
+            engine.close()
         plugin.cleanup()

@@ -1,28 +1,27 @@
 """Where models come from (a hub, registries, web servers, buckets, volumes), what they are, and fetching them."""
 
-import errno
 import posixpath
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rm_api.conditions import Reason
 
-from rm_abstract.core.errors import ArtifactMismatch, BadInput, Transient
-from rm_abstract.sources.base import ModelSource, is_weights
+from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.sources.base import ModelSource, is_code, is_weights
 from rm_abstract.sources.facts import model_facts
-from rm_abstract.sources.verified import Expected, FetchedFiles, check, covered, refuse_code, seal
-from rm_abstract.store.destination import Destination
+from rm_abstract.sources.verified import Expected, FetchedFiles, check, check_code, covered, refuse_code, seal
+from rm_abstract.store.destination import Destination, room
 from rm_abstract.store.layers import safe_name
 
-__all__ = ["Expected", "ModelSource", "fetch_model", "open_source", "resolve_model", "room"]
+if TYPE_CHECKING:
+    from rm_abstract.sources.node_cache import NodeCache
+
+__all__ = ["Expected", "ModelSource", "fetch_model", "open_source", "resolve_model"]
 
 _MAX_SOURCE: Final = 1024
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No space, a quota, and a limit on the size of files."""
 
 
 def _oci(location: str) -> ModelSource:
@@ -121,11 +120,14 @@ def fetch_model(
     expected: Expected | None = None,
     *,
     shared: bool = False,
+    cache: "NodeCache | None" = None,
 ) -> int:
     """Fetch the model into ``destination``, complete or not at all, and return its bytes.
 
-    Without ``expected_weights`` all files but the weights. With ``shared``, for a build whose result others share, only
-    what the digests cover is there, and a model that names code of its own is refused (BadInput). Raises
+    Without ``expected_weights`` all files but the weights; code that comes with the model only where its digest is
+    expected. With ``shared``, for a build whose result others share, only
+    what the digests cover is there, and a model that names code of its own is refused (BadInput). Files
+    that ``cache`` has come from there, and it is given those that it did not have. Raises
     ArtifactMismatch where it is no longer at ``revision``, or what was fetched does not have the digests expected;
     Transient where the volume has no room for it, before anything is fetched if that can be told.
     """
@@ -134,37 +136,28 @@ def fetch_model(
     with open_source(uri, revision) as source, Destination(destination) as place:
         if source.revision != revision:
             raise ArtifactMismatch(f"{uri} has changed: it was {revision}, and is {source.revision} now")
-        names = [name for name in source.files if weights or not is_weights(name)]
+        names = [
+            name
+            for name in source.files
+            if (weights or not is_weights(name)) and (wanted.code is not None or not is_code(name))
+        ]
         if shared:
             # Before anything is fetched that is large; what counts is what is found on the disk in the end.
             check(uri, source, wanted, weights=False, strict=True)
             refuse_code(uri, source)
             names = covered(source, weights=weights)
         with room(place.path, sum(source.files[name].size for name in names), "model"):
-            fetched = FetchedFiles(place.path, source.fetch(place.path, names))
+            digests = cache.fetch(source, place.path, names) if cache else {}
+            others = [name for name in names if name not in digests]
+            fetched = FetchedFiles(place.path, {**digests, **(source.fetch(place.path, others) if others else {})})
         check(uri, fetched, wanted, weights=weights, strict=shared)
+        check_code(uri, fetched, wanted)
         if shared:
             refuse_code(uri, fetched)
             seal(place.path, fetched)
         size = sum(path.stat().st_size for path in place.path.rglob("*") if path.is_file())
         place.publish(last="config.json")
+        if cache:
+            known = {name: source.files[name].digest for name in names if source.files[name].digest}
+            cache.fill(source, destination, known)
         return size
-
-
-@contextmanager
-def room(path: Path, needed: int | None, what: str) -> Iterator[None]:
-    """Say that the volume of ``path`` is too small for ``what`` of ``needed`` bytes, before or when it turns out to be.
-
-    Raises Transient. Where the size is not known, it is None.
-    """
-    size = "" if needed is None else f" of {needed} bytes"
-    full = f"the volume of {path} has no room for the {what}{size}; give it more space"
-    free = shutil.disk_usage(path).free
-    if needed is not None and needed > free:
-        raise Transient(f"{full} ({free} bytes are free)")
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise Transient(f"{full} ({error.strerror})") from error
-        raise

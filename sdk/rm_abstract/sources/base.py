@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from rm_abstract.core.embedding import MODULE_CONFIG
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.store.layers import file_chunks
 
 MODEL_FILES: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors")
-"""Endings of what a model needs. Weights in other formats, pictures and the author's code stay where they are."""
+"""Endings of what a model needs. Weights in other formats and pictures stay where they are."""
+CODE_FILES: Final = (".py",)
+"""Endings of the author's code. It is listed, to be told of and pinned, and fetched only where it may be run."""
 _WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth")
 """Endings of weights, in formats that a registry may hold, too."""
 
@@ -32,6 +35,8 @@ class ModelSource(ABC):
     """All that is there is meant, in directories too, and not only what a model needs. Set before ``open``."""
     pinned: bool = True
     """The revision is asked for; without it a source that would have to read all of its files leaves it empty."""
+    local: bool = False
+    """True where the files are in a volume of the container already."""
     revision: str
     """What it is pinned to: a digest, or a commit."""
     files: Mapping[str, SourceFile]
@@ -43,7 +48,8 @@ class ModelSource(ABC):
 
     def means(self, name: str) -> bool:
         """True if a file that is there is one to fetch."""
-        return self.everything or ("/" not in name and name.endswith(MODEL_FILES))
+        plain = "/" not in name and name.endswith((*MODEL_FILES, *CODE_FILES))
+        return self.everything or plain or MODULE_CONFIG.fullmatch(name) is not None
 
     @abstractmethod
     def read(self, name: str, start: int, length: int) -> bytes:
@@ -102,6 +108,11 @@ class ModelSource(ABC):
 def is_weights(name: str) -> bool:
     """True if a file holds weights, by its name."""
     return name.endswith(_WEIGHTS)
+
+
+def is_code(name: str) -> bool:
+    """True if a file holds code of the model's author, by its name. It counts for no revision that is made of files."""
+    return name.endswith(CODE_FILES)
 
 
 def hash_chunks(chunks: Iterable[bytes], out: BinaryIO | None = None) -> tuple[str, int]:

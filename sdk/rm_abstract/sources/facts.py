@@ -5,11 +5,15 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from rm_api.tasks import ModelTask
+
+from rm_abstract.core.embedding import MODULE_CONFIG, MODULES, SENTENCE_CONFIG, embeds, longest_input
 from rm_abstract.core.errors import BadInput
-from rm_abstract.sources.base import ModelSource
+from rm_abstract.sources.base import ModelSource, is_code
 from rm_abstract.sources.safetensors import INDEX, MAX_HEADER, SINGLE, Tensor, header_length, shards_of, tensors_of
 from rm_abstract.sources.scales import scale_tensors, tensor_digests
 
@@ -92,6 +96,11 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
     if not (isinstance(architectures, list) and architectures and _is_name(architectures[0])):
         raise BadInput("config.json names no architecture: architectures is missing or not a list of names")
     total, active = _parameters(tensors, text, bits)
+    longest = _figure(text, "max_position_embeddings")
+    embedding = embeds(architectures[0], _optional(source, MODULES))
+    if embedding:
+        sentence = _optional(source, SENTENCE_CONFIG)
+        longest = longest_input(longest, text, sentence if isinstance(sentence, dict) else {})
     figures = {
         "architecture": architectures[0],
         "parameters": total,
@@ -102,14 +111,15 @@ def model_facts(source: ModelSource, *, digests: bool = True) -> dict[str, Any]:
         "heads": heads,
         "kvHeads": _figure(text, "num_key_value_heads", optional=True) or heads,
         "headDim": head_dim,
-        "maxSequenceLength": _figure(text, "max_position_embeddings"),
+        "maxSequenceLength": longest,
+        **({"task": str(ModelTask.EMBED)} if embedding else {}),
     }
     if not digests:
         return figures
     return {
         **figures,
         **_digests(source, config, files, weights_digest({name: source.digest(name) for name in names})),
-        **({"remoteCode": True} if brings_code(source) else {}),
+        **_code(source),
     }
 
 
@@ -131,34 +141,64 @@ def config_digest(source: ModelSource) -> str:
     return _config_digest(source, read_config(source))
 
 
+def _code(source: ModelSource) -> dict[str, Any]:
+    if not brings_code(source):
+        return {}
+    digest = code_digest(source)
+    return {"remoteCode": True, **({"remoteCodeDigest": digest} if digest else {})}
+
+
+def code_digest(source: ModelSource) -> str:
+    """Digest of the model's own code: all of its files, by name; empty where what its configs name is not among them.
+
+    What they name in another repository may change there at any time, so it cannot be pinned.
+    """
+    named: set[str] = set()
+    for found in _configs(source):
+        named.update(_code_named(found))
+    files = {name: source.digest(name) for name in source.files if is_code(name)}
+    return canonical_digest(sorted(files.items())) if named and named <= files.keys() else ""
+
+
+def _code_named(config: Any) -> Iterator[str]:
+    """The files that the members of a config that name code are about."""
+    for each in _members(config):
+        maps = [each["auto_map"]] if "auto_map" in each else []
+        pipelines = each.get("custom_pipelines")
+        if isinstance(pipelines, dict):
+            maps += [one.get("impl") for one in pipelines.values() if isinstance(one, dict)]
+        elif "custom_pipelines" in each:
+            maps.append(pipelines)
+        for one in maps:
+            values = list(one.values()) if isinstance(one, dict) else [one]
+            references = [name for value in values for name in (value if isinstance(value, list) else [value])]
+            # Of what is no reference to a class of a module beside it, no file is found.
+            yield from (f"{str(name).rpartition('.')[0]}.py" for name in references if name is not None)
+
+
 def brings_code(source: ModelSource) -> bool:
     """True if the model names code of its own that loads it (``auto_map``, as transformers call it)."""
-    return any(
-        _names_code(source.read(name, 0, source.files[name].size))
-        for name in source.files
-        if name in CODE_NAMING and source.files[name].size <= MAX_HEADER
-    )
+    return any(not CODE_MEMBERS.isdisjoint(each) for found in _configs(source) for each in _members(found))
 
 
-def _names_code(content: bytes) -> bool:
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return False
-    return _has_member(found, CODE_MEMBERS)
+def _configs(source: ModelSource) -> Iterator[Any]:
+    """What the configs say that may name code; one that is no JSON says nothing."""
+    for name in source.files:
+        if name in CODE_NAMING and source.files[name].size <= MAX_HEADER:
+            with suppress(ValueError):
+                yield json.loads(source.read(name, 0, source.files[name].size))
 
 
-def _has_member(value: Any, names: frozenset[str]) -> bool:
+def _members(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects in it, at any depth."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
-            if not names.isdisjoint(each):
-                return True
+            yield each
             waiting += each.values()
         elif isinstance(each, list):
             waiting += each
-    return False
 
 
 def _digests(
@@ -201,6 +241,19 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     return config
 
 
+def _optional(source: ModelSource, name: str) -> Any:
+    """What a file of the model holds, as JSON; None where it has none of that name. BadInput where it is not valid."""
+    if name not in source.files:
+        return None
+    size = source.files[name].size
+    if size > MAX_HEADER:
+        raise BadInput(f"{name} has {size} bytes, which cannot be right")
+    try:
+        return json.loads(source.read(name, 0, size))
+    except ValueError as error:
+        raise BadInput(f"{name} is not valid JSON: {error}") from None
+
+
 def _config_digest(source: ModelSource, config: dict[str, Any]) -> str:
     """Config, and what else a compiler takes over into its result: tokenizer, chat template, generation defaults.
 
@@ -213,6 +266,8 @@ def _config_digest(source: ModelSource, config: dict[str, Any]) -> str:
 
 def is_auxiliary(name: str) -> bool:
     """True if the content of a file counts for the config's digest, beside config.json."""
+    if MODULE_CONFIG.fullmatch(name):
+        return True
     return "/" not in name and name not in _NOT_AUXILIARY and posixpath.splitext(name)[1] in _AUXILIARY
 
 

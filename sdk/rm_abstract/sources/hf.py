@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import httpx2
 from rm_api.conditions import Reason
+from rm_api.names import ENV_HF_ENDPOINT
 
 from rm_abstract.core.errors import BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, HostAuth, Http, NotFound, netloc
@@ -43,11 +44,13 @@ class HfSource(ModelSource):
         self._hub, self._errors = huggingface_hub, errors
         self._location = location
         self._place = {"repo_id": place[2], "repo_type": "dataset" if place[1] else "model"}
-        self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        self._endpoint = os.environ.get(ENV_HF_ENDPOINT, "https://huggingface.co").rstrip("/")
         credentials = Credentials.from_environment()
         credential = credentials.of(httpx2.URL(self._endpoint))
         self._token: str | bool = credential.password if credential else False
         self._http = Http(partial(HostAuth, bearer=True), credentials=credentials)
+        # The hub's own client, which sends the token too, does not ask.
+        self._http.refuse_plain_text(httpx2.URL(self._endpoint))
 
     def open(self, revision: str | None) -> None:
         """See the base class."""
@@ -70,7 +73,16 @@ class HfSource(ModelSource):
             yield
         except errors.RevisionNotFoundError as error:
             raise NotFound(f"hf://{self._location} has no such revision") from error
-        except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        except errors.GatedRepoError as error:
+            machine = httpx2.URL(self._endpoint).host
+            why = (
+                "the account of the token in the netrc has not been let in; accept its terms there"
+                if self._token
+                else f"it needs credentials: accept its terms there, and put an entry for machine {machine} with a "
+                "token as password into the netrc"
+            )
+            raise BadInput(f"{host} says that hf://{self._location} is gated: {why}") from error
+        except errors.RepositoryNotFoundError as error:
             raise BadInput(
                 f"{host} shows no hf://{self._location}: it does not exist, or needs credentials; "
                 f"put an entry for machine {httpx2.URL(self._endpoint).host} with a token as password into the netrc"
@@ -84,6 +96,12 @@ class HfSource(ModelSource):
             ) from error
         except httpx2.HTTPError as error:
             raise SourceUnreachable(f"{host} does not answer: {str(error) or type(error).__name__}") from error
+        except OSError as error:
+            if error.errno is not None:  # of the disk
+                raise
+            # So the hub's client says that a file has another size than was announced.
+            said = str(error).partition("\n")[0]
+            raise SourceUnreachable(f"{host} does not give all of hf://{self._location}: {said}") from error
 
     def _url(self, name: str) -> str:
         options = {"filename": name, "revision": self.revision, "endpoint": self._endpoint}

@@ -19,7 +19,9 @@ _OPTIONAL: Final = (
     "chat_template.json",
     "generation_config.json",
     "merges.txt",
+    "modules.json",
     "preprocessor_config.json",
+    "sentence_bert_config.json",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
@@ -28,6 +30,7 @@ _OPTIONAL: Final = (
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
+    "1_Pooling/config.json",
 )
 """A web server has no listing that could be relied on, so these are asked for by name."""
 _MAX_INDEX: Final = 64 << 20

@@ -11,9 +11,10 @@ from rm_api.conditions import Reason
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.http import Http
-from rm_abstract.sources import open_source, room
+from rm_abstract.sources import open_source
 from rm_abstract.sources.base import hash_chunks, hash_file
 from rm_abstract.sources.facts import canonical_digest
+from rm_abstract.store.destination import room
 
 _SCHEMES: Final = ("hf", "https", "oci", "s3")
 _MAX_NAME: Final = 255

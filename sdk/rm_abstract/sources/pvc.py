@@ -9,7 +9,7 @@ from typing import Final
 from rm_api.names import ENV_PVC_DIR
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
-from rm_abstract.sources.base import MODEL_FILES, ModelSource, SourceFile, hash_file
+from rm_abstract.sources.base import ModelSource, SourceFile, hash_file, is_code
 from rm_abstract.sources.facts import canonical_digest
 from rm_abstract.store.layers import file_chunks
 
@@ -22,6 +22,8 @@ class PvcSource(ModelSource):
     The revision is a digest over names, sizes and digests of the files, which are all read for it: a volume has nothing
     else that could be relied on, as times are set by whoever writes.
     """
+
+    local = True
 
     def __init__(self, location: str) -> None:
         claim, _, path = location.partition("/")
@@ -42,7 +44,7 @@ class PvcSource(ModelSource):
         """See the base class."""
         try:
             directory = self._inside(self._directory)
-            found = sorted(path for path in directory.iterdir() if path.name.endswith(MODEL_FILES))
+            found = sorted(path for path in directory.iterdir() if self.means(path.name))
             self._paths = {path.name: self._inside(path) for path in found}
             odd = next((name for name, path in self._paths.items() if not path.is_file()), None)
             if odd:
@@ -55,10 +57,10 @@ class PvcSource(ModelSource):
             raise BadInput(f"{self._uri} is no directory with a model: {error.strerror}") from error
         except PermissionError as error:
             raise BadInput(f"{self._uri} cannot be read by the user {os.getuid()} that this container has") from error
-        if not digests:
+        if all(map(is_code, digests)):
             raise BadInput(f"{self._uri} has no file of a model; is there one below it?")
         self.files = {name: SourceFile(size, digest) for name, (digest, size) in digests.items()}
-        listing = [[name, size, digest] for name, (digest, size) in sorted(digests.items())]
+        listing = [[name, size, digest] for name, (digest, size) in sorted(digests.items()) if not is_code(name)]
         self.revision = canonical_digest(listing) if hashed else ""
         if revision not in (None, self.revision):
             raise ArtifactMismatch(f"{self._uri} has changed: it was {revision}, and is {self.revision} now")

@@ -8,7 +8,7 @@ from hashlib import sha256
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.http import NotFound
 from rm_abstract.s3 import BUCKET, S3, S3Object
-from rm_abstract.sources.base import ModelSource, SourceFile
+from rm_abstract.sources.base import ModelSource, SourceFile, is_code
 
 
 class S3Source(ModelSource):
@@ -43,7 +43,8 @@ class S3Source(ModelSource):
             what = "file" if self.everything else "file of a model; is there one below it?"
             raise BadInput(f"s3://{self._bucket}/{self._prefix} has no {what}")
         self.files = {name: SourceFile(thing.size, thing.digest) for name, thing in self._objects.items()}
-        listing = [[name, thing.size, thing.etag, thing.version] for name, thing in sorted(self._objects.items())]
+        pinned = [each for each in sorted(self._objects.items()) if self.everything or not is_code(each[0])]
+        listing = [[name, thing.size, thing.etag, thing.version] for name, thing in pinned]
         text = json.dumps(listing, separators=(",", ":"), ensure_ascii=False)
         self.revision = "sha256:" + sha256(text.encode()).hexdigest()
         if revision not in (None, self.revision):

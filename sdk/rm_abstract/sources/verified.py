@@ -15,6 +15,7 @@ from rm_abstract.sources.base import ModelSource, SourceFile
 from rm_abstract.sources.facts import (
     CONFIG_DENYLIST,
     brings_code,
+    code_digest,
     config_digest,
     is_auxiliary,
     model_digests,
@@ -36,6 +37,8 @@ class Expected:
     tensors: str | None = None
     weights: str | None = None
     scales: str | None = None
+    code: str | None = None
+    """Of the model's own code, which is not fetched where this is None."""
 
 
 class FetchedFiles(ModelSource):
@@ -86,6 +89,12 @@ def check(uri: str, found: ModelSource, expected: Expected, *, weights: bool, st
         _same(uri, "content of the scales", scales or "none", expected.scales)
     if strict and expected.scales is None and scales is not None:
         raise ArtifactMismatch(f"{uri} has scales of a quantisation, and was resolved as a model without any")
+
+
+def check_code(uri: str, fetched: FetchedFiles, expected: Expected) -> None:
+    """Raise ArtifactMismatch where the model's own code, that is to be run, is not what was resolved."""
+    if expected.code is not None:
+        _same(uri, "files of the code", code_digest(fetched) or "none", expected.code)
 
 
 def _same(uri: str, what: str, found: str, expected: str) -> None:

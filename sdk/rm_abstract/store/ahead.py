@@ -5,7 +5,8 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Final
 
-_PIECE: Final = 1 << 20
+PIECE: Final = 1 << 20
+"""Bytes."""
 _AHEAD: Final = 8
 """Pieces that may wait."""
 
@@ -13,7 +14,7 @@ _AHEAD: Final = 8
 def ahead(chunks: Iterator[bytes]) -> Generator[bytes]:
     """The same bytes in larger pieces. What the producer raises is raised here, after what came before it.
 
-    Receiving and hashing go on while the one who takes the pieces writes them: all three let go of Python's lock.
+    So receiving, hashing and writing can go on at the same time: all three let go of Python's lock.
     """
     made: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
@@ -58,7 +59,7 @@ def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         held.append(chunk)
         size += len(chunk)
-        if size >= _PIECE:
+        if size >= PIECE:
             yield held[0] if len(held) == 1 else b"".join(held)
             held, size = [], 0
     if held:

@@ -97,7 +97,7 @@ class ArtifactStore:
         try:
             manifest = image(backend, source, {OCI_ANNOTATION_KEY: key})
             with Destination(destination) as place:
-                with room(place.path, manifest.size):
+                with room(place.path, manifest.size, "artifact"):
                     unpacking = Unpacking({"": place.path}, most=self._max_entries)
                     for layer in manifest.layers:
                         unpacking.layer(ahead(backend.blob(source, layer)))

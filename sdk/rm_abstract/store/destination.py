@@ -114,14 +114,15 @@ class Addition:
 
 
 @contextmanager
-def room(path: Path, needed: int) -> Iterator[None]:
-    """Say that the volume of ``path`` is too small for ``needed`` bytes, before or when it turns out to be.
+def room(path: Path, needed: int | None, what: str) -> Iterator[None]:
+    """Say that the volume of ``path`` is too small for ``what`` of ``needed`` bytes, before or when it turns out to be.
 
-    Raises Transient.
+    Raises Transient. Where the size is not known, it is None.
     """
-    full = f"the volume of {path} has no room for {needed} bytes; give it more space"
+    size = "" if needed is None else f" of {needed} bytes"
+    full = f"the volume of {path} has no room for the {what}{size}; give it more space"
     free = shutil.disk_usage(path).free
-    if needed > free:
+    if needed is not None and needed > free:
         raise Transient(f"{full} ({free} bytes are free)")
     try:
         yield

@@ -15,6 +15,7 @@ from rm_api.names import ENV_REGISTRY_CA, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, Http, NotFound, netloc
+from rm_abstract.store.ahead import PIECE, ahead
 from rm_abstract.store.reference import DIGEST, Reference
 from rm_abstract.store.token import StoreToken
 from rm_abstract.store.upload import Upload, patiently
@@ -90,10 +91,13 @@ class Manifest:
         return sum(layer.size for layer in self.layers)
 
 
-def verified(chunks: Iterable[bytes], blob: Descriptor, where: str) -> Iterator[bytes]:
-    """The same bytes. The last piece comes only if size and digest are right; ArtifactMismatch otherwise."""
+def verified(chunks: Iterator[bytes], blob: Descriptor, where: str) -> Iterator[bytes]:
+    """The same bytes. The last piece comes only if size and digest are right; ArtifactMismatch otherwise.
+
+    What is large is read by a thread of its own, a few pieces ahead of the one that hashes.
+    """
     digest, size, held = hashlib.sha256(), 0, b""
-    for chunk in chunks:
+    for chunk in ahead(chunks) if blob.size > PIECE else chunks:
         digest.update(chunk)
         size += len(chunk)
         if size > blob.size:
@@ -226,6 +230,13 @@ class Registry:
     def _manifest_bytes(self, reference: Reference) -> bytes:
         return patiently(lambda: self._read_manifest(reference), self._attempts)
 
+    def document(self, reference: Reference) -> bytes | None:
+        """The bytes of whatever manifest is at a reference, an index too, or None where there is none."""
+        try:
+            return self._manifest_bytes(reference)
+        except NotFound:
+            return None
+
     def _read_manifest(self, reference: Reference) -> bytes:
         url = self._url(reference, "manifests", reference.target)
         body = bytearray()
@@ -236,10 +247,10 @@ class Registry:
                     raise ArtifactMismatch(f"the manifest of {reference} is larger than {MAX_MANIFEST} bytes")
         return bytes(body)
 
-    def put_manifest(self, reference: Reference, body: bytes) -> str:
-        """Push an image manifest, and return its digest."""
+    def put_manifest(self, reference: Reference, body: bytes, *, media_type: str = MEDIA_TYPE_MANIFEST) -> str:
+        """Push a manifest, by default of an image, and return its digest."""
         url = self._url(reference, "manifests", reference.target)
-        kind = {"Content-Type": MEDIA_TYPE_MANIFEST}
+        kind = {"Content-Type": media_type}
         response = patiently(lambda: self._http.request("PUT", url, content=body, headers=kind), self._attempts)
         digest = sha256(body)
         found = response.headers.get("Docker-Content-Digest", digest)

@@ -65,7 +65,7 @@ class StageStore:
             with ExitStack() as stack:
                 additions = {name: stack.enter_context(Addition(path)) for name, path in directories.items()}
                 unpacking = Unpacking({name: addition.path for name, addition in additions.items()})
-                with room(next(iter(directories.values())), manifest.size):
+                with room(next(iter(directories.values())), manifest.size, "stage"):
                     for layer in manifest.layers:
                         unpacking.layer(ahead(backend.blob(source, layer)))
                 for addition in additions.values():

@@ -53,6 +53,7 @@ async def test_a_container_gets_the_devices_of_its_request(
             "RMA_DEVICE_NODES": "/dev/rma-sim/npu0=1:3,/dev/rma-sim/npu1=1:5",
             "RMA_DEVICE_SERIALS": "SIMY7-0000,SIMY7-0001",
             "RMA_DEVICE_PRODUCT": "Simulated NPU Y7",
+            "RMA_DEVICE_DRIVER": "2.0.1",
         }
         nodes = {entry["path"]: (entry["major"], entry["minor"], entry["uid"]) for entry in decode["linux"]["devices"]}
         assert nodes == {"/dev/rma-sim/npu0": (1, 3, 65532), "/dev/rma-sim/npu1": (1, 5, 65532)}

@@ -33,7 +33,7 @@ class Shared:
 
     async def allocate(self, *ids: str) -> str:
         devices, _ = await self.allocator.allocate(ids)
-        return environment(devices)["DEVICE_IDS"]
+        return environment(devices, driver="1.0")["DEVICE_IDS"]
 
 
 def test_a_device_is_advertised_as_often_as_it_is_shared(tmp_path: Path) -> None:

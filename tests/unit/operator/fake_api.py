@@ -1,7 +1,6 @@
 """An API server in this process, over real HTTP, that can be told to fail in every way that a real one does.
 
-It keeps objects and their history, lists in pages, watches with bookmarks, and knows nothing of schemas. What a real
-one makes of an apply is tested against a real one.
+Behind it is an API in memory, which knows nothing of schemas; this is the wire: pages, watches with bookmarks, errors.
 """
 
 import asyncio
@@ -13,8 +12,10 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from memory_api import MemoryApi, Object
 from rm_operator.kube.auth import Connection
-from rm_operator.kube.resources import Resource
+from rm_operator.kube.errors import ApiError
+from rm_operator.kube.resources import Resource, resource_of
 
 Interceptor = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
@@ -36,6 +37,9 @@ class _Watcher:
     selector: str | None
     lines: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
 
+    def sees(self, obj: Object) -> bool:
+        return _within(_path(obj), self.collection) and _matches(obj, self.selector)
+
 
 def status(code: int, reason: str = "", message: str = "", **details: Any) -> web.Response:
     """An error as the API server words it."""
@@ -51,12 +55,13 @@ class FakeApi:
         self.seen: list[Seen] = []
         self.intercept: Interceptor | None = None
         """Asked before each request; what it returns is the answer."""
-        self.version = 100
+        self.memory = MemoryApi()
+        self.memory.version = 100
         self.bookmark_every: float | None = None
         self.offers_streams = False
         """Whether a watch may begin with everything that there is."""
-        self._objects: dict[str, dict[str, Any]] = {}
-        self._history: list[tuple[int, str, str, dict[str, Any]]] = []
+        self._told = 0
+        """So many of the changes that the memory keeps were sent to watches."""
         self._oldest = 0
         self._watchers: set[_Watcher] = set()
         self._running = asyncio.Event()
@@ -82,6 +87,11 @@ class FakeApi:
         return Connection(f"http://127.0.0.1:{self.port}")
 
     @property
+    def version(self) -> int:
+        """The newest resourceVersion there is."""
+        return self.memory.version
+
+    @property
     def watching(self) -> int:
         """How many watches are open."""
         return len(self._watchers)
@@ -98,40 +108,31 @@ class FakeApi:
 
     def put(self, resource: Resource, namespace: str | None, name: str, **fields: Any) -> dict[str, Any]:
         """Create or change an object, as somebody else would."""
-        path = resource.path(namespace, name)
-        old = self._objects.get(path)
-        self.version += 1
-        metadata = {
-            "name": name,
-            "uid": old["metadata"]["uid"] if old else f"uid-{self.version}",
-            **({"namespace": namespace} if namespace else {}),
-            **fields.pop("metadata", {}),
-            "resourceVersion": str(self.version),
-        }
-        obj = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **fields}
-        self._objects[path] = obj
-        self._record("MODIFIED" if old else "ADDED", path, obj)
+        where = {"namespace": namespace} if namespace else {}
+        metadata = {**where, "name": name, **fields.pop("metadata", {})}
+        obj = self.memory.put(
+            {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **fields}
+        )
+        self._tell()
         return obj
 
     def remove(self, resource: Resource, namespace: str | None, name: str) -> None:
         """Delete an object."""
-        path = resource.path(namespace, name)
-        obj = self._objects.pop(path)
-        self.version += 1
-        gone = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}
-        self._record("DELETED", path, gone)
+        self.memory.remove((resource.kind, namespace or "", name))
+        self._tell()
 
     def restore(self, version: int) -> None:
         """Go back in time with the objects that are there, as a restore from a backup does."""
-        self.version = version
-        self._history.clear()
-        for obj in self._objects.values():
-            obj["metadata"]["resourceVersion"] = str(version)
+        memory = self.memory
+        memory.version = version
+        self._forget()
+        for key, obj in memory.objects.items():
+            memory.objects[key] = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version)}}
 
     def compact(self) -> None:
         """Forget the history: older positions are answered with 410."""
         self._oldest = self.version
-        self._history.clear()
+        self._forget()
 
     def end_watches(self) -> None:
         """Let all watches end in an orderly way."""
@@ -144,7 +145,7 @@ class FakeApi:
 
     def send_event(self, kind: str, obj: dict[str, Any]) -> None:
         """Send an event that is not in the history."""
-        self.send(orjson.dumps({"type": kind, "object": obj}) + b"\n")
+        self.send(_line(kind, obj))
 
     def freeze(self) -> None:
         """Take connections and requests, and answer none."""
@@ -154,12 +155,21 @@ class FakeApi:
         """Answer again."""
         self._running.set()
 
-    def _record(self, kind: str, path: str, obj: dict[str, Any]) -> None:
-        self._history.append((self.version, kind, path, obj))
-        line = orjson.dumps({"type": kind, "object": obj}) + b"\n"
-        for watcher in self._watchers:
-            if _within(path, watcher.collection) and _matches(obj, watcher.selector):
-                watcher.lines.put_nowait(line)
+    def _forget(self) -> None:
+        self.memory.changes.clear()
+        self._told = 0
+
+    def _tell(self) -> None:
+        """Send to watches what has changed since."""
+        changes = self.memory.changes
+        for kind, obj in changes[self._told :]:
+            for watcher in self._watchers:
+                if watcher.sees(obj):
+                    watcher.lines.put_nowait(_line(kind, obj))
+        self._told = len(changes)
+
+    def _at(self, path: str) -> Object | None:
+        return next((obj for obj in self.memory.objects.values() if _path(obj) == path), None)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -171,35 +181,34 @@ class FakeApi:
         if request.method == "GET":
             if "watch" in request.query:
                 return await self._watch(request)
-            if request.path in self._objects:
-                return web.json_response(self._objects[request.path])
+            if (found := self._at(request.path)) is not None:
+                return web.json_response(found)
             if request.path.rsplit("/", 1)[-1].endswith("s"):
                 return self._list(request)
             return status(404, "NotFound", f"{request.path} not found")
-        if request.method == "POST":
-            return self._create(request, decoded or {})
-        if request.method == "PATCH":
-            return self._apply(request, decoded or {})
-        return self._delete(request, decoded)
+        try:
+            return self._write(request, decoded or {})
+        except ApiError as error:
+            return status(error.status, error.reason, error.message)
+        finally:
+            self._tell()
 
     def _list(self, request: web.Request) -> web.Response:
         selector = request.query.get("labelSelector")
-        paths = sorted(
-            path for path, obj in self._objects.items() if _within(path, request.path) and _matches(obj, selector)
-        )
+        found = self._found(request.path, selector)
         start, version = 0, self.version
         if token := request.query.get("continue"):
             start, version = (int(part) for part in token.split(":"))
             if version < self._oldest:
                 return status(410, "Expired", "The provided continue parameter is too old")
-        limit = int(request.query.get("limit", 0)) or len(paths) or 1
+        limit = int(request.query.get("limit", 0)) or len(found) or 1
         metadata: dict[str, Any] = {"resourceVersion": str(version)}
-        if start + limit < len(paths):
+        if start + limit < len(found):
             metadata["continue"] = f"{start + limit}:{version}"
         # As a real server does, leave apiVersion and kind out of the items.
         items = [
-            {name: value for name, value in self._objects[path].items() if name not in ("apiVersion", "kind")}
-            for path in paths[start : start + limit]
+            {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
+            for obj in found[start : start + limit]
         ]
         return web.json_response({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
 
@@ -212,17 +221,16 @@ class FakeApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         if since < self._oldest:
             error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
-            return web.Response(body=orjson.dumps({"type": "ERROR", "object": error}) + b"\n")
+            return web.Response(body=_line("ERROR", error))
         watcher = _Watcher(request.path, request.query.get("labelSelector"))
         if "sendInitialEvents" in request.query:
-            for path, obj in sorted(self._objects.items()):
-                if _within(path, watcher.collection) and _matches(obj, watcher.selector):
-                    watcher.lines.put_nowait(orjson.dumps({"type": "ADDED", "object": obj}) + b"\n")
+            for obj in self._found(watcher.collection, watcher.selector):
+                watcher.lines.put_nowait(_line("ADDED", obj))
             metadata = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
-            watcher.lines.put_nowait(orjson.dumps({"type": "BOOKMARK", "object": {"metadata": metadata}}) + b"\n")
-        for version, kind, path, obj in self._history:
-            if version > since and _within(path, watcher.collection) and _matches(obj, watcher.selector):
-                watcher.lines.put_nowait(orjson.dumps({"type": kind, "object": obj}) + b"\n")
+            watcher.lines.put_nowait(_line("BOOKMARK", {"metadata": metadata}))
+        for kind, obj in self.memory.changes:
+            if int(obj["metadata"]["resourceVersion"]) > since and watcher.sees(obj):
+                watcher.lines.put_nowait(_line(kind, obj))
         self._watchers.add(watcher)
         try:
             await response.prepare(request)
@@ -233,7 +241,7 @@ class FakeApi:
                         line = await watcher.lines.get()
                 except TimeoutError:
                     mark = {"kind": "x", "metadata": {"resourceVersion": str(self.version)}}
-                    line = orjson.dumps({"type": "BOOKMARK", "object": mark}) + b"\n"
+                    line = _line("BOOKMARK", mark)
                 await self._running.wait()
                 if line is None:
                     break
@@ -246,48 +254,35 @@ class FakeApi:
             await response.write_eof()
         return response
 
-    def _create(self, request: web.Request, body: dict[str, Any]) -> web.Response:
-        path = f"{request.path}/{body['metadata']['name']}"
-        if path in self._objects:
-            return status(409, "AlreadyExists", f"{path} already exists")
-        return web.json_response(self._store(path, body), status=201)
+    def _found(self, collection: str, selector: str | None) -> list[Object]:
+        """Objects of a collection in the order of their paths."""
+        wanted = _Watcher(collection, selector)
+        return sorted(filter(wanted.sees, self.memory.objects.values()), key=_path)
 
-    def _apply(self, request: web.Request, body: dict[str, Any]) -> web.Response:
-        path = request.path.removesuffix("/status")
-        old = self._objects.get(path)
-        wanted = body["metadata"].get("resourceVersion")
-        if old is not None and wanted and wanted != old["metadata"]["resourceVersion"]:
-            return status(409, "Conflict", "the object has been modified")
-        if path != request.path:
-            if old is None:
-                return status(404, "NotFound", f"{path} not found")
-            body = {**old, "status": body["status"]}
-        return web.json_response(self._store(path, body), status=200 if old else 201)
-
-    def _delete(self, request: web.Request, options: dict[str, Any] | None) -> web.Response:
-        obj = self._objects.get(request.path)
+    def _write(self, request: web.Request, body: Object) -> web.Response:
+        if request.method == "POST":
+            return web.json_response(self.memory.create(body), status=201)
+        if request.method == "PATCH":
+            path = request.path.removesuffix("/status")
+            known = self._at(path) is not None
+            subresource = None if path == request.path else "status"
+            answer = self.memory.patch(body, request.query["fieldManager"], subresource)
+            return web.json_response(answer, status=200 if known else 201)
+        obj = self._at(request.path)
         if obj is None:
             return status(404, "NotFound", f"{request.path} not found")
-        for name, value in ((options or {}).get("preconditions") or {}).items():
-            if obj["metadata"][name] != value:
-                return status(409, "Conflict", f"the {name} in the precondition does not match")
-        self.version += 1
-        del self._objects[request.path]
-        gone = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}
-        self._record("DELETED", request.path, gone)
+        metadata, meant = obj["metadata"], body.get("preconditions") or {}
+        key = (obj["kind"], metadata.get("namespace", ""), metadata["name"])
+        self.memory.remove(key, uid=meant.get("uid"), resource_version=meant.get("resourceVersion"))
         return web.json_response({"kind": "Status", "status": "Success"})
 
-    def _store(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        old = self._objects.get(path)
-        if old is not None and {**old, **body, "metadata": {**old["metadata"], **body["metadata"]}} == old:
-            return old  # as a real server: what changes nothing is no new version
-        self.version += 1
-        uid = old["metadata"]["uid"] if old else f"uid-{self.version}"
-        metadata = {**body["metadata"], "uid": uid, "resourceVersion": str(self.version)}
-        obj = {**(old or {}), **body, "metadata": metadata}
-        self._objects[path] = obj
-        self._record("MODIFIED" if old else "ADDED", path, obj)
-        return obj
+
+def _line(kind: str, obj: Object) -> bytes:
+    return orjson.dumps({"type": kind, "object": obj}) + b"\n"
+
+
+def _path(obj: Object) -> str:
+    return resource_of(obj).path(obj["metadata"].get("namespace"), obj["metadata"]["name"])
 
 
 def _within(path: str, collection: str) -> bool:

@@ -67,6 +67,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.facts = FACTS
         self.objects: dict[tuple[str, str], Object] = {}
         self.store: dict[str, artifact.StoreAnswer] = {}
         self.store_up = True
@@ -265,7 +266,7 @@ class World:
     def resolve_model(self) -> None:
         """Ends every resolve Job that runs with the facts of the model."""
         for job in self.jobs("resolve"):
-            self.finish(job, report={"facts": FACTS})
+            self.finish(job, report={"facts": self.facts})
 
     def build(self) -> None:
         """Ends every build Job that runs, and puts its artifact into the store."""

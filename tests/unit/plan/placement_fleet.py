@@ -21,6 +21,8 @@ def accelerator(name: str, kind: str, vendor: str, **members: Any) -> Accelerato
     counts: dict[str, Any] = {"free": 4, "healthy": 4, "nodes": 2} if counted else {}
     views = {k: members.pop(k) for k in ("free", "healthy", "nodes", "ready", "reason", "taken") if k in members}
     spec = {"type": kind, "vendor": vendor, "product": name.upper(), "runtime": {"plugin": "p", "image": "i"}}
+    if kind == "REMOTE":
+        del spec["runtime"]
     if counted:
         spec["resourceName"] = f"{vendor.lower()}.com/{name}"
     return AcceleratorView(name, AcceleratorResourceSpec.model_validate(spec | members), **(counts | views))
@@ -28,8 +30,9 @@ def accelerator(name: str, kind: str, vendor: str, **members: Any) -> Accelerato
 
 def endpoint(name: str, prompt: str, answer: str, **members: Any) -> AcceleratorView:
     """A remote endpoint that charges so much for 10^6 tokens of prompts and of answers."""
-    cost = {"perHour": "0", "perMillionInputTokens": prompt, "perMillionOutputTokens": answer}
-    remote = {"endpoint": "https://api.example.com/v1"} | members.pop("remote", {})
+    cost = {"perMillionInputTokens": prompt, "perMillionOutputTokens": answer}
+    served = [{"source": "hf://org/model", "name": "large-1"}]
+    remote = {"endpoint": "https://api.example.com/v1", "models": served} | members.pop("remote", {})
     return accelerator(name, "REMOTE", "Cloud", cost=cost, remote=remote, **({"allowedNamespaces": ["team"]} | members))
 
 

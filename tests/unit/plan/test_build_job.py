@@ -165,7 +165,7 @@ def test_a_later_job_has_all_inputs_whoever_names_them() -> None:
         check={"image": "i", "command": ["c", "${INPUT_arch}"]},
         inputs=[{"name": "arch", "source": "https://files/arch", "digest": digest}],
     )
-    devices = Devices({}, {}, [])
+    devices = Devices("npu", {}, {}, [])
     later = containers(spec, Run(1, 1, devices=devices))
     assert "input-arch" in later
     assert "check" not in later
@@ -174,7 +174,7 @@ def test_a_later_job_has_all_inputs_whoever_names_them() -> None:
 def test_steps_on_a_device_run_in_jobs_of_their_own_and_go_on_where_the_last_one_ended() -> None:
     steps = [STEP, {**STEP, "name": "tune", "requiresDevice": True}, {**STEP, "name": "pack"}]
     spec = spec_of(steps=steps, check={"image": "i", "command": ["c"]})
-    devices = Devices({"acme.com/npu": "1"}, {"pool": "npu"}, [{"key": "npu", "operator": "Exists"}])
+    devices = Devices("npu", {"acme.com/npu": "1"}, {"pool": "npu"}, [{"key": "npu", "operator": "Exists"}])
     first, second, third = (
         containers(spec, Run(1, stage, devices=devices if stage == 1 else None)) for stage in range(3)
     )
@@ -300,9 +300,19 @@ def test_nodes_that_cannot_and_nodes_that_should_not() -> None:
     assert "affinity" not in pod_of(spec_of())
 
 
-@pytest.mark.parametrize(("announced", "flags"), [(True, ["--require-devices=1"]), (False, [])])
-def test_a_step_on_a_device_of_our_plugin_looks_at_it_first(announced: bool, flags: list[str]) -> None:
-    spec = spec_of(steps=[{"name": "tune", "image": "i", "command": ["c"], "requiresDevice": True}])
-    run = Run(1, devices=Devices({"acme.com/npu": "1"}, {}, [], announced=announced))
+@pytest.mark.parametrize(
+    ("announced", "drivers", "flags"),
+    [
+        (True, [], ["--require-devices=1"]),
+        (True, ["1.4.0", "1.5$"], ["--require-devices=1", "--require-driver=1.4.0", "--require-driver=1.5$$"]),
+        (False, ["1.4.0"], []),
+    ],
+)
+def test_a_step_on_a_device_of_our_plugin_looks_at_it_first(
+    announced: bool, drivers: list[str], flags: list[str]
+) -> None:
+    steps = [{"name": "tune", "image": "i", "command": ["c"], "requiresDevice": True}]
+    spec = spec_of(steps=steps).model_copy(update={"drivers": drivers})
+    run = Run(1, devices=Devices("npu", {"acme.com/npu": "1"}, {}, [], announced=announced))
     command = containers(spec, run)["tune"]["command"]
     assert command == ["/rma/bin/rma-launch", "run", "--name=tune", *flags, "--", "c"]

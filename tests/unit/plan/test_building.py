@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 from chain import FACTS, NPU, PROFILE, World
 from rm_api.base import Resources
+from rm_api.kinds.build_artifact import ShapeBucket
+from rm_api.kinds.build_profile import Lora
+from rm_operator.plan.buckets import covers
+from rm_operator.plan.model import to_timestamp
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 
 
@@ -211,3 +215,106 @@ def test_an_engines_cache_is_put_where_it_looks_for_it() -> None:
     assert "--cache-from=/rma/artifact/cache" in engine["command"]
     assert "--model=/rma/model" in engine["command"]
     assert {"name": "MODEL_DIR", "value": "/rma/model"} in engine["env"]
+
+
+SIZES = {"sequence": [2048, 4096, 8192], "batch": [8, 32]}
+
+
+def sized(world: World, name: str, length: int, batch: int = 8) -> tuple[str, ShapeBucket]:
+    """Deploys the model for these sizes, has built what is asked for, and tells what the deployment has then."""
+    world.deploy(name, requirements={"maxSequenceLength": length, "maxBatchSize": batch})
+    world.settle()
+    world.resolve_model()
+    world.settle()
+    world.build()
+    world.settle()
+    return has(world, name)
+
+
+def has(world: World, name: str) -> tuple[str, ShapeBucket]:
+    artifact = world.objects["ModelDeployment", name]["status"]["artifact"]
+    return artifact, ShapeBucket.model_validate(world.objects["BuildArtifact", artifact]["spec"]["shape"])
+
+
+def shop() -> World:
+    world = World()
+    world.facts = FACTS | {"maxSequenceLength": 8192}
+    world.profiles = [recipe(shapes=SIZES)]
+    return world
+
+
+@pytest.mark.parametrize(
+    ("there", "needed", "served"),
+    [
+        # the one of just these sizes
+        ([(4096, 8)], (3000, 8), (4096, 8)),
+        # one that covers them
+        ([(4096, 8)], (2000, 4), (4096, 8)),
+        ([(8192, 32)], (2000, 4), (8192, 32)),
+        # of several, the one with the fewest tokens, and not what does not cover
+        ([(8192, 32), (4096, 8)], (2000, 4), (4096, 8)),
+        ([(2048, 32), (8192, 8)], (2000, 8), (2048, 32)),
+        ([(2048, 32)], (4000, 8), (4096, 8)),
+        ([(8192, 8)], (2000, 32), (2048, 32)),
+    ],
+)
+def test_what_is_in_the_store_and_covers_what_is_needed_is_not_built_again(
+    there: list[tuple[int, int]], needed: tuple[int, int], served: tuple[int, int]
+) -> None:
+    world = shop()
+    # Deployed together, each asks for its own.
+    for number, (length, batch) in enumerate(sorted(there)):
+        sized(world, f"before-{number}", length, batch)
+    jobs = len([kind for kind, _ in world.made if kind == "Job"])
+    _, shape = sized(world, "hello", *needed)
+    assert (shape.max_sequence_length, shape.max_batch_size) == served
+    built = len([kind for kind, _ in world.made if kind == "Job"]) - jobs
+    assert built == (0 if served in there else 1)
+
+
+def test_who_has_a_larger_one_stays_with_it_when_the_exact_one_comes() -> None:
+    world = shop()
+    large, _ = sized(world, "large", 8192)
+    assert sized(world, "small", 2000)[0] == large
+    # Somebody whose compiled result must be of just this size had it built before the larger one was there.
+    other = shop()
+    name, _ = sized(other, "small", 2000)
+    exact = other.objects["BuildArtifact", name]
+    world.objects["BuildArtifact", name] = exact
+    world.settle()
+    assert has(world, "small")[0] == large
+    # A newcomer takes the one that fits best.
+    assert sized(world, "third", 2000)[0] == name
+
+
+def test_one_that_no_node_loads_any_more_covers_nothing() -> None:
+    world = shop()
+    large, _ = sized(world, "large", 8192)
+    since = {"reason": "NoMatchingNode", "message": "m", "lastTransitionTime": to_timestamp(world.now)}
+    world.deploy("small", requirements={"maxSequenceLength": 2000, "maxBatchSize": 8})
+    for _ in range(5):
+        conditions = world.objects["BuildArtifact", large]["status"]["conditions"]
+        conditions[:] = [each for each in conditions if each["type"] != "Stale"]
+        conditions.append({"type": "Stale", "status": "True", **since})
+        world.step()
+    assert has(world, "small")[0] != large
+
+
+def test_a_deployment_that_asks_for_less_keeps_what_it_has_and_for_more_gets_another() -> None:
+    world = shop()
+    first, _ = sized(world, "hello", 4096)
+    assert sized(world, "hello", 1000)[0] == first
+    second, shape = sized(world, "hello", 5000)
+    assert (second != first, shape.max_sequence_length) == (True, 8192)
+
+
+@pytest.mark.parametrize("what", ["tensor_parallel", "pipeline_parallel", "prefill_chunk", "lora"])
+def test_covering_is_about_sizes_alone(what: str) -> None:
+    wanted, large = ShapeBucket(max_sequence_length=8, max_batch_size=1), {"max_sequence_length": 16}
+    other = Lora(max_rank=8, max_adapters=2) if what == "lora" else 2
+    assert covers(wanted.model_copy(update=large), wanted)
+    assert covers(wanted, wanted)
+    assert not covers(wanted, wanted.model_copy(update=large))
+    assert not covers(wanted.model_copy(update={**large, what: other}), wanted)
+    # Where no length is compiled in, any will do; what has one is no such thing.
+    assert not covers(wanted, ShapeBucket(max_batch_size=1))

@@ -1,6 +1,7 @@
 """The life of a deployment as the planners see it: the whole chain, its failures, and a crash at any write."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 from chain import NPU, PROFILE, World
 from rm_api import names
-from rm_operator.plan import artifact
+from rm_operator.plan import artifact, remembered
 from rm_operator.plan.placement import AcceleratorView, ProfileView
+
+Object = dict[str, Any]
 
 READY = {"ModelDeployment", "Service", "ConfigMap", "BuildArtifact", "ControllerRevision", "Deployment", "Pod"}
 
@@ -397,14 +400,19 @@ def test_no_free_device_is_said() -> None:
     assert world.reason() == "NoDevice"
 
 
-def test_a_new_template_of_the_operator_restarts_nobody() -> None:
+@pytest.mark.parametrize("written", [remembered.data_of, lambda template: {"template": template}])
+def test_a_new_template_of_the_operator_restarts_nobody(written: Callable[[Object], Object]) -> None:
+    """Nor does one that remembers templates in another way."""
     world = World()
     world.serve()
-    (revision,) = world.of("ControllerRevision")
-    revision["data"]["template"]["metadata"]["labels"]["rendered-by"] = "an earlier version"
+    (revision,), (serving_,) = world.of("ControllerRevision"), world.of("Deployment")
+    template = copy.deepcopy(serving_["spec"]["template"])
+    template["metadata"]["labels"]["rendered-by"] = "an earlier version"
+    revision["data"] = data = written(template)
     world.settle()
     (serving_,) = world.of("Deployment")
-    assert serving_["spec"]["template"]["metadata"]["labels"]["rendered-by"] == "an earlier version"
+    assert serving_["spec"]["template"] == template
+    assert world.of("ControllerRevision")[0]["data"] == data, "it cannot be changed"
 
 
 def test_a_cut_over_keeps_the_old_pods_until_the_new_ones_serve() -> None:

@@ -39,6 +39,59 @@ def test_between_two_variants_no_fewer_serve_and_no_more_run_than_promised(
     finished(world)
 
 
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        {}, {"maxUnavailable": 2}, {"strategy": "InPlace", "maxUnavailable": 1},
+        {"strategy": "InPlace", "maxUnavailable": 2},
+    ],
+)  # fmt: skip
+def test_as_long_as_the_promised_pods_serve_it_is_available_and_ready_only_at_the_end(rollout: Object) -> None:
+    world = served(replicas=3, rollout=rollout)
+    old = {pod["metadata"]["name"] for pod in world.of("Pod")}
+    image(world, "2")
+    moved, steps = True, 0
+    while moved:
+        moved = world.step()
+        available = world.condition("ModelDeployment", "hello", "Available")
+        assert (available["status"], available["reason"]) == ("True", "Serving")
+        taken_over = len(world.routed() - old) >= 3
+        assert (world.reason() == "Ready") == taken_over
+        steps += world.reason() == "RollingOut"
+        moved = world.run_pods() or moved
+    assert steps > 1
+    finished(world)
+
+
+def test_without_enough_old_pods_it_is_not_available() -> None:
+    world = served(replicas=2)
+    image(world, "2")
+    roll(world, devices=2)
+    assert world.condition("ModelDeployment", "hello", "Available")["status"] == "True"
+    for entry in world.objects["Pod", min(world.routed())]["status"]["conditions"]:
+        entry["status"] = "False"
+    world.step()
+    assert world.condition("ModelDeployment", "hello", "Available")["status"] == "False"
+    assert world.reason() == world.reason(condition="Available")
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_while_nothing_can_take_over_it_is_available_if_old_pods_serve(replicas: int) -> None:
+    world = served(replicas=replicas)
+    world.profiles = []
+    world.settle()
+    assert world.condition("ModelDeployment", "hello", "Placed")["status"] == "False"
+    available = world.condition("ModelDeployment", "hello", "Available")
+    assert available["status"] == ("True" if replicas else "Unknown")
+    assert world.condition("ModelDeployment", "hello", "Ready")["status"] == "False"
+    for pod in world.of("Pod"):
+        for entry in pod["status"]["conditions"]:
+            entry["status"] = "False"
+    world.settle()
+    available = world.condition("ModelDeployment", "hello", "Available")
+    assert (available["status"], available["reason"]) == ("Unknown", "WaitingForArtifact")
+
+
 def test_a_pod_leaves_the_service_before_it_ends() -> None:
     world = served(replicas=2)
     old = world.routed()

@@ -11,6 +11,7 @@ from placement_fleet import (
     LLAMA_8B,
     NPU_FAST,
     PROFILES,
+    REMOTE,
     accelerator,
     candidate,
     cost,
@@ -115,7 +116,8 @@ def test_candidates_fit_the_api_and_name_every_term_with_its_unit() -> None:
 )
 def test_without_figures_the_policy_prefers_types(policy: dict[str, Any], order: list[str]) -> None:
     types = ("CPU", "FPGA", "GPU", "NPU", "PIM")
-    remote = accelerator("remote", "REMOTE", "V", remote={"endpoint": "https://a.example"}, allowedNamespaces=["team"])
+    assert REMOTE.spec.remote is not None
+    remote = accelerator("remote", "REMOTE", "V", remote=REMOTE.spec.remote.to_wire(), allowedNamespaces=["team"])
     bare = (remote, *(accelerator(t.lower(), t, "V") for t in types))
     known = tuple(profile(t.lower(), t, "V") for t in types)
     result = place(request(policy=policy, fleet=bare, profiles=known))
@@ -248,6 +250,21 @@ SOLO = {"fleet": (NPU_FAST,)}
         ),
         (
             {
+                "fleet": (accelerator("npu", "NPU", "Red", runtime={"plugin": "iree", "image": "i"}),),
+                "spec": {"requirements": {"features": ["logprobs", "structured-outputs"]}},
+            },
+            "its capability.features lack structured-outputs of spec.requirements.features",
+        ),
+        (
+            {
+                "fleet": (accelerator("pim", "PIM", "Red", runtime={"plugin": "upmem", "image": "i"}),),
+                "facts": LLAMA_8B.model_copy(update={"architecture": "Qwen2ForCausalLM"}),
+            },
+            "upmem does not serve Qwen2ForCausalLM; where its image does, list what it serves in "
+            "capability.architectures",
+        ),
+        (
+            {
                 "fleet": (accelerator("npu", "NPU", "Red", runtime={"plugin": "rebellions", "image": "i"}),),
                 "facts": LLAMA_8B.model_copy(update={"architecture": "XForCausalLM"}),
             },
@@ -283,7 +300,13 @@ SOLO = {"fleet": (NPU_FAST,)}
             "its runtime.command cannot be told spec.runtime.prefixCaching; leave that out",
         ),
         (
-            {"fleet": (endpoint("remote", "1", "1", remote={"models": ["hf://org/b", "hf://org/a"]}),)},
+            {
+                "fleet": (
+                    endpoint(
+                        "remote", "1", "1", remote={"models": [{"source": f"hf://org/{n}", "name": n} for n in "ba"]}
+                    ),
+                )
+            },
             "the endpoint does not serve hf://org/model; it serves hf://org/a, hf://org/b",
         ),
         (

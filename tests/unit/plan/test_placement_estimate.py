@@ -89,14 +89,14 @@ def test_whoever_has_no_place_in_the_batch_waits_for_one() -> None:
 
 def test_an_endpoint_has_a_price_by_token_and_no_other_figure() -> None:
     remote = spec(
-        type="REMOTE", remote={"endpoint": "https://a.example"},
-        cost={"perHour": "7", "perMillionInputTokens": "0.5", "perMillionOutputTokens": "1.5", "currency": "EUR"},
+        type="REMOTE", remote={"endpoint": "https://a.example", "models": [{"source": "hf://a/b", "name": "b"}]},
+        cost={"perMillionInputTokens": "0.5", "perMillionOutputTokens": "1.5", "currency": "EUR"},
     )  # fmt: skip
     result = of(remote)
     # each of 10^6 tokens of answers comes with 1000/200 = 5 of prompts: 5·0.5 + 1.5
     assert (result.price, result.currency, result.provenance) == (pytest.approx(4.0), "EUR", "Declared")
     assert (result.ttft, result.rate, result.joules_per_token, result.memory, result.missing) == (None,) * 4 + ((),)
-    half = of(spec(type="REMOTE", cost={"perHour": "7", "perMillionOutputTokens": "1.5"}))
+    half = of(spec(type="REMOTE", cost={"perMillionOutputTokens": "1.5"}))
     assert (half.price, half.currency, half.missing) == (None, None, ("cost.perMillionInputTokens",))
 
 

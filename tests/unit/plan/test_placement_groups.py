@@ -10,6 +10,7 @@ from placement_fleet import FLEET, GPU, LLAMA_8B, accelerator, candidate, figure
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec
+from rm_api.kinds.accelerator_resource import NodeDevices, NodeVersions
 from rm_api.kinds.build_artifact import ShapeBucket
 from rm_api.kinds.model_deployment import Workload
 from rm_operator.plan.buckets import ONE_DEVICE, Group, Shape, chunk_of
@@ -45,6 +46,12 @@ def big(*views: AcceleratorView, **members: Any) -> PlacementResult:
     return place(request(fleet=views, **(usual | members)))
 
 
+def test_where_no_speed_is_known_an_objective_asks_for_no_further_device() -> None:
+    result = big(gpu(performance={"memoryGiB": 512, "linkGBps": 450}), slo={"tpotMs": 10})
+    assert result.reason is Reason.PLACED
+    assert result.devices_each == 1
+
+
 def test_a_model_that_does_not_fit_one_device_gets_the_fewest_on_which_it_does() -> None:
     result = big(gpu())
     assert result.reason is Reason.PLACED
@@ -64,6 +71,54 @@ def test_it_has_no_place_where_nodes_have_too_few() -> None:
     assert result.reason is Reason.NO_ELIGIBLE_ACCELERATOR
     assert "GiB on each of 2 devices" in result.message
     assert "it would fit 4 devices of one node, and no node has more than 2 of green.com/gpu" in result.message
+
+
+def versions(*there: tuple[str, list[int]]) -> tuple[NodeVersions, ...]:
+    """Drivers, each with the devices of its nodes."""
+    return tuple(
+        NodeVersions(
+            driver=driver,
+            nodes=len(nodes),
+            devices=sum(nodes),
+            devices_by_node=[NodeDevices(devices=each, nodes=1) for each in nodes] if max(nodes) > 1 else None,
+        )
+        for driver, nodes in there
+    )
+
+
+@pytest.mark.parametrize(
+    ("there", "compatibility", "placed"),
+    [
+        ([("1", [8]), ("2", [2])], {}, True),
+        ([("1", [8]), ("2", [2])], {"driver": ["1"]}, True),
+        ([("1", [8]), ("2", [2])], {"driver": ["2"]}, False),
+        ([("1", [8]), ("2", [2])], {"driver": ["1", "2"]}, True),
+        ([("1", [8]), ("2", [1])], {"driver": ["2"]}, False),
+        ([("1", [8]), ("2", [2, 4])], {"driver": ["2"]}, True),
+        # where each version has an artifact of its own, one whose nodes suffice is enough
+        ([("1", [8]), ("2", [2])], {"oneArtifactPer": ["Driver"]}, True),
+        ([("1", [2]), ("2", [2])], {"oneArtifactPer": ["Driver"]}, False),
+        # a node that does not say which version it has is taken at its devices
+        ([("", [8]), ("2", [2])], {"driver": ["2"]}, True),
+    ],
+)
+def test_the_devices_of_one_node_are_those_of_nodes_that_the_result_runs_on(
+    there: list[tuple[str, list[int]]], compatibility: dict[str, list[str]], placed: bool
+) -> None:
+    recipes = (profile("green", "GPU", "Green", compatibility=compatibility),)
+    largest = max(most for _, nodes in there for most in nodes)
+    result = big(replace(gpu(largest=largest), versions=versions(*there)), profiles=recipes)
+    assert (result.reason is Reason.PLACED) is placed, result.message
+    if not placed and largest == 8:
+        assert "no node with a version that is built for has more than" in result.message
+
+
+def test_an_answer_that_is_remembered_is_not_that_of_other_nodes() -> None:
+    recipes = (profile("green", "GPU", "Green", compatibility={"driver": ["2"]}),)
+    few = replace(gpu(), versions=versions(("1", [8]), ("2", [2])))
+    enough = replace(few, versions=versions(("1", [8]), ("2", [4])))
+    reasons = [big(view, profiles=recipes).reason for view in (few, enough, few)]
+    assert reasons == [Reason.NO_ELIGIBLE_ACCELERATOR, Reason.PLACED, Reason.NO_ELIGIBLE_ACCELERATOR]
 
 
 @pytest.mark.parametrize(

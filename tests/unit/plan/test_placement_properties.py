@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
-from rm_api.kinds.accelerator_resource import AcceleratorType
+from rm_api.kinds.accelerator_resource import AcceleratorType, RemoteModel
 from rm_api.kinds.model_deployment import Placement, PolicyType, Workload
 from rm_operator.plan.buckets import Shape, required_shape
 from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, assess, place
@@ -74,7 +74,7 @@ def specs(draw: st.DrawFn) -> AcceleratorResourceSpec:
         "provisioning": draw(seldom({}, {"mode": "Elastic"}, {"mode": "Elastic", "max_devices": 2})),
         "remote": {
             "endpoint": "https://a.example",
-            "models": draw(seldom([], ["hf://a/b"], ["hf://c/d"])),
+            "models": [{"source": draw(seldom("hf://a/b", "hf://c/d")), "name": "b"}],
             "max_concurrency": draw(seldom(None, 4)),
         }
         if kind is AcceleratorType.REMOTE
@@ -237,7 +237,8 @@ def easy(draw: st.DrawFn) -> PlacementRequest:
         performance = view.spec.performance.model_copy(update={"memory_gib": None})
         changes: dict[str, Any] = {"capability": capability, "performance": performance, "allowed_namespaces": ["ns"]}
         if view.spec.remote is not None:
-            changes["remote"] = view.spec.remote.model_copy(update={"models": [], "max_concurrency": None})
+            served = [RemoteModel(source="hf://a/b", name="b")]
+            changes["remote"] = view.spec.remote.model_copy(update={"models": served, "max_concurrency": None})
         spec = view.spec.model_copy(update=changes)
         free = draw(st.integers(0, 2))
         return replace(view, spec=spec, ready=True, nodes=None, healthy=None, taken=False, free=free)

@@ -476,7 +476,9 @@ def test_a_report_that_is_hardly_credible_ends_in_a_status(report: tuple[int, Ob
 
 ODD_LABELS = ("", "x", "0", "99999999999999999999", "1_0", "A.b-c")
 ODD_DATA: tuple[Any, ...] = (None, {}, {"model.json": ""}, {"model.json": "[]"}, {"model.json": "{}"}, {"other": "x"})
-ODD_TEMPLATES: tuple[Any, ...] = (None, {}, [], {"template": {}}, {"template": "x"}, {"template": {"spec": {}}})
+ODD_TEMPLATES: tuple[Any, ...] = (
+    None, {}, [], {"template": {}}, {"template": "x"}, {"template": {"spec": {}}}, {"gzip": "H4sI"}, {"gzip": 7},
+)  # fmt: skip
 ODD_JOBS: tuple[Any, ...] = (
     {},
     {"conditions": [{"type": "Failed", "status": "True"}]},

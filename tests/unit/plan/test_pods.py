@@ -1,6 +1,7 @@
 """The pods that we make, held to the `restricted` Pod Security standard and to what they may see."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_root_is_read_only_and_home_is_an_empty_directory(role: str) -> None:
         assert needs_no_home or "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
+@pytest.mark.parametrize("role", ["build", "serve"])
+def test_what_runs_engines_and_compilers_has_shared_memory_of_a_bounded_size(role: str) -> None:
+    pod = _pods()[role]
+    (volume,) = [each for each in pod["volumes"] if "medium" in each.get("emptyDir", {})]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    shared = [
+        container["name"]
+        for container in _containers(pod)
+        if {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"]
+    ]
+    assert shared == {"serve": ["engine"], "build": ["compile"]}[role]
+
+
 @ROLES
 def test_there_is_no_way_to_the_kubernetes_api(role: str) -> None:
     pod = _pods()[role]
@@ -194,6 +208,29 @@ def test_what_a_scheme_needs_is_mounted_only_where_the_source_is_read(
         reads = container["name"] == READERS[role]
         assert mounts == ([mount] if reads else [])
         assert found == (dict([variable]) if reads else {})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "source", "plain_http", "told"),
+    [
+        ("", "hf://o/m", False, {}),
+        ("https://hub.example/hf", "hf://o/m", False, {"HF_ENDPOINT": "https://hub.example/hf"}),
+        ("https://hub.example", "hf://o/m", True,
+         {"HF_ENDPOINT": "https://hub.example", "RMA_PLAIN_HTTP_HOSTS": "store:5000"}),
+        ("http://hub:8080/x", "hf://o/m", False,
+         {"HF_ENDPOINT": "http://hub:8080/x", "RMA_PLAIN_HTTP_HOSTS": "hub:8080"}),
+        ("http://hub:8080", "hf://o/m", True,
+         {"HF_ENDPOINT": "http://hub:8080", "RMA_PLAIN_HTTP_HOSTS": "store:5000,hub:8080"}),
+        ("http://hub:8080", "https://hub:8080/m", False, {}),
+        ("http://hub:8080", "oci://hub:8080/m", False, {}),
+    ],
+)  # fmt: skip
+def test_a_hub_of_ones_own_is_told_to_who_reads_from_a_hub(
+    endpoint: str, source: str, plain_http: bool, told: dict[str, str]
+) -> None:
+    """Without TLS only where it is the installation's own endpoint that says so."""
+    settings = replace(SETTINGS, hf_endpoint=endpoint, store=replace(SETTINGS.store, plain_http=plain_http))
+    assert pods.source_access(settings, source, None) == (told, [], [])
 
 
 def test_a_public_bucket_needs_no_secret() -> None:
@@ -288,6 +325,8 @@ def test_memory_is_limited_to_what_is_requested_and_cpu_is_not(wanted: Object, e
 def test_volumes_are_bounded_by_the_scratch_size() -> None:
     sizes = {volume["name"]: volume["emptyDir"] for volume in _pods()["build"]["volumes"] if "emptyDir" in volume}
     bounded = {"sizeLimit": "20Gi"}
+    memory = sizes.pop("shm")
+    assert memory["medium"] == "Memory"
     assert sizes == {"bin": {}, "tmp": {}, **dict.fromkeys(("model", "work", "output", "cache"), bounded)}
 
 

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from chain import NPU, PROFILE, SETTINGS, World
+from chain import FACTS, NPU, PROFILE, SETTINGS, World
+from endpoints import endpoint_plan, endpoint_view
 from rm_api.conditions import ConditionType, Reason
 from rm_operator.controllers.refusals import refusal_of
 from rm_operator.kube.errors import Invalid
@@ -115,6 +116,13 @@ def store_down() -> World:
 def nothing_pushed() -> World:
     world = deployed("build")
     world.finish(world.jobs("build")[0], report={"reason": "Built"})
+    world.settle()
+    return world
+
+
+def code_of_its_own() -> World:
+    world = deployed("resolve")
+    world.finish(world.jobs("resolve")[0], report={"facts": {**FACTS, "remoteCode": True}})
     world.settle()
     return world
 
@@ -263,6 +271,24 @@ def stale() -> World:
     return world
 
 
+KEY_REFUSED = {"message": '{"reason":"CredentialsRefused","message":"it refuses the key"}'}
+
+
+def on_an_endpoint() -> World:
+    """A deployment of a model that only an endpoint has."""
+    world = World()
+    world.accelerators = [endpoint_view()]
+    world.deploy()
+    world.settle()
+    return world
+
+
+def an_endpoint(status: Object) -> list[Object]:
+    """An AcceleratorResource of type REMOTE, and the pod of its proxy."""
+    pod = {"metadata": {"name": "remote-vendor-1", "namespace": "system"}, "status": status}
+    return endpoint_plan([pod]).status["conditions"]
+
+
 SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     # progress
     Reason.RESOLVING: deployed,
@@ -297,6 +323,7 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.NO_ACCELERATOR: without_accelerators,
     Reason.NO_ELIGIBLE_ACCELERATOR: lambda: deployed("build", accelerators={"types": ["GPU"]}),
     Reason.SLO_UNREACHABLE: too_slow,
+    Reason.REMOTE_CODE_NOT_ALLOWED: code_of_its_own,
     Reason.PROFILE_NOT_FOUND: lambda: deployed("build", buildProfile="missing"),
     # build
     Reason.UNSUPPORTED_MODEL: lambda: failed("build", 64, "UnsupportedModel"),
@@ -328,6 +355,10 @@ SAID_BY: dict[Reason, Callable[[], World | list[Object]]] = {
     Reason.DEVICE_UNHEALTHY: lambda: an_accelerator(devices=2, sick=1),
     Reason.RESOURCE_NAME_CONFLICT: lambda: in_conflict(stranger=True),
     Reason.NODE_CONFLICT: lambda: in_conflict(older=True),
+    # endpoints
+    Reason.NOT_NEEDED: on_an_endpoint,
+    Reason.PROXY_NOT_READY: lambda: an_endpoint({"containerStatuses": []}),
+    Reason.CREDENTIALS_REFUSED: lambda: an_endpoint({"containerStatuses": [{"state": {"terminated": KEY_REFUSED}}]}),
     Reason.REFUSED: lambda: refused(Invalid(422, "Invalid", "spec.replicas: must be less than 5")),
     Reason.INTERNAL_ERROR: lambda: refused(ZeroDivisionError("division by zero")),
 }
@@ -356,5 +387,6 @@ def test_every_reason_has_its_scenario() -> None:
 def test_every_type_is_stated() -> None:
     accelerator_ = an_accelerator(devices=1)
     found = [served(), failed("build", 64, "UnsupportedModel"), deployed(), accelerator_, a_profile(), stale()]
+    found.append(an_endpoint({}))
     stated_types = {entry["type"] for each in found for entry in conditions(each)}
     assert stated_types == set(ConditionType)

@@ -105,6 +105,28 @@ def test_what_an_artifact_is_verified_on(
     assert verifications(found, reports, KEY, NOW + timedelta(days=1)) == found, "the same again is no news"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "start"),
+    [
+        ({"start": 1.5, "ready": 2.5}, 10),
+        ({"ready": 31}, 40),
+        ({}, 0),
+        (None, 0),
+        ({"ready": -1}, 0),
+        ({"ready": 1e9}, 0),
+    ],
+)
+def test_how_long_a_start_took(seconds: Any, start: int) -> None:
+    assert parse(json.dumps({**WHOLE, "seconds": seconds}).encode()).start_seconds == start
+
+
+def test_of_starts_the_slowest_is_kept() -> None:
+    found = verifications([SAID_X1], [ServingReport(KEY, "X1", "1.4.0", "", 40), X1], KEY, NOW)
+    assert found == [SAID_X1.model_copy(update={"start_seconds": 40})]
+    assert verifications(found, [ServingReport(KEY, "X1", "1.4.0", "", 20)], KEY, NOW) == found
+    assert verifications(found, [ServingReport(KEY, "X1", "1.4.0", "", 50)], KEY, NOW)[0].start_seconds == 50
+
+
 def _pods(*ready: bool) -> list[Object]:
     return [
         {"metadata": {"uid": str(n)}, "status": {"conditions": [{"type": "Ready", "status": str(each)}]}}

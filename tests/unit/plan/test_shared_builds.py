@@ -187,6 +187,9 @@ def test_code_of_the_model_keeps_it_in_its_namespace() -> None:
     cluster = installation()
     facts = cluster.surroundings.facts
     cluster.surroundings.facts = lambda job: {**facts(job), "remoteCode": True}
+    served = {"capability": {"architectures": ["LlamaForCausalLM"]}}
+    cluster.api.update(("AcceleratorResource", "", "npu"), lambda live: live["spec"].update(served))
+    cluster.restart()
     deploy(cluster, "tenant")
     cluster.settle()
     assert artifacts(cluster) == [("tenant", HONEST)]

@@ -1,11 +1,14 @@
 """What makes serving pods other pods, and what does not: a new operator or a field that nobody uses do not."""
 
+import base64
+import gzip
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from chain import NPU, World
 from rm_api.kinds import AcceleratorResourceSpec
+from rm_operator.plan import remembered
 
 Object = dict[str, Any]
 
@@ -77,7 +80,19 @@ def test_the_priority_class_is_the_pods(name: str | None) -> None:
     assert made["spec"]["template"]["spec"].get("priorityClassName") == name
 
 
-@pytest.mark.parametrize("data", [None, {}, [], {"template": {}}, {"template": "x"}, {"template": {"spec": {}}}])
+NO_JSON = base64.b64encode(gzip.compress(b"{")).decode()
+A_LIST = base64.b64encode(gzip.compress(b"[]")).decode()
+BOMB = base64.b64encode(gzip.compress(b" " * (1 << 24) + b"{}")).decode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, {}, [], {"template": {}}, {"template": "x"}, {"template": {"spec": {}}}, {"gzip": 1}, {"gzip": ""},
+        {"gzip": "no base64"}, {"gzip": "YQ=="}, {"gzip": "\u00e9"}, {"gzip": NO_JSON}, {"gzip": NO_JSON[:20]},
+        {"gzip": A_LIST}, {"gzip": BOMB},
+    ],
+)  # fmt: skip
 def test_a_remembered_template_that_is_none_is_rendered_again(data: object) -> None:
     world = World()
     world.serve()
@@ -86,7 +101,7 @@ def test_a_remembered_template_that_is_none_is_rendered_again(data: object) -> N
     revision["data"] = data
     world.settle()
     assert world.of("Deployment")[0]["spec"]["template"] == before
-    assert world.of("ControllerRevision")[0]["data"] == {"template": before}
+    assert world.of("ControllerRevision")[0]["data"] == remembered.data_of(before)
     # Also where it is not the wanted one, and all that is known is what runs.
     world.of("ControllerRevision")[0]["data"] = data
     world.profiles = []

@@ -1,13 +1,12 @@
 """Fixtures of the SDK's tests."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from sdk_support import CONFIG, Request, WebServer, safetensors
+from sdk_support import CONFIG, WebServer, running_web_server, safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -34,41 +33,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def new_web_server() -> Iterator[Callable[[], WebServer]]:
     """Starts web servers."""
-    servers = []
-
-    def start() -> WebServer:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-            def _do(self) -> None:
-                request = Request(self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
-                web.requests.append(request)
-                answer = web.answer(request)
-                self.send_response(answer.status)
-                for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
-                    if answer.cut is not None:
-                        self.close_connection = True
-
-            do_GET = do_HEAD = _do  # noqa: N815 (the library's names)
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        web = WebServer(f"127.0.0.1:{server.server_port}")
-        return web
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda: servers.enter_context(running_web_server())
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -73,6 +76,42 @@ class WebServer:
             return ranged(request, body, headers) if ranges else Answer(200, body, headers)
 
         self.answer = answer
+
+
+@contextmanager
+def running_web_server() -> Iterator[WebServer]:
+    """Start one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+        def _do(self) -> None:
+            request = Request(self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
+            web.requests.append(request)
+            answer = web.answer(request)
+            self.send_response(answer.status)
+            for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
+                if answer.cut is not None:
+                    self.close_connection = True
+
+        do_GET = do_HEAD = _do  # noqa: N815 (the library's names)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    web = WebServer(f"127.0.0.1:{server.server_port}")
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def ranged(request: Request, body: bytes, headers: dict[str, str]) -> Answer:

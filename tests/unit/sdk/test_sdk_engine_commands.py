@@ -39,7 +39,7 @@ ENGINE = {"config.json": {"pretrained_config": {}, "build_config": {}}, "rank0.e
 RBLN = {**MODEL, "rbln_config.json": {}, "prefill.rbln": 0}
 ALL = BackendConfig(
     dtype="fp16", max_batch_size=4, max_sequence_length=2048, tensor_parallel=2, pipeline_parallel=3,
-    prefill_chunk=512, prefix_caching=False,
+    prefill_chunk=512, prefix_caching=False, trust_remote_code=True,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_vllm(lay: Lay) -> None:
         "vllm", "serve", str(model), "--served-model-name", "me$$$$you", "--dtype", "float16",
         "--max-model-len", "2000", "--max-num-seqs", "4", "--tensor-parallel-size", "2",
         "--pipeline-parallel-size", "3", "--max-num-batched-tokens", "512", "--no-enable-prefix-caching",
-        "--port", "8123",
+        "--trust-remote-code", "--port", "8123",
     ]  # fmt: skip
     assert env["VLLM_CACHE_ROOT"] == "${CACHE_DIR}/vllm"
     assert env["HF_HUB_OFFLINE"] == "1"
@@ -70,6 +70,13 @@ def test_vllm_is_told_nothing_that_nobody_said(lay: Lay) -> None:
     assert argv == [
         "vllm", "serve", str(model), "--served-model-name", "me$$$$you", "--dtype", "auto", "--port", "8123",
     ]  # fmt: skip
+
+
+def test_vllm_is_told_that_a_model_embeds(lay: Lay) -> None:
+    """Of an architecture that could generate as well, only the model's modules say it."""
+    modules = [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    argv, _ = command("vllm", lay("model", {**MODEL, "modules.json": modules}, "huggingface"), BackendConfig())
+    assert argv[argv.index("--runner") + 1] == "pooling"
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from rm_abstract.backends.pim.layout import (
 )
 from rm_abstract.backends.pim.llama import KeyValues, Llama, LlamaConfig, Run
 from rm_abstract.backends.pim.plugin import FORMAT, UpmemPlugin
-from rm_abstract.backends.pim.tokenizer import FileTokenizer
-from rm_abstract.core.errors import ArtifactMismatch, BadInput, WorkloadError
+from rm_abstract.core.errors import BadInput, WorkloadError
 from rm_abstract.core.plugin import BackendConfig
 from rm_abstract.core.registry import get_registry
 from rm_api.conditions import Reason
@@ -275,33 +274,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     tensors.write(file, iter(wanted.items()), {name: one.shape for name, one in wanted.items()})
     source = tensors.Tensors(file)
     assert all((source.read(name, one.shape) == one).all() for name, one in wanted.items())
-
-
-def test_the_tokenizer_is_the_models_own(model: Path) -> None:
-    ours, oracle = FileTokenizer(model), Oracle(model).tokenizer
-    for sample in SAMPLES:
-        for special in (True, False):
-            ids = ours.encode(sample.prompt, add_special_tokens=special)
-            assert ids == oracle.encode(sample.prompt, add_special_tokens=special)
-            assert ours.decode(ids) == sample.prompt
-        messages = [{"role": "user", "content": sample.prompt}]
-        assert ours.render_chat(messages) == oracle.render_chat(messages)
-
-
-def test_chat_templates(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match="no chat template"):
-        FileTokenizer(tmp_path).render_chat([])
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": {"content": "<b>"}}')
-    (tmp_path / "chat_template.jinja").write_text(
-        "{{ bos_token }}{% if not messages %}{{ raise_exception('none') }}{% endif %}"
-    )
-    assert FileTokenizer(tmp_path).render_chat([{"role": "user"}]) == "<b>"
-    with pytest.raises(ValueError, match="none"):
-        FileTokenizer(tmp_path).render_chat([])
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ArtifactMismatch, match="tokenizer cannot be loaded"):
-        FileTokenizer(tmp_path)
 
 
 def test_the_plugin_says_what_it_serves() -> None:

@@ -36,7 +36,7 @@ class Served:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
-        return httpx2.post(f"{self.url}{path}", json={"model": "m", **body}, timeout=10)
+        return httpx2.post(f"{self.url}{path}", json={"model": "m", **body}, timeout=120)
 
     def complete(self, prompt: Any, **body: Any) -> dict[str, Any]:
         response = self.post("/v1/completions", prompt=prompt, **body)

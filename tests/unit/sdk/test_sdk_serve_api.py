@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types import Completion, Model, completion_create_params
+from openai.types import Completion, Model, completion_create_params, embedding_create_params
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from pydantic import BaseModel
@@ -43,6 +43,7 @@ PUBLISHED = {
     "/v1/chat/completions": published(
         chat_create_params.CompletionCreateParamsNonStreaming, chat_create_params.CompletionCreateParamsStreaming
     ),
+    "/v1/embeddings": published(embedding_create_params.EmbeddingCreateParams),
 }
 
 
@@ -81,8 +82,8 @@ ASKING: dict[str, Any] = {
 
 
 def of_use(use: Use) -> list[tuple[str, str]]:
-    """Endpoint and name of the fields of this use."""
-    return [(path, name) for path, fields in FIELDS.items() for name, field in fields.items() if field.use is use]
+    """Endpoint and name of the fields of this use, where text is generated."""
+    return [(path, name) for path in BODIES for name, field in FIELDS[path].items() if field.use is use]
 
 
 @pytest.mark.parametrize(("endpoint", "name"), of_use(Use.REFUSED))
@@ -296,6 +297,6 @@ def test_options_of_a_stream(served: Served, options: Any, param: str) -> None:
 
 
 def test_embeddings_are_not_for_a_model_that_generates(served: Served) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.NotFoundError) as caught:
         served.client.embeddings.create(model="m", input="hi")
     assert (caught.value.code, caught.value.param) == ("unsupported_model", "model")

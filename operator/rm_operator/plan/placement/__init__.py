@@ -4,7 +4,7 @@
 ``explain`` says it in figures and sentences.
 """
 
-from rm_operator.plan.placement.choose import place
+from rm_operator.plan.placement.choose import place, selected
 from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest, PlacementResult, ProfileView
 
-__all__ = ["AcceleratorView", "PlacementRequest", "PlacementResult", "ProfileView", "place"]
+__all__ = ["AcceleratorView", "PlacementRequest", "PlacementResult", "ProfileView", "place", "selected"]

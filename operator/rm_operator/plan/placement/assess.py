@@ -3,7 +3,7 @@
 Deployments are placed several times while they come up, and many ask for the same. What does not depend on free devices
 or on where a deployment is now, is therefore worked out once per question and accelerator. Nothing can be stale: a
 question is told apart by all that it says, an accelerator by its spec being the same object and by how many devices a
-node of it has, the profiles by their specs being the same objects.
+node of it has, of each version, the profiles by their specs being the same objects.
 """
 
 import operator
@@ -16,6 +16,7 @@ from rm_api.kinds.model_deployment import Candidate, Term
 
 from rm_operator.plan.placement import filters
 from rm_operator.plan.placement.estimate import Estimate, estimate
+from rm_operator.plan.placement.groups import most_by_version
 from rm_operator.plan.placement.machine import machine_of
 from rm_operator.plan.placement.question import Cause, Question, Removed
 from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest, ProfileView
@@ -55,24 +56,29 @@ class Fit:
         """As it was explained last."""
 
 
+_Nodes = tuple[int | None, Sequence[tuple[str, str, int]]]
+"""What an answer rests on of the devices that single nodes have."""
+
+
 class Assessment:
     """Answers to one question so far, by accelerator."""
 
     def __init__(self, goal: Goal, profiles: tuple[ProfileView, ...]) -> None:
         self.goal = goal
         self.profiles = profiles
-        self._known: dict[str, tuple[AcceleratorResourceSpec, int | None, Fit | Obstacle]] = {}
+        self._known: dict[str, tuple[AcceleratorResourceSpec, _Nodes, Fit | Obstacle]] = {}
 
     def of(self, question: Question, accelerator: AcceleratorView) -> Fit | Obstacle:
         """How ``accelerator`` would do."""
         known = self._known.get(accelerator.name)
-        if known is not None and known[0] is accelerator.spec and known[1] == accelerator.largest:
+        nodes = accelerator.largest, most_by_version(accelerator)
+        if known is not None and known[0] is accelerator.spec and known[1] == nodes:
             return known[2]
         try:
             found: Fit | Obstacle = self._examine(question, accelerator)
         except Removed as removal:
             found = Obstacle(removal.cause, str(removal))
-        self._known[accelerator.name] = (accelerator.spec, accelerator.largest, found)
+        self._known[accelerator.name] = (accelerator.spec, nodes, found)
         return found
 
     def _examine(self, question: Question, accelerator: AcceleratorView) -> Fit:

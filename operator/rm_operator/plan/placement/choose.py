@@ -1,6 +1,6 @@
 """Placement as a whole: filter, estimate, score, choose, explain."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rm_api.conditions import Reason
 from rm_api.kinds.build_artifact import ShapeBucket
@@ -11,7 +11,7 @@ from rm_operator.plan.placement import explain, filters
 from rm_operator.plan.placement.assess import Obstacle, assessment_of
 from rm_operator.plan.placement.explain import Explanation, Ranked
 from rm_operator.plan.placement.question import Cause, Question, Removed
-from rm_operator.plan.placement.request import PlacementRequest, PlacementResult
+from rm_operator.plan.placement.request import AcceleratorView, PlacementRequest, PlacementResult
 
 MAX_CANDIDATES = 16
 STABILIZATION_SECONDS = 300
@@ -75,6 +75,25 @@ def place(request: PlacementRequest) -> PlacementResult:
     )
 
 
+def selected(request: PlacementRequest) -> tuple[AcceleratorView, ...]:
+    """The accelerators that the deployment selects and its namespace may use, whether they can take it or not.
+
+    Where it may use none of them, all that it selects.
+    """
+    question = Question(request)
+
+    def passes(accelerator: AcceleratorView, checks: Sequence[filters.Check]) -> bool:
+        try:
+            for check in checks:
+                check(question, accelerator)
+        except Removed:
+            return False
+        return True
+
+    named = tuple(each for each in request.accelerators if passes(each, filters.SELECTED))
+    return tuple(each for each in named if passes(each, [filters.allowed_namespace])) or named
+
+
 def _bucket(chosen: Ranked) -> ShapeBucket:
     way = chosen.fit.way
     return buckets.bucket(way.sequence, way.batch, way.prefill_chunk, way.group)
@@ -117,7 +136,11 @@ def _unplaced(question: Question, out: list[tuple[str, Obstacle]], beyond: list[
     )
 
 
-_REASONS = {Cause.SLO: Reason.SLO_UNREACHABLE, Cause.REFUSED: Reason.UNSUPPORTED_MODEL}
+_REASONS = {
+    Cause.CODE: Reason.REMOTE_CODE_NOT_ALLOWED,
+    Cause.REFUSED: Reason.UNSUPPORTED_MODEL,
+    Cause.SLO: Reason.SLO_UNREACHABLE,
+}
 
 
 def _removed(out: list[tuple[str, Obstacle]]) -> list[Candidate]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
 from rm_api.runtimes import EngineOption, facts_of
+from rm_api.tasks import FEATURE_EMBEDDINGS
 
 from rm_operator.plan import compatibility
 from rm_operator.plan.buckets import Group
@@ -16,6 +17,7 @@ from rm_operator.plan.placement.estimate import Estimate
 from rm_operator.plan.placement.question import Cause, Question, Removed, admits, listing
 from rm_operator.plan.placement.request import AcceleratorView, ProfileView
 from rm_operator.plan.placement.ways import BATCH_ADVICE, LENGTH_ADVICE
+from rm_operator.plan.remote_code import trusted
 
 _MOST_NAMED = 8
 Check = Callable[[Question, AcceleratorView], None]
@@ -62,18 +64,77 @@ def allowed_namespace(question: Question, accelerator: AcceleratorView) -> None:
     )
 
 
+def allowed_code(question: Question, accelerator: AcceleratorView) -> None:
+    """Removes what may not run the code that comes with the model, unless it is known to serve the model without."""
+    facts, runtime = question.facts, accelerator.spec.runtime
+    if not facts.remote_code or accelerator.spec.type is AcceleratorType.REMOTE:
+        return
+    assert runtime is not None
+    known = accelerator.spec.capability.architectures or _known(runtime.plugin, embeds=facts.embeds)
+    if not question.spec.runtime.trust_remote_code:
+        if facts.architecture in known:
+            return
+        raise Removed(
+            Cause.CODE,
+            f"the model brings code of its own, and it is not known to serve {facts.architecture} without that; set "
+            "spec.runtime.trustRemoteCode to have the code run, where its owner allows it; an owner whose engine needs "
+            "no such code lists the architecture in capability.architectures",
+        )
+    if not runtime.allow_remote_code:
+        raise Removed(
+            Cause.CODE,
+            "it does not allow code that comes with a model; whoever administers it can set its "
+            "spec.runtime.allowRemoteCode",
+        )
+    if facts.remote_code_digest is None:
+        raise Removed(
+            Cause.CODE,
+            "the model's code cannot be pinned, as not all of it is among the files that its source lists; copy it "
+            "there",
+        )
+    # Of a command the owner, who allows it, says whether the engine runs the code; a plugin has to be told.
+    if runtime.command is None and EngineOption.REMOTE_CODE not in facts_of(runtime.plugin).options:
+        raise Removed(
+            Cause.CODE,
+            f"its runtime plugin {runtime.plugin} cannot be told spec.runtime.{EngineOption.REMOTE_CODE}; use an "
+            "accelerator whose engine can",
+        )
+
+
 def served_architecture(question: Question, accelerator: AcceleratorView) -> None:
     """Removes what does not serve the model: as the accelerator says, or else as its runtime plugin is known to."""
-    stated, runtime = accelerator.spec.capability.architectures, accelerator.spec.runtime
+    stated, plugin = accelerator.spec.capability.architectures, accelerator.spec.plugin
     architecture = question.facts.architecture
+    if accelerator.spec.type is AcceleratorType.REMOTE:
+        return  # its endpoint lists models, and not what they are made like
     if stated:
         if architecture not in stated:
             raise Removed(Cause.REFUSED, f"its capability.architectures lack {architecture}; it serves {_some(stated)}")
-    elif not admits(facts_of(runtime.plugin).architectures, architecture):
+    elif trusted(question.spec, accelerator.spec, question.facts) is None and not admits(
+        _known(plugin, embeds=question.facts.embeds), architecture
+    ):
         raise Removed(
             Cause.REFUSED,
-            f"{runtime.plugin} does not serve {architecture}; where its image does, list what it serves in "
+            f"{plugin} does not serve {architecture}; where its image does, list what it serves in "
             "capability.architectures",
+        )
+
+
+def _known(plugin: str | None, *, embeds: bool) -> tuple[str, ...]:
+    facts = facts_of(plugin)
+    return (*facts.architectures, *facts.embedding_architectures) if embeds else facts.architectures
+
+
+def served_task(question: Question, accelerator: AcceleratorView) -> None:
+    """Removes what computes no embeddings, where the model does nothing else."""
+    spec = accelerator.spec
+    if not question.facts.embeds:
+        return
+    if FEATURE_EMBEDDINGS not in (spec.capability.features or facts_of(spec.plugin).features):
+        raise Removed(
+            Cause.UNFIT,
+            f"the model computes embeddings, and its capability.features lack {FEATURE_EMBEDDINGS}; list it where its "
+            "engine serves /v1/embeddings",
         )
 
 
@@ -81,19 +142,25 @@ def served_options(question: Question, accelerator: AcceleratorView) -> None:
     """Removes what cannot be told an option of ``spec.runtime``."""
     if question.spec.runtime.prefix_caching is None:
         return
-    plugin = accelerator.spec.runtime.plugin
+    plugin = accelerator.spec.plugin
     if EngineOption.PREFIX_CACHING not in facts_of(plugin).options:
         raise Removed(
             Cause.UNFIT,
-            f"{f'its runtime plugin {plugin}' if plugin else 'its runtime.command'} cannot be told "
-            f"spec.runtime.{EngineOption.PREFIX_CACHING}; leave that out",
+            f"{_engine(accelerator)} cannot be told spec.runtime.{EngineOption.PREFIX_CACHING}; leave that out",
         )
+
+
+def _engine(accelerator: AcceleratorView) -> str:
+    plugin = accelerator.spec.plugin
+    if plugin:
+        return f"its runtime plugin {plugin}"
+    return "its endpoint" if accelerator.spec.type is AcceleratorType.REMOTE else "its runtime.command"
 
 
 def required_features(question: Question, accelerator: AcceleratorView) -> None:
     """Removes what lacks one of ``spec.requirements.features``."""
     wanted, spec = question.spec.requirements.features, accelerator.spec
-    known = spec.capability.features or facts_of(spec.runtime.plugin).features
+    known = spec.capability.features or facts_of(spec.plugin).features
     if wanted and (lacking := sorted(set(wanted) - set(known))):
         raise Removed(Cause.UNFIT, f"its capability.features lack {', '.join(lacking)} of spec.requirements.features")
 
@@ -204,14 +271,20 @@ def fitting_version(accelerator: AcceleratorView, profile: ProfileView | None) -
     )
 
 
-WANTED: tuple[Check, ...] = (
-    # What the deployment says, first: nobody wants to read about the features of what they excluded.
+SELECTED: tuple[Check, ...] = (
     allowed_type,
     allowed_vendor,
     allowed_name,
     required_tags,
     not_excluded,
+)
+"""What the deployment says."""
+WANTED: tuple[Check, ...] = (
+    # First: nobody wants to read about the features of what they excluded.
+    *SELECTED,
     allowed_namespace,
+    allowed_code,
+    served_task,
     served_architecture,
     served_options,
     required_features,

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.model_deployment import ModelFacts
 
+from rm_operator.plan import compatibility
 from rm_operator.plan.buckets import ONE_DEVICE, Group
 from rm_operator.plan.device_class import requested_resource
 from rm_operator.plan.placement.question import Question, listing
@@ -50,9 +51,34 @@ def of(question: Question, accelerator: AcceleratorView, profile: ProfileView) -
     compiled = tuple(every)
     divisible = tuple(group for group in compiled if _divides(group, question.facts))
     linked = tuple(group for group in divisible if _links(group, spec))
-    largest = accelerator.largest
+    largest = largest_for(accelerator, profile)
     there = tuple(group for group in linked if largest is None or group.devices <= max(1, largest))
     return Groups(compiled, divisible, linked, there)
+
+
+def largest_for(accelerator: AcceleratorView, profile: ProfileView) -> int | None:
+    """Devices of the node that has most of them, of the nodes with a version that ``profile`` builds for.
+
+    None where that is not known. Where no node has such a version, all count: that there is none is said elsewhere.
+    """
+    largest = accelerator.largest
+    if largest is None or largest <= 1:
+        return largest
+    fitting = compatibility.matching(profile.spec.compatibility, accelerator.versions)
+    if not fitting or any(each.devices is None for each in fitting):
+        return largest
+    return max((node.devices for each in fitting for node in each.devices_by_node or ()), default=1)
+
+
+def most_by_version(accelerator: AcceleratorView) -> Sequence[tuple[str, str, int]]:
+    """What ``largest_for`` rests on beside ``largest``: driver, SDK, and devices of the node that has most of them."""
+    if accelerator.largest is None or accelerator.largest <= 1:
+        return ()
+    return [
+        (each.driver, each.sdk, max((node.devices for node in each.devices_by_node or ()), default=1))
+        for each in accelerator.versions
+        if each.devices is not None
+    ]
 
 
 def linkable(spec: AcceleratorResourceSpec) -> int | None:
@@ -87,16 +113,18 @@ def not_linked(accelerator: AcceleratorView, found: Sequence[Groups]) -> str:
     )
 
 
-def on_no_node(accelerator: AcceleratorView, found: Sequence[Groups]) -> str:
+def on_no_node(accelerator: AcceleratorView, found: Sequence[Groups], profiles: Sequence[ProfileView]) -> str:
     """Why no node has as many devices as it is compiled for."""
     least = min(group.devices for each in found for group in each.linked)
-    return f"a replica needs {least} devices of one node, and {most_on_node(accelerator)}"
+    return f"a replica needs {least} devices of one node, and {most_on_node(accelerator, profiles)}"
 
 
-def most_on_node(accelerator: AcceleratorView) -> str:
-    """How many devices a node has."""
+def most_on_node(accelerator: AcceleratorView, profiles: Sequence[ProfileView]) -> str:
+    """How many devices a node has that these profiles build for."""
     what = requested_resource(accelerator.spec) or "it"
-    return f"no node has more than {max(1, accelerator.largest or 0)} of {what}"
+    most = max(largest_for(accelerator, profile) or 0 for profile in profiles)
+    fitting = " with a version that is built for" if most < (accelerator.largest or 0) else ""
+    return f"no node{fitting} has more than {max(1, most)} of {what}"
 
 
 def _divides(group: Group, facts: ModelFacts) -> bool:

@@ -98,7 +98,7 @@ def _machine_of(spec: AcceleratorResourceSpec) -> Machine:
         link=None if link is None else link * 1e9,
         idle_watts=idle,
         max_watts=None if power is None or idle is None else max(idle, _amount(power.max_watts)),
-        price_per_second=None if cost is None else _amount(cost.per_hour) / 3600,
+        price_per_second=None if cost is None or cost.per_hour is None else _amount(cost.per_hour) / 3600,
         price_per_input_token=None if prompt is None else _amount(prompt) / 1e6,
         price_per_output_token=None if answer is None else _amount(answer) / 1e6,
         currency=None if cost is None else cost.currency,

@@ -15,7 +15,8 @@ from rm_operator.plan.device_class import requested_resource
 class Observed:
     """What there is of a kind of accelerator."""
 
-    nodes: int
+    nodes: int | None
+    """Nodes that have it; None for an endpoint, which needs none."""
     healthy: int | None
     """Devices that can be allocated, taken or not; None where devices are not counted."""
     most: int | None
@@ -45,9 +46,9 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
     there: int | None = total
     if elastic:
         most, there = (None, None) if limit is None else (max(healthy, limit), max(total, limit))
-    ready, reason = _readiness(spec, advertised, elastic=elastic)
+    ready, reason = _readiness(spec, advertised, conditions.get(ConditionType.ENDPOINT_READY), elastic=elastic)
     return Observed(
-        nodes=int(status.get("nodes", 0)),
+        nodes=None if spec.type is AcceleratorType.REMOTE else int(status.get("nodes", 0)),
         healthy=healthy if counted else None,
         most=most if counted else None,
         total=there if counted else None,
@@ -60,10 +61,16 @@ def observe(spec: AcceleratorResourceSpec, status: Mapping[str, Any]) -> Observe
 
 
 def _readiness(
-    spec: AcceleratorResourceSpec, advertised: Mapping[str, Any] | None, *, elastic: bool
+    spec: AcceleratorResourceSpec,
+    advertised: Mapping[str, Any] | None,
+    endpoint: Mapping[str, Any] | None,
+    *,
+    elastic: bool,
 ) -> tuple[bool, str]:
     if spec.type is AcceleratorType.REMOTE:
-        return False, "remote endpoints are not served yet"
+        if endpoint is None:
+            return False, "its proxy has not been looked at yet"
+        return endpoint["status"] == "True", str(endpoint.get("message", ""))
     if advertised is None:
         return False, "its devices have not been counted yet"
     # No node is what an elastic kind begins with.

@@ -19,11 +19,13 @@ class Cause(IntEnum):
     """The deployment does not want it, or may not have it."""
     UNFIT = 1
     """It, or what compiles for it, does not take the model."""
-    REFUSED = 2
+    CODE = 2
+    """The model brings code of its own, which is not run there."""
+    REFUSED = 3
     """What compiles for it was asked, and does not take the model; or its engine is known not to serve such."""
-    SLO = 3
+    SLO = 4
     """Its estimate misses the deployment's objectives."""
-    CAPACITY = 4
+    CAPACITY = 5
     """It is not ready, or has no free device: what may pass by itself."""
 
 
@@ -58,6 +60,10 @@ class Question:
         self.spec = request.spec
         self.facts = request.facts
         self.shape = required_shape(request.spec, request.facts)
+        self.workload = request.spec.workload
+        """What is estimated with. An embedding takes one pass over its text, as the first token of an answer does."""
+        if request.facts.embeds:
+            self.workload = self.workload.model_copy(update={"output_tokens": 1})
         self.dtype = request.spec.requirements.dtype or request.facts.dtype
         """The number format that is wanted, before it is known what can be had."""
         self.replicas = 0 if request.spec.suspend else request.spec.replicas
@@ -77,20 +83,14 @@ class Question:
     def missed_by(self, figures: Estimate) -> float:
         """How many times as slow as ``spec.slo`` allows; 1 where it is reached, and for what is not known."""
         slo = self.spec.slo
-        return max(
-            1.0,
-            *(
-                seconds * 1e3 / most
-                for seconds, most in ((figures.ttft, slo.ttft_ms), (figures.tpot, slo.tpot_ms))
-                if most is not None and seconds is not None
-            ),
-        )
+        limits = ((figures.ttft, slo.ttft_ms), (figures.tpot, slo.tpot_ms))
+        return max([1.0, *(had * 1e3 / most for had, most in limits if had is not None and most is not None)])
 
     def work(self, dtype: DType) -> Work:
         """What the model asks of a device in ``dtype``."""
         work = self._works.get(dtype)
         if work is None:
-            work = self._works[dtype] = work_of(self.facts, dtype, self.spec.workload, self.shape)
+            work = self._works[dtype] = work_of(self.facts, dtype, self.workload, self.shape)
         return work
 
 

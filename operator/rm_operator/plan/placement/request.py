@@ -89,7 +89,8 @@ class PlacementResult:
     shape: Shape
     """What the deployment needs."""
     reason: Reason
-    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR, UNSUPPORTED_MODEL, SLO_UNREACHABLE or PROFILE_NOT_FOUND."""
+    """PLACED, NO_ACCELERATOR, NO_ELIGIBLE_ACCELERATOR, UNSUPPORTED_MODEL, REMOTE_CODE_NOT_ALLOWED, SLO_UNREACHABLE or
+    PROFILE_NOT_FOUND."""
     message: str
     """One line for a person, with what to change where it has no place."""
     candidates: tuple[Candidate, ...] = ()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.runtimes import facts_of
+from rm_api.tasks import ModelTask
 
 from rm_operator.plan.buckets import ONE_DEVICE, Group, chunk_of, round_up
 from rm_operator.plan.placement import groups
@@ -92,8 +93,9 @@ def _ask_the_endpoint(question: Question, accelerator: AcceleratorView) -> Way:
         raise Removed(Cause.UNFIT, "nothing is compiled for an endpoint; remove spec.buildProfile")
     if remote is None:
         raise Removed(Cause.UNFIT, "its spec.remote names no endpoint")
-    if not admits(remote.models, source):
-        raise Removed(Cause.UNFIT, f"the endpoint does not serve {source}; it serves {listing(remote.models)}")
+    served = [model.source for model in remote.models]
+    if source not in served:
+        raise Removed(Cause.UNFIT, f"the endpoint does not serve {source}; it serves {listing(served)}")
     most, wanted = remote.max_concurrency, question.spec.workload.concurrency
     if most is not None and wanted > most:
         raise Removed(
@@ -122,6 +124,17 @@ def _profiles(question: Question, accelerator: AcceleratorView) -> Sequence[Prof
     raise Removed(Cause.UNFIT, sentence)
 
 
+def _task(question: Question, _: AcceleratorView, attempt: _Try) -> _Try | None:
+    tasks = attempt.profile.spec.supports.tasks or (ModelTask.GENERATE,)
+    return attempt if (question.facts.task or ModelTask.GENERATE) in tasks else None
+
+
+def _no_task(question: Question, _: AcceleratorView, ended: Sequence[_Try]) -> str:
+    if question.facts.embeds:
+        return "no BuildProfile for it compiles models that embed; install one whose spec.supports.tasks names Embed"
+    return "its BuildProfiles compile models that embed only, and this one generates text"
+
+
 def _architecture(question: Question, _: AcceleratorView, attempt: _Try) -> _Try | None:
     return attempt if admits(attempt.profile.spec.supports.architectures, question.facts.architecture) else None
 
@@ -134,7 +147,7 @@ def _no_architecture(question: Question, _: AcceleratorView, ended: Sequence[_Tr
 def _computed(accelerator: AcceleratorView) -> Sequence[DType]:
     """Number formats of the accelerator; where it does not say, those that its runtime plugin is known to take."""
     spec = accelerator.spec
-    return spec.capability.dtypes or facts_of(spec.runtime.plugin).dtypes
+    return spec.capability.dtypes or facts_of(spec.plugin).dtypes
 
 
 def _number_format(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
@@ -248,7 +261,7 @@ def _on_one_node(_: Question, __: AcceleratorView, attempt: _Try) -> _Try | None
 
 
 def _on_no_node(_: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
-    return groups.on_no_node(accelerator, [each.groups for each in ended])
+    return groups.on_no_node(accelerator, [each.groups for each in ended], [each.profile for each in ended])
 
 
 def _memory(question: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
@@ -282,7 +295,10 @@ def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence
     ]
     where = f" on each of {group.devices} devices" if group.devices > 1 else ""
     otherwise = (
-        f" it would fit {min(larger)} devices of one node, and {groups.most_on_node(accelerator)};" if larger else ""
+        f" it would fit {min(larger)} devices of one node, and "
+        f"{groups.most_on_node(accelerator, [each.profile for each in ended])};"
+        if larger
+        else ""
     )
     return (
         f"the model needs {_gib(least.total)} GiB{where} (weights {_gib(least.weights)}, KV cache "
@@ -295,6 +311,7 @@ def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence
 _PLAIN_FLOATS = frozenset({DType.FP32, DType.FP16, DType.BF16})
 _STEPS = (
     # Which of the profiles take the model, and in which number format?
+    _Step(_task, _no_task),
     _Step(_architecture, _no_architecture),
     _Step(_number_format, _no_number_format),
     # Which shapes are compiled?

@@ -146,8 +146,8 @@ class UpmemPlugin(Plugin):
     def create_session(self, resource: object) -> Session:
         """See the base class. Raises DeviceMissing where a rank cannot be had or computes wrong."""
         from rm_abstract.backends.child import ChildSession  # noqa: PLC0415
+        from rm_abstract.backends.file_tokenizer import FileTokenizer  # noqa: PLC0415
         from rm_abstract.backends.pim.runtime import PimModel, PimSession  # noqa: PLC0415
-        from rm_abstract.backends.pim.tokenizer import FileTokenizer  # noqa: PLC0415
 
         assert isinstance(resource, PimModel)
         # The vendor's library is native code: where it crashes, the server is to say so.

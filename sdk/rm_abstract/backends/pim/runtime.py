@@ -7,13 +7,13 @@ from typing import Final
 
 import numpy as np
 
+from rm_abstract.backends.file_tokenizer import FileTokenizer
 from rm_abstract.backends.openvino_model import ModelInfo
 from rm_abstract.backends.pim.compiler import HOST_FILE, PROGRAM, SCALES, host_shapes
 from rm_abstract.backends.pim.layout import WEIGHTS_FILE, Float32, Int8, Layout, gathered, planes, taken
 from rm_abstract.backends.pim.llama import KeyValues, Llama, LlamaConfig, Run
 from rm_abstract.backends.pim.native import Units
 from rm_abstract.backends.pim.tensors import Tensors
-from rm_abstract.backends.pim.tokenizer import FileTokenizer
 from rm_abstract.backends.sampling import Sampler
 from rm_abstract.backends.stepping import SteppingSession
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, DeviceMissing

@@ -15,6 +15,7 @@ from rm_operator.kube.resources import (
     BUILD_ARTIFACTS,
     BUILD_PROFILES,
     DEVICE_CLASSES,
+    JOBS,
     MODEL_DEPLOYMENTS,
     NODES,
     PODS,
@@ -29,7 +30,7 @@ from rm_operator.plan.placement import AcceleratorView, PlacementRequest, Placem
 
 Object = dict[str, Any]
 BY_CLASS = {DEVICE_CLASSES: None, RESOURCE_SLICES: trim_slice, RESOURCE_CLAIMS: trim_claim}
-KINDS = (ACCELERATOR_RESOURCES, BUILD_ARTIFACTS, BUILD_PROFILES, MODEL_DEPLOYMENTS, NODES, PODS, *BY_CLASS)
+KINDS = (ACCELERATOR_RESOURCES, BUILD_ARTIFACTS, BUILD_PROFILES, JOBS, MODEL_DEPLOYMENTS, NODES, PODS, *BY_CLASS)
 DIGEST = "sha256:" + "0" * 64
 FACTS = ModelFacts(
     source="hf://a/b", revision="r", architecture="X", parameters=10**9, active_parameters=10**9,
@@ -52,6 +53,8 @@ class Cluster:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     woken: list[str] = field(default_factory=list)
     """Names of the deployments that were woken, in their order."""
+    builds_woken: int = 0
+    """How often those builds were woken that wait for a device."""
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -65,10 +68,13 @@ class Cluster:
         """The operator starts anew, with nothing but what the cluster says."""
         for store in self.stores:
             store._subscribers.clear()
-        self.fleet = Fleet(self.stores, self._wake)
+        self.fleet = Fleet(self.stores, self._wake, self._wake_builds)
 
     def _wake(self, owner: Owner) -> None:
         self.woken.append(owner[1])
+
+    def _wake_builds(self) -> None:
+        self.builds_woken += 1
 
     def drain(self) -> list[str]:
         """Who was woken since the last time."""
@@ -188,6 +194,33 @@ class Cluster:
         spec = {"containers": [container], **({"nodeName": node} if node else {})}
         return self.put("Pod", name, spec, {"phase": phase}, namespace="ns", labels=label)
 
+    def spoken_for(self, artifact: str, *users: str) -> dict[str, int]:
+        """Devices that the build of an artifact cannot have; ``users`` are the deployments that wait for it."""
+        return self.fleet.spoken_for(_artifact(artifact), [self.deployment(user) for user in users], self.now)
+
+    def claim(self, artifact: str, accelerator: str | None, devices: int = 1) -> None:
+        """A build is about to have a Job with devices, or none."""
+        self.fleet.claim(_artifact(artifact), None if accelerator is None else (accelerator, devices), self.now)
+
+    def job(self, artifact: str, accelerator: str, *, devices: int = 1, over: bool = False) -> Object:
+        """The Job of a build, with a step on devices."""
+        status = {"conditions": [{"type": "Failed", "status": "True"}]} if over else {}
+        spec = {"template": {"spec": _taking(accelerator, devices, {})}}
+        made = to_timestamp(self.now)
+        return self.put(
+            "Job", artifact, spec, status, namespace="ns", labels=_build(artifact, accelerator), creationTimestamp=made
+        )
+
+    def build_pod(self, artifact: str, accelerator: str, *, node: str = "n", devices: int = 1) -> Object:
+        """The pod of that Job."""
+        spec = _taking(accelerator, devices, {"nodeName": node} if node else {})
+        labels = _build(artifact, accelerator)
+        return self.put("Pod", f"{artifact}-pod", spec, {"phase": "Running"}, namespace="ns", labels=labels)
+
+    def end_job(self, artifact: str) -> None:
+        """A Job is gone."""
+        self.stores[JOBS].remove("ns", artifact)
+
     def end(self, pod: str) -> None:
         """A pod is gone."""
         self.stores[PODS].remove("ns", pod)
@@ -210,3 +243,18 @@ class Cluster:
     def wait(self, seconds: float) -> None:
         """Time goes by."""
         self.now += timedelta(seconds=seconds)
+
+
+def _artifact(name: str) -> Object:
+    return {"metadata": {"name": name, "namespace": "ns"}}
+
+
+def _build(artifact: str, accelerator: str) -> dict[str, str]:
+    return {
+        names.LABEL_ROLE: names.ROLE_BUILD, names.LABEL_ARTIFACT: artifact, names.LABEL_ACCELERATOR: accelerator
+    }  # fmt: skip
+
+
+def _taking(accelerator: str, devices: int, further: Object) -> Object:
+    step = {"name": "tune", "resources": {"limits": {f"red.com/{accelerator}": str(devices)}}}
+    return {"initContainers": [step], "containers": [{"name": "push"}], **further}

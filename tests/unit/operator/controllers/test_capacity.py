@@ -28,7 +28,7 @@ def test_a_promise_survives_status_pods_and_a_restart_and_is_never_counted_twice
         lambda: cluster.pod("a-1", "npu", "a", node=""),
         lambda: cluster.pod("a-1", "npu", "a", node="n"),
         cluster.restart,
-        lambda: cluster.place("a", Available="True"),
+        lambda: cluster.place("a", Ready="True"),
         # its pod goes, and before another comes the device is still its own
         lambda: cluster.end("a-1"),
         lambda: cluster.pod("a-2", "npu", "a"),
@@ -38,7 +38,7 @@ def test_a_promise_survives_status_pods_and_a_restart_and_is_never_counted_twice
 
 
 def test_pods_that_end_hold_their_device_until_they_are_gone_and_do_not_push_their_own_away(cluster: Cluster) -> None:
-    cluster.place("a", Available="True")
+    cluster.place("a", Ready="True")
     cluster.pod("a-1", "npu", "a")
     cluster.pod("other", "npu")
     leaving = cluster.pod("a-1", "npu", "a")
@@ -88,7 +88,7 @@ def test_a_growing_deployment_gets_what_is_free_and_not_what_is_promised(cluster
 
 @pytest.mark.parametrize(
     ("conditions", "seconds"),
-    [({"Stalled": "True"}, 300), ({"ArtifactReady": "False"}, 1800), ({"Available": "False"}, 1800)],
+    [({"Stalled": "True"}, 300), ({"ArtifactReady": "False"}, 1800), ({"Ready": "False"}, 1800)],
 )
 def test_a_promise_of_which_nothing_comes_ends(cluster: Cluster, conditions: dict[str, str], seconds: int) -> None:
     cluster.place("a", **conditions)
@@ -120,7 +120,7 @@ def test_a_build_may_take_its_time(cluster: Cluster) -> None:
 
 
 def test_a_decision_that_was_never_written_ends_and_what_was_written_holds_meanwhile(cluster: Cluster) -> None:
-    cluster.place("a", Available="True")
+    cluster.place("a", Ready="True")
     cluster.accelerator("better", healthy=1, bandwidth=4000)
     cluster.decide("a")
     cluster.wait(300)

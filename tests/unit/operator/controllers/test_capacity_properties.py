@@ -1,4 +1,5 @@
-"""No device is promised twice, whatever happens in whatever order; and none stays unused while somebody waits."""
+"""No device is promised twice, to deployments or builds, whatever happens in whatever order; and none stays unused
+while somebody waits."""
 
 from typing import Any
 
@@ -13,7 +14,8 @@ repeatable = settings(deadline=None, derandomize=True, max_examples=150, databas
 CAPACITY = {"fast": 2, "slow": 2}
 NAMES = ("a", "b", "c", "d", "e")
 actions = st.lists(
-    st.tuples(st.sampled_from(("decide", "decide", "write", "write", "pod", "bind", "end", "remove", "deploy")),
+    st.tuples(st.sampled_from(("decide", "decide", "write", "write", "pod", "bind", "end", "remove", "deploy",
+                               "build", "build", "job", "build pod", "build ends")),
               st.sampled_from(NAMES)),
     min_size=5, max_size=60,
 )  # fmt: skip
@@ -28,6 +30,9 @@ class Story:
             self.cluster.accelerator(name, healthy=devices, bandwidth=bandwidth)
         self.decided: dict[str, str | None] = {}
         """What was decided and is not written yet."""
+        self.builds: dict[str, str] = {}
+        """Builds that were let in, and where; of those before "job" only the decision knows."""
+        self.jobs: set[str] = set()
         self.pods = 0
 
     def alive(self, name: str) -> bool:
@@ -41,7 +46,8 @@ class Story:
         return None if chosen is None else str(chosen)
 
     def pods_of(self, name: str) -> list[Any]:
-        return [pod for pod in self.cluster.stores[PODS] if pod["metadata"]["labels"][names.LABEL_DEPLOYMENT] == name]
+        pods = self.cluster.stores[PODS]
+        return [pod for pod in pods if pod["metadata"]["labels"].get(names.LABEL_DEPLOYMENT) == name]
 
     def act(self, action: str, name: str) -> None:
         cluster = self.cluster
@@ -65,6 +71,28 @@ class Story:
         elif action == "end":
             for pod in self.pods_of(name):
                 cluster.end(pod["metadata"]["name"])
+        else:
+            self.build(action, f"of-{name}")
+
+    def build(self, action: str, build: str) -> None:
+        """The same of a build that nobody waits for, so that it borrows from nobody."""
+        cluster = self.cluster
+        if action == "build" and build not in self.builds:
+            spoken_for = cluster.spoken_for(build)
+            free = [each for each, devices in CAPACITY.items() if spoken_for[each] < devices]
+            if free:
+                self.builds[build] = free[0]
+                cluster.claim(build, free[0])
+        elif action == "job" and build in self.builds and build not in self.jobs:
+            self.jobs.add(build)
+            cluster.job(build, self.builds[build])
+        elif action == "build pod" and build in self.jobs:
+            if self.bound(self.builds[build]) < CAPACITY[self.builds[build]]:
+                cluster.build_pod(build, self.builds[build])
+        elif action == "build ends" and build in self.jobs:
+            cluster.job(build, self.builds.pop(build), over=True)
+            self.jobs.remove(build)
+            cluster.end(f"{build}-pod")
 
     def bound(self, accelerator: str) -> int:
         return sum(
@@ -78,8 +106,9 @@ class Story:
         told = {name for name in NAMES if self.placed(name) == accelerator}
         told |= {name for name, chosen in self.decided.items() if chosen == accelerator}
         labels = [pod["metadata"]["labels"] for pod in self.cluster.stores[PODS]]
-        told |= {each[names.LABEL_DEPLOYMENT] for each in labels if each[names.LABEL_ACCELERATOR] == accelerator}
-        return told
+        here = [each for each in labels if each[names.LABEL_ACCELERATOR] == accelerator]
+        told |= {each[names.LABEL_DEPLOYMENT] for each in here if names.LABEL_DEPLOYMENT in each}
+        return told | {build for build, where in self.builds.items() if where == accelerator}
 
 
 @repeatable
@@ -90,6 +119,7 @@ def test_no_device_is_promised_twice_even_with_restarts(story: list[tuple[str, s
         if number in restarts:
             # What was decided and not written is forgotten with the process that decided.
             teller.decided.clear()
+            teller.builds = {build: where for build, where in teller.builds.items() if build in teller.jobs}
             teller.cluster.restart()
         teller.act(action, name)
         for accelerator, devices in CAPACITY.items():

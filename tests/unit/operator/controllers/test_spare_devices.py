@@ -27,7 +27,7 @@ def cluster() -> Cluster:
     made.accelerator("npu", healthy=4)
     for name in ("a", "b"):
         made.deploy(name)
-        made.place(name, Available="True")
+        made.place(name, Ready="True")
         made.pod(f"{name}-1", "npu", name)
     return made
 

@@ -74,7 +74,7 @@ def test_without_a_place_before_with_one_and_movers_come_as_many_as_there_is_roo
     full.accelerator("slow", healthy=3, bandwidth=10)
     # d0, d1, d2 take what there is and go on waiting for what is clearly better; the others wait for either
     for name in ("d0", "d1", "d2"):
-        assert full.place(name, Available="True") == "slow"
+        assert full.place(name, Ready="True") == "slow"
     full.pod("x", "npu", devices=1)
     assert full.drain() == ["d3"]
     assert full.place("d3") == "npu"
@@ -83,27 +83,27 @@ def test_without_a_place_before_with_one_and_movers_come_as_many_as_there_is_roo
     full.remove("d3")
     assert full.drain() == ["d0"]
     # it moves only after a while, and meanwhile nobody else is called for that device
-    assert (full.place("d0", Available="True"), full.later) == ("slow", 300)
+    assert (full.place("d0", Ready="True"), full.later) == ("slow", 300)
     full.accelerator("npu", healthy=2)
     assert full.drain() == []
     full.wait(300)
-    assert full.place("d0", Available="True") == "npu"
+    assert full.place("d0", Ready="True") == "npu"
     assert full.drain() == []
 
 
 def test_an_interruption_starts_the_time_of_a_move_anew(full: Cluster) -> None:
     full.accelerator("slow", healthy=1, bandwidth=10)
-    assert full.place("d0", Available="True") == "slow"
+    assert full.place("d0", Ready="True") == "slow"
     full.end("x")
-    full.place("d0", Available="True")
+    full.place("d0", Ready="True")
     full.wait(299)
     full.pod("x", "npu", devices=2)
-    full.place("d0", Available="True")
+    full.place("d0", Ready="True")
     full.end("x")
     full.wait(1)
-    assert full.place("d0", Available="True") == "slow"
+    assert full.place("d0", Ready="True") == "slow"
     full.wait(300)
-    assert full.place("d0", Available="True") == "npu"
+    assert full.place("d0", Ready="True") == "npu"
 
 
 def test_where_devices_are_not_counted_everybody_may_come() -> None:

@@ -144,11 +144,11 @@ async def test_a_server_that_is_away_for_long_is_no_reason_for_a_restart(api: Fa
 
 async def test_after_a_restore_from_backup_the_store_is_what_was_restored(api: FakeApi, client: HttpClient) -> None:
     api.put(CONFIGMAPS, "ns", "a")
-    api.version = 1000
+    api.memory.version = 1000
     api.put(CONFIGMAPS, "ns", "lost")
     async with reflecting(api, client, inactivity_seconds=0.3) as running:
         await running.has("a", "lost")
-        del api._objects[CONFIGMAPS.path("ns", "lost")]
+        del api.memory.objects["ConfigMap", "ns", "lost"]
         api.restore(500)
         await running.has("a")
         api.put(CONFIGMAPS, "ns", "b")
@@ -187,7 +187,7 @@ async def test_a_watch_that_ends_at_once_each_time_does_not_spin(api: FakeApi, c
 async def test_bookmarks_move_the_position(api: FakeApi, client: HttpClient) -> None:
     api.bookmark_every = 0.05
     async with reflecting(api, client) as running:
-        api.version += 50  # other kinds changed
+        api.memory.version += 50  # other kinds changed
         await eventually(lambda: running.store.resource_version == str(api.version), "the bookmark is taken")
         assert len(running.store) == 0
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from rm_local_cluster.pki import Authority
+from rm_operator.kube.accounts import namespace_of
 from rm_operator.registry_auth.__main__ import main
 from rm_operator.registry_auth.access import (
     MAX_SCOPES,
@@ -12,7 +13,6 @@ from rm_operator.registry_auth.access import (
     Rules,
     UnusableRules,
     grant,
-    namespace_of,
     parse,
 )
 

@@ -13,8 +13,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from rm_local_cluster.pki import Authority
-from rm_operator.registry_auth.__main__ import keep_certificate
 from rm_operator.registry_auth.renewal import NotRenewable, Secret, again, is_due, renew
+from rm_operator.runtime.server_tls import keep_certificate
 
 HOST = "rma-registry.system.svc"
 LIFE = timedelta(days=365)

@@ -1,0 +1,114 @@
+"""Who may ask, how often, and how much at a time."""
+
+import asyncio
+import hashlib
+import math
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from rm_operator.kube.accounts import NotAccepted, Reviewer, namespace_of
+
+ACCEPTED_SECONDS: Final = 60.0
+REFUSED_SECONDS: Final = 5.0
+"""For how long an answer of the API server about a token is used again."""
+MAX_ACCOUNTS: Final = 4096
+MINUTE: Final = 60.0
+
+
+class TooMany(Exception):
+    """A limit is reached; ``seconds`` says when to come again."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = max(1, math.ceil(seconds))
+
+
+class Accounts:
+    """Namespaces of tokens, as the API server says; what it said is used again for a minute."""
+
+    def __init__(self, reviewer: Reviewer, clock: Callable[[], float]) -> None:
+        self._reviewer = reviewer
+        self._clock = clock
+        self._known: OrderedDict[bytes, tuple[float, str | NotAccepted]] = OrderedDict()
+
+    async def namespace(self, token: str) -> str | None:
+        """The namespace of a ServiceAccount, None for any other user.
+
+        Raises NotAccepted, or ApiError where it is not known now.
+        """
+        # Tokens are not kept: who reads this memory learns no more than that there was one.
+        key = hashlib.sha256(token.encode()).digest()
+        until, found = self._known.get(key, (-math.inf, ""))
+        if self._clock() >= until:
+            try:
+                found, lasts = await self._reviewer.account(token), ACCEPTED_SECONDS
+            except NotAccepted as error:
+                found, lasts = error, REFUSED_SECONDS
+            self._known[key] = self._clock() + lasts, found
+            self._known.move_to_end(key)
+            if len(self._known) > MAX_ACCOUNTS:
+                self._known.popitem(last=False)
+        if isinstance(found, NotAccepted):
+            raise found
+        return namespace_of(found)
+
+
+class Rate:
+    """At most so many requests in any minute; None for any number."""
+
+    def __init__(self, per_minute: int | None, clock: Callable[[], float]) -> None:
+        self._most = per_minute
+        self._clock = clock
+        self._begun: deque[float] = deque()
+
+    def admit(self) -> None:
+        """Count a request. Raises TooMany, and does not count it."""
+        if self._most is None:
+            return
+        now = self._clock()
+        while self._begun and self._begun[0] <= now - MINUTE:
+            self._begun.popleft()
+        if len(self._begun) >= self._most:
+            raise TooMany(
+                f"the endpoint takes {self._most} requests a minute, and has had them", self._begun[0] + MINUTE - now
+            )
+        self._begun.append(now)
+
+
+class Places:
+    """So many requests at a time, and as many again that wait for a place; None for any number."""
+
+    def __init__(self, most: int | None, wait_seconds: float) -> None:
+        self._most = most
+        self._wait = wait_seconds
+        self._free = None if most is None else asyncio.Semaphore(most)
+        self.running = 0
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place for one request. Raises TooMany where there is none within the time that one may wait."""
+        if self._free is not None:
+            await self._wait_for(self._free)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if self._free is not None:
+                self._free.release()
+
+    async def _wait_for(self, free: asyncio.Semaphore) -> None:
+        full = TooMany(f"the endpoint takes {self._most} requests at the same time, and has them", 1)
+        if free.locked() and self.waiting >= (self._most or 0):
+            raise full
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self._wait):
+                await free.acquire()
+        except TimeoutError:
+            raise full from None
+        finally:
+            self.waiting -= 1

@@ -14,7 +14,7 @@ from rm_api.base import ApiModel
 from rm_api.crd import KindInfo
 from rm_api.dtypes import DType
 from rm_api.kinds import KINDS
-from rm_api.kinds.accelerator_resource import RemoteProtocol
+from rm_api.remote import RemoteProtocol
 
 ROOT = Path(__file__).resolve().parents[2]
 

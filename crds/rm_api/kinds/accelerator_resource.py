@@ -12,7 +12,6 @@ from rm_api.base import (
     ApiModel,
     Argument,
     Condition,
-    DecimalNumber,
     EnvVar,
     Image,
     LabelKey,
@@ -26,8 +25,9 @@ from rm_api.base import (
     list_map,
     validations,
 )
+from rm_api.capabilities import Capability, Cost, Performance, Power
 from rm_api.crd import KindInfo, PrinterColumn
-from rm_api.dtypes import DType
+from rm_api.remote import Remote
 
 
 class AcceleratorType(StrEnum):
@@ -56,14 +56,6 @@ class ProvisioningMode(StrEnum):
 
     STATIC = "Static"
     ELASTIC = "Elastic"
-
-
-class RemoteProtocol(StrEnum):
-    """What a remote endpoint speaks."""
-
-    OPENAI = "OpenAI"
-    VLLM = "VLLM"
-    TGI = "TGI"
 
 
 class Toleration(ApiModel):
@@ -137,141 +129,6 @@ class VersionLabels(ApiModel):
     """The label with the version of the vendor's runtime libraries on the node."""
     firmware: LabelKey | None = None
     """The label with the devices' firmware version."""
-
-
-class Capability(ApiModel):
-    """What the accelerator can do, whatever the model."""
-
-    dtypes: Annotated[list[DType], Field(max_length=16, json_schema_extra=LIST_SET)] = []
-    """Number formats it computes in; empty means not known, and any is tried."""
-    max_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Most sequences that it computes in one batch."""
-    max_sequence_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
-    """Longest sequence, prompt and answer together, in tokens."""
-    max_tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Most devices that compute one layer together; by default as many as a node has with linkGBps, 1 without it."""
-    features: Annotated[list[Word], Field(max_length=32, json_schema_extra=LIST_SET)] = []
-    """What else it can do, in words that deployments ask for with requirements.features, such as lora. Without any,
-    what is known of runtime.plugin."""
-    architectures: Annotated[list[Line], Field(max_length=512, json_schema_extra=LIST_SET)] = []
-    """Models that its engine serves, as config.json names them, such as LlamaForCausalLM. Without any, those that
-    runtime.plugin is known to serve; any, where that is not known either."""
-
-
-class Tflops(ApiModel):
-    """Peak dense throughput for one number format."""
-
-    dtype: DType
-    """The number format that the peak is for."""
-    value: DecimalNumber
-    """Peak of one device in 10^12 operations per second."""
-
-
-_PART = validations(
-    cel(
-        "double(self) <= 1.0",
-        "an efficiency is a part of the peak: at most 1, such as 0.4",
-    )
-)
-
-
-class Efficiency(ApiModel):
-    """Part of the peak that inference reaches."""
-
-    compute: Annotated[DecimalNumber | None, Field(json_schema_extra=_PART)] = None
-    """Of the compute peak, 0 to 1; 0.4 where nothing is declared."""
-    bandwidth: Annotated[DecimalNumber | None, Field(json_schema_extra=_PART)] = None
-    """Of the memory bandwidth, 0 to 1; 0.6 where nothing is declared."""
-
-
-class Performance(ApiModel):
-    """Figures of one device, from its data sheet; placement estimates with them."""
-
-    memory_gib: Annotated[DecimalNumber | None, Field(alias="memoryGiB")] = None
-    """Device memory in GiB; what does not fit 90 % of it is not placed there."""
-    bandwidth_gbps: Annotated[DecimalNumber | None, Field(alias="bandwidthGBps")] = None
-    """Memory bandwidth in 10^9 bytes per second."""
-    tflops: Annotated[list[Tflops], Field(max_length=16, json_schema_extra=list_map("dtype"))] = []
-    """Peak dense compute by number format."""
-    efficiency: Efficiency = Efficiency()
-    """What of the peaks inference reaches."""
-    link_gbps: Annotated[DecimalNumber | None, Field(alias="linkGBps")] = None
-    """Bandwidth of one device to the others of its node in 10^9 bytes per second. With it a replica may have several
-    devices, where the model does not fit one or is too slow there."""
-
-
-class Power(ApiModel):
-    """Power draw of one device."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel("double(self.idleWatts) <= double(self.maxWatts)", "idleWatts is more than maxWatts"),
-        )
-    )
-
-    idle_watts: DecimalNumber
-    """Watts of one device when idle."""
-    max_watts: DecimalNumber
-    """Watts of one device under full load."""
-
-
-class Cost(ApiModel):
-    """Price of one device, or of an endpoint's tokens."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "has(self.perHour) || (has(self.perMillionInputTokens) && has(self.perMillionOutputTokens))",
-                "cost has perHour, or for type REMOTE perMillionInputTokens and perMillionOutputTokens",
-            ),
-        )
-    )
-
-    per_hour: DecimalNumber | None = None
-    """Price of one device for an hour. Required for every type but REMOTE, which has none."""
-    per_million_input_tokens: DecimalNumber | None = None
-    """Price of 10^6 tokens of prompts. For type REMOTE, which is compared by price only with both."""
-    per_million_output_tokens: DecimalNumber | None = None
-    """Price of 10^6 tokens of answers. For type REMOTE."""
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", min_length=3, max_length=3)] = "USD"
-    """ISO 4217 code. Prices in different currencies are not compared."""
-
-
-class RemoteModel(ApiModel):
-    """A model that an endpoint serves."""
-
-    source: Line
-    """The model, as deployments write it in model.source. The endpoint reads nothing from there: it is a name."""
-    name: Line
-    """What the endpoint calls the model."""
-
-
-class Remote(ApiModel):
-    """An endpoint outside the cluster that serves models itself."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "!has(self.credentialsSecretRef) || self.endpoint.startsWith('https://')",
-                "credentialsSecretRef needs an endpoint with https://: a key is sent over TLS only",
-            ),
-        )
-    )
-
-    endpoint: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
-    """Base URL like https://api.example.com/v1, without a user or a query: no key belongs here, as many read it."""
-    protocol: RemoteProtocol = RemoteProtocol.OPENAI
-    """OpenAI, VLLM or TGI. With VLLM /tokenize and /detokenize can be asked, too."""
-    models: Annotated[list[RemoteModel], Field(min_length=1, max_length=256, json_schema_extra=list_map("source"))]
-    """The models that deployments may have from it; others of the endpoint cannot be reached."""
-    max_concurrency: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Requests that it takes at the same time. As many again wait; those beyond are answered 429."""
-    requests_per_minute: Annotated[int, Field(ge=1, le=1000000)] | None = None
-    """Requests that it takes in any minute. Those beyond are answered 429, with when to come again."""
-    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
-    """For how long it may send nothing, until a request is given up."""
-    credentials_secret_ref: SubdomainName | None = None
-    """Secret of the operator's namespace with the endpoint's key, under the name key. Only the proxy mounts it."""
 
 
 class Provisioning(ApiModel):

@@ -1,11 +1,18 @@
 """Whose a ServiceAccount token is, as the API server says."""
 
 import asyncio
+import hashlib
+import math
 import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from rm_api.names import FIELD_MANAGER
 
+from rm_operator.kube.auth import Connection
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.resources import TOKEN_REVIEWS
 
@@ -18,6 +25,10 @@ REVIEW_SECONDS: Final = 5.0
 """One try to ask the API server."""
 ANSWER_SECONDS: Final = 8.0
 """All tries; a client has more patience than that, and is told to come again."""
+ACCEPTED_SECONDS: Final = 60.0
+REFUSED_SECONDS: Final = 5.0
+"""For how long an answer of the API server about a token is used again."""
+MAX_ACCOUNTS: Final = 4096
 
 
 def namespace_of(account: str) -> str | None:
@@ -61,3 +72,42 @@ class TokenReviews:
         if status.get("authenticated") is not True or self._audience not in (status.get("audiences") or ()):
             raise NotAccepted(str(status.get("error") or "it is not for this audience"))
         return str((status.get("user") or {}).get("username", ""))
+
+
+@asynccontextmanager
+async def token_reviews(connection: Connection, *, audience: str) -> AsyncIterator[TokenReviews]:
+    """For a server whose clients show ServiceAccount tokens: a few at a time, each answered soon or not at all."""
+    async with HttpClient(
+        connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=MAX_REVIEWS
+    ) as client:
+        yield TokenReviews(client, audience=audience)
+
+
+class Accounts:
+    """Namespaces of tokens, as the API server says; what it said is used again for a minute."""
+
+    def __init__(self, reviewer: Reviewer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reviewer = reviewer
+        self._clock = clock
+        self._known: OrderedDict[bytes, tuple[float, str | NotAccepted]] = OrderedDict()
+
+    async def namespace(self, token: str) -> str | None:
+        """The namespace of a ServiceAccount, None for any other user.
+
+        Raises NotAccepted, or ApiError where it is not known now.
+        """
+        # Tokens are not kept: who reads this memory learns no more than that there was one.
+        key = hashlib.sha256(token.encode()).digest()
+        until, found = self._known.get(key, (-math.inf, ""))
+        if self._clock() >= until:
+            try:
+                found, lasts = await self._reviewer.account(token), ACCEPTED_SECONDS
+            except NotAccepted as error:
+                found, lasts = error, REFUSED_SECONDS
+            self._known[key] = self._clock() + lasts, found
+            self._known.move_to_end(key)
+            if len(self._known) > MAX_ACCOUNTS:
+                self._known.popitem(last=False)
+        if isinstance(found, NotAccepted):
+            raise found
+        return namespace_of(found)

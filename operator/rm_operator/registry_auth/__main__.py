@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-import signal
 import ssl
 import sys
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 from aiohttp import web
 from rm_api import names
 
-from rm_operator.kube.accounts import ANSWER_SECONDS, REVIEW_SECONDS, TokenReviews
+from rm_operator.kube.accounts import token_reviews
 from rm_operator.kube.auth import ConfigError, Connection, load
-from rm_operator.kube.http import HttpClient
 from rm_operator.registry_auth.access import Rules, UnusableRules
 from rm_operator.registry_auth.service import Service
 from rm_operator.registry_auth.signing import Signer, UnusableKey
 from rm_operator.runtime.server_tls import RELOAD_SECONDS, keep_certificate, server_tls
+from rm_operator.runtime.stopping import stop_event
 
 USAGE_ERROR = 2
 LOOPBACK = "127.0.0.1"
@@ -79,14 +78,8 @@ async def _serve(
     tls: ssl.SSLContext | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with HttpClient(
-        connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=32
-    ) as client:
-        reviews = TokenReviews(client, audience=arguments.audience)
+    stop = stop_event()
+    async with token_reviews(connection, audience=arguments.audience) as reviews:
         service = Service(reviews, signer, registry=arguments.service, rules=rules)
         # No access log: a client's requests are in that of the registry, refusals are told by themselves.
         runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=STOP_SECONDS)

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import ssl
 import sys
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 from aiohttp import web
 from rm_api import names
 from rm_api.conditions import Reason
-from rm_api.kinds.accelerator_resource import RemoteProtocol
+from rm_api.remote import RemoteProtocol
 from rm_api.report import Report
 
-from rm_operator.kube.accounts import ANSWER_SECONDS, REVIEW_SECONDS, TokenReviews
+from rm_operator.kube.accounts import token_reviews
 from rm_operator.kube.auth import ConfigError, Connection, load
-from rm_operator.kube.http import HttpClient
 from rm_operator.remote_proxy.service import Proxy, Rules
 from rm_operator.remote_proxy.upstream import Endpoint, session
 from rm_operator.runtime.server_tls import RELOAD_SECONDS, keep_certificate, server_tls
+from rm_operator.runtime.stopping import stop_event
 
 USAGE_ERROR = 2
 STOP_SECONDS = 45.0
@@ -97,17 +96,12 @@ async def _serve(
     tls: ssl.SSLContext | None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until the endpoint refuses the key; the exit status says which."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     async with (
-        HttpClient(
-            connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=32
-        ) as client,
+        token_reviews(connection, audience=arguments.audience) as reviews,
         session(endpoint) as outside,
     ):
-        proxy = Proxy(endpoint, rules, TokenReviews(client, audience=arguments.audience), outside)
+        proxy = Proxy(endpoint, rules, reviews, outside)
         if not await proxy.accepts_key():
             return _leave(endpoint)
         runners = []

@@ -1,19 +1,12 @@
-"""Who may ask, how often, and how much at a time."""
+"""How often one may ask, and how much at a time."""
 
 import asyncio
-import hashlib
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from rm_operator.kube.accounts import NotAccepted, Reviewer, namespace_of
-
-ACCEPTED_SECONDS: Final = 60.0
-REFUSED_SECONDS: Final = 5.0
-"""For how long an answer of the API server about a token is used again."""
-MAX_ACCOUNTS: Final = 4096
 MINUTE: Final = 60.0
 
 
@@ -23,36 +16,6 @@ class TooMany(Exception):
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
         self.seconds = max(1, math.ceil(seconds))
-
-
-class Accounts:
-    """Namespaces of tokens, as the API server says; what it said is used again for a minute."""
-
-    def __init__(self, reviewer: Reviewer, clock: Callable[[], float]) -> None:
-        self._reviewer = reviewer
-        self._clock = clock
-        self._known: OrderedDict[bytes, tuple[float, str | NotAccepted]] = OrderedDict()
-
-    async def namespace(self, token: str) -> str | None:
-        """The namespace of a ServiceAccount, None for any other user.
-
-        Raises NotAccepted, or ApiError where it is not known now.
-        """
-        # Tokens are not kept: who reads this memory learns no more than that there was one.
-        key = hashlib.sha256(token.encode()).digest()
-        until, found = self._known.get(key, (-math.inf, ""))
-        if self._clock() >= until:
-            try:
-                found, lasts = await self._reviewer.account(token), ACCEPTED_SECONDS
-            except NotAccepted as error:
-                found, lasts = error, REFUSED_SECONDS
-            self._known[key] = self._clock() + lasts, found
-            self._known.move_to_end(key)
-            if len(self._known) > MAX_ACCOUNTS:
-                self._known.popitem(last=False)
-        if isinstance(found, NotAccepted):
-            raise found
-        return namespace_of(found)
 
 
 class Rate:

@@ -13,9 +13,9 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rm_operator.kube.accounts import NotAccepted, Reviewer
+from rm_operator.kube.accounts import Accounts, NotAccepted, Reviewer
 from rm_operator.kube.errors import ApiError
-from rm_operator.remote_proxy.limits import Accounts, Places, Rate, TooMany
+from rm_operator.remote_proxy.limits import Places, Rate, TooMany
 from rm_operator.remote_proxy.upstream import (
     REFUSALS,
     RETRY_SECONDS,

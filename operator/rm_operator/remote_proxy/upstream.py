@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-from rm_api.kinds.accelerator_resource import RemoteProtocol
+from rm_api.remote import RemoteProtocol
 
 CONNECT_SECONDS: Final = 10.0
 MAX_ERROR_BYTES: Final = 64 << 10

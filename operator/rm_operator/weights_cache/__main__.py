@@ -3,16 +3,15 @@
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
 
 from aiohttp import web
 from rm_api import names
 
-from rm_operator.kube.accounts import ANSWER_SECONDS, REVIEW_SECONDS, TokenReviews
+from rm_operator.kube.accounts import token_reviews
 from rm_operator.kube.auth import ConfigError, Connection, load
-from rm_operator.kube.http import HttpClient
+from rm_operator.runtime.stopping import stop_event
 from rm_operator.weights_cache.blobs import Blobs
 from rm_operator.weights_cache.service import Service
 
@@ -60,14 +59,9 @@ def _bytes(text: str) -> int:
 
 async def _serve(arguments: argparse.Namespace, connection: Connection, blobs: Blobs) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with HttpClient(
-        connection, attempt_seconds=REVIEW_SECONDS, deadline_seconds=ANSWER_SECONDS, connections=32
-    ) as client:
-        service = Service(blobs, TokenReviews(client, audience=arguments.audience))
+    stop = stop_event()
+    async with token_reviews(connection, audience=arguments.audience) as reviews:
+        service = Service(blobs, reviews)
         runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         try:

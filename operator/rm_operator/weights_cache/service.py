@@ -2,23 +2,18 @@
 
 import asyncio
 import errno
-import hashlib
 import logging
-import time
 from collections import Counter
 from typing import Final
 
 from aiohttp import web
 
-from rm_operator.kube.accounts import NotAccepted, Reviewer, namespace_of
+from rm_operator.kube.accounts import Accounts, NotAccepted, Reviewer
 from rm_operator.kube.errors import ApiError
 from rm_operator.weights_cache.blobs import Blobs, Full, Wrong, figures, is_name
 
 logger = logging.getLogger(__name__)
 
-REVIEWED_SECONDS: Final = 60
-"""For how long it is remembered whose a token is."""
-_MOST_REVIEWED: Final = 4096
 _PIECE: Final = 1 << 20
 MOST_RECEIVED: Final = 16
 """Blobs that are received at a time. Each takes some pieces of memory, and keeps room that others may want."""
@@ -39,8 +34,7 @@ class Service:
     def __init__(self, blobs: Blobs, reviewer: Reviewer, *, wait_seconds: float = _WAIT_SECONDS) -> None:
         self._blobs = blobs
         self._wait = wait_seconds
-        self._reviewer = reviewer
-        self._reviewed: dict[str, tuple[str, float]] = {}
+        self._accounts = Accounts(reviewer)
         self._answers: Counter[str] = Counter()
         self._given = self._receiving = 0
 
@@ -119,24 +113,16 @@ class Service:
         return name, namespace
 
     async def _namespace(self, token: str) -> str:
-        key, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
-        known = self._reviewed.get(key)
-        if known is not None and now < known[1]:
-            return known[0]
         try:
-            account = await self._reviewer.account(token)
+            namespace = await self._accounts.namespace(token)
         except NotAccepted as error:
             logger.info("refused a token: %s", error)
             raise _Refused(401, "the API server does not accept the ServiceAccount token") from error
         except ApiError as error:
             logger.warning("the API server does not say whose a token is: %s", error)
             raise _Refused(503, "the API server does not say whose the token is; come again") from error
-        namespace = namespace_of(account)
         if namespace is None:
             raise _Refused(403, "only ServiceAccounts are given anything")
-        if len(self._reviewed) >= _MOST_REVIEWED:
-            self._reviewed.clear()
-        self._reviewed[key] = (namespace, now + REVIEWED_SECONDS)
         return namespace
 
     def _refusal(self, refused: _Refused) -> web.Response:

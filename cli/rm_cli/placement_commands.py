@@ -11,7 +11,7 @@ import click
 import yaml
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelFacts
-from rm_api.kinds.model_deployment import Placement
+from rm_api.placement import Placement
 from rm_operator.plan.placement import PlacementRequest, ProfileView, place
 from rm_operator.plan.version_probe import UNDER_WAY
 

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from rm_api.base import ApiModel
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
-from rm_api.kinds.model_deployment import PolicyType
 from rm_api.names import API_VERSION
+from rm_api.placement import PolicyType
 from rm_operator.plan.placement import AcceleratorView, ProfileView
 from rm_operator.plan.placement.observed import observe
 from rm_operator.plan.profile import view_of

@@ -22,8 +22,8 @@ from unittest import mock
 import yaml
 from rm_abstract.sources import resolve_model
 from rm_api import names
+from rm_api.build_steps import VersionProbe
 from rm_api.kinds import AcceleratorResourceSpec, BuildArtifactSpec, BuildProfileSpec
-from rm_api.kinds.build_profile import VersionProbe
 from rm_api.report import Report
 from rm_operator.plan import build_job
 from rm_operator.plan.model import Images, Settings, StoreConfig

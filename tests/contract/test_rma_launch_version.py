@@ -3,8 +3,8 @@
 import sys
 
 import pytest
+from rm_api.build_steps import VersionProbe
 from rm_api.conditions import Reason
-from rm_api.kinds.build_profile import VersionProbe
 from rm_api.names import ExitCode
 from rma_launch_driver import Launch
 

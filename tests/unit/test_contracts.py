@@ -95,7 +95,7 @@ def test_the_launchers_ports_and_sizes_are_ours() -> None:
 
 
 def test_the_launchers_meanings_of_exit_codes_are_the_apis() -> None:
-    from rm_api.kinds.build_profile import ExitCodeMapping
+    from rm_api.build_steps import ExitCodeMapping
 
     body = re.search(r"meanings = map\[string\]verdict\{(.*?)\n\}", SOURCES, re.DOTALL)
     assert body

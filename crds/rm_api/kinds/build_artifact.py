@@ -20,21 +20,10 @@ from rm_api.base import (
     list_map,
     validations,
 )
+from rm_api.build_steps import Check, ExitCodeMapping, Flag, Probe, Step
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
-from rm_api.kinds.build_profile import (
-    BuildInterface,
-    Check,
-    ConfigTemplate,
-    ExitCodeMapping,
-    Flag,
-    Lora,
-    PinnedImage,
-    Probe,
-    SecretRef,
-    Step,
-    Target,
-)
+from rm_api.kinds.build_profile import BuildInterface, ConfigTemplate, Lora, PinnedImage, SecretRef, Target
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 

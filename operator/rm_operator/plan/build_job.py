@@ -10,8 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from rm_api import names
+from rm_api.build_steps import Step
 from rm_api.kinds import BuildArtifactSpec
-from rm_api.kinds.build_profile import Step
 
 from rm_operator.plan import build_step, pods
 from rm_operator.plan.key import build_variables

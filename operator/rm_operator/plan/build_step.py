@@ -5,8 +5,9 @@ from typing import Any
 
 from rm_api import names
 from rm_api.base import Resources
+from rm_api.build_steps import Check, Step
 from rm_api.kinds import BuildArtifactSpec
-from rm_api.kinds.build_profile import BuildInterface, Check, Step
+from rm_api.kinds.build_profile import BuildInterface
 from rm_api.quantity import quantity
 
 from rm_operator.plan import pods

@@ -11,7 +11,8 @@ from typing import Any
 from rm_api import names
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import ModelDeploymentSpec
-from rm_api.kinds.model_deployment import Candidate, ClassShare, ModelFacts, Placement, VariantStatus
+from rm_api.kinds.model_deployment import ModelFacts
+from rm_api.placement import Candidate, ClassShare, Placement, VariantStatus
 
 from rm_operator.plan import (
     autoscaler,

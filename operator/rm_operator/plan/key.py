@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from rm_api import config_template, names
+from rm_api.build_steps import Step
 from rm_api.dtypes import DType
 from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
-from rm_api.kinds.build_profile import Binds, BuildInterface, BuildProfileSpec, ConfigTemplate, Step, Target
+from rm_api.kinds.build_profile import Binds, BuildInterface, BuildProfileSpec, ConfigTemplate, Target
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan.compatibility import NodeClass

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from placement_fleet import FLEET, LLAMA_8B, PROFILES, request
 from rm_abstract.sources import resolve_model
 from rm_api.kinds import BuildProfileSpec
-from rm_api.kinds.model_deployment import Placement, PolicyType
+from rm_api.placement import Placement, PolicyType
 from rm_cli.main import main
 from rm_cli.placement_text import table
 from rm_operator.plan.placement import place

@@ -4,7 +4,7 @@ from typing import Any
 
 from rm_api.capabilities import Cost
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
-from rm_api.kinds.model_deployment import Candidate
+from rm_api.placement import Candidate
 from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView
 
 DIGEST = "sha256:" + "0" * 64

@@ -7,10 +7,10 @@ import unicodedata
 from typing import Any
 
 import pytest
+from rm_api.build_steps import Step
 from rm_api.dtypes import DType
 from rm_api.kinds import BuildProfileSpec, ModelFacts
 from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
-from rm_api.kinds.build_profile import Step
 from rm_operator.plan.key import KeyInputs, artifact_key, artifact_name, canonical, expand
 
 FACTS: dict[str, Any] = {

@@ -22,7 +22,7 @@ from placement_fleet import (
 )
 from rm_api.conditions import Reason
 from rm_api.kinds.build_artifact import ShapeBucket
-from rm_api.kinds.model_deployment import Placement, PolicyType
+from rm_api.placement import Placement, PolicyType
 from rm_operator.plan.placement import ProfileView, place
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, ModelFacts
-from rm_api.kinds.model_deployment import Workload
+from rm_api.placement import Workload
 from rm_operator.plan.buckets import Shape
 from rm_operator.plan.placement.estimate import Estimate, Load, estimate, load_of, memory_of, work_of
 from rm_operator.plan.placement.explain import decimal

@@ -12,7 +12,7 @@ from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec
 from rm_api.kinds.accelerator_resource import NodeDevices, NodeVersions
 from rm_api.kinds.build_artifact import ShapeBucket
-from rm_api.kinds.model_deployment import Workload
+from rm_api.placement import Workload
 from rm_operator.plan.buckets import ONE_DEVICE, Group, Shape, chunk_of
 from rm_operator.plan.placement import AcceleratorView, PlacementResult, place
 from rm_operator.plan.placement.estimate import estimate, work_of

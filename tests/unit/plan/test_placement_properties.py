@@ -12,7 +12,7 @@ from rm_api.conditions import Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
 from rm_api.kinds.accelerator_resource import AcceleratorType
-from rm_api.kinds.model_deployment import Placement, PolicyType, Workload
+from rm_api.placement import Placement, PolicyType, Workload
 from rm_api.remote import RemoteModel
 from rm_operator.plan.buckets import Shape, required_shape
 from rm_operator.plan.placement import AcceleratorView, PlacementRequest, PlacementResult, ProfileView, assess, place

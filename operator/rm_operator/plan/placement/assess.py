@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.model_deployment import Candidate, Term
+from rm_api.placement import Candidate, Term
 
 from rm_operator.plan.placement import filters
 from rm_operator.plan.placement.estimate import Estimate, estimate

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rm_api.conditions import Reason
 from rm_api.kinds.build_artifact import ShapeBucket
-from rm_api.kinds.model_deployment import Candidate
+from rm_api.placement import Candidate
 
 from rm_operator.plan import buckets
 from rm_operator.plan.placement import explain, filters

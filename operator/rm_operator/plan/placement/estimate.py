@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rm_api.dtypes import DType
-from rm_api.kinds.model_deployment import ModelFacts, Workload
+from rm_api.kinds.model_deployment import ModelFacts
+from rm_api.placement import Workload
 
 from rm_operator.plan.buckets import ONE_DEVICE, Group, Shape
 from rm_operator.plan.placement.machine import GIB, LARGEST, Machine, Provenance, figure

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from rm_api.kinds.accelerator_resource import ProvisioningMode
-from rm_api.kinds.model_deployment import Candidate, PolicyType, Term
+from rm_api.placement import Candidate, PolicyType, Term
 
 from rm_operator.plan.memo import Memo
 from rm_operator.plan.placement.assess import Fit

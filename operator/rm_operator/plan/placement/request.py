@@ -8,7 +8,8 @@ from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, NodeVersions
 from rm_api.kinds.build_artifact import ShapeBucket, Toolchain
 from rm_api.kinds.build_profile import BuildProfileSpec
-from rm_api.kinds.model_deployment import Candidate, ModelDeploymentSpec, ModelFacts, PolicyType
+from rm_api.kinds.model_deployment import ModelDeploymentSpec, ModelFacts
+from rm_api.placement import Candidate, PolicyType
 
 from rm_operator.plan.buckets import Shape
 

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from rm_api.kinds.accelerator_resource import DEFAULT_PRIORITY, AcceleratorType
-from rm_api.kinds.model_deployment import Policy, PolicyType
+from rm_api.placement import Policy, PolicyType
 
 from rm_operator.plan.placement.estimate import Estimate
 from rm_operator.plan.placement.request import AcceleratorView

@@ -1,0 +1,109 @@
+"""The real vLLM on the CPU in pods of the cluster, and a remote accelerator in front of it; each says the model's text.
+
+What takes minutes, and so is no part of ``make test``: ``make test-slow-vllm``. The tests build on one another.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vllm_cpu_image
+from installation import Installed
+from rm_cli.kubectl import Kubectl, condition
+from scripted_model import SAMPLES, expected_text, write_model
+from support import ask, deploy, serving_pods, wait_for
+
+LOCAL, REMOTE = "cpu-vllm", "vllm-elsewhere"
+SOURCE = "hf://vendor/plain-1"
+START_SECONDS = 1800
+"""The image of 6 GB is pulled, and vLLM starts on two cores."""
+Object = dict[str, Any]
+
+
+def _say(line: str) -> None:
+    os.write(2, f"{line}\n".encode())
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, for the oracle."""
+    directory = tmp_path_factory.mktemp("model")
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def vllm(installed: Installed, module_namespace: Kubectl) -> Iterator[Kubectl]:
+    """kubectl in a namespace whose deployments, and no others, may use vLLM on the CPU."""
+    (accelerator,) = installed.example("vllm-cpu/accelerator.yaml")
+    spec: Object = accelerator["spec"]  # type: ignore[assignment]
+    spec["allowedNamespaces"] = [module_namespace.namespace]
+    spec["runtime"]["image"] = vllm_cpu_image.reference(installed.cluster, _say)
+    spec["runtime"]["env"] = [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}]
+    module_namespace.apply(accelerator)
+    yield module_namespace
+    module_namespace.delete("mdep", "plain")
+    module_namespace.delete("accel", LOCAL, wait=False)
+
+
+@pytest.fixture(scope="module")
+def tenant(installed: Installed, vllm: Kubectl) -> Iterator[Kubectl]:
+    """A namespace of others, who have that vLLM as an endpoint that they did not set up."""
+    kubectl = Kubectl(installed.cluster, f"{vllm.namespace}-tenant")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    accelerator = {
+        "apiVersion": "rm-abstract.io/v1alpha1",
+        "kind": "AcceleratorResource",
+        "metadata": {"name": REMOTE},
+        "spec": {
+            "type": "REMOTE",
+            "vendor": "Generic",
+            "product": "vLLM elsewhere",
+            "remote": {
+                "endpoint": f"http://plain.{vllm.namespace}.svc/v1",
+                "protocol": "VLLM",
+                "models": [{"source": SOURCE, "name": "plain"}],
+            },
+            "cost": {"perMillionInputTokens": "0", "perMillionOutputTokens": "0"},
+            "allowedNamespaces": [kubectl.namespace],
+        },
+    }
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kubectl.namespace, "labels": labels}})
+    try:
+        kubectl.apply(accelerator)
+        yield kubectl
+    finally:
+        kubectl.delete("mdep", "ours")
+        kubectl.delete("accel", REMOTE)
+        kubectl.delete("namespace", str(kubectl.namespace), wait=False)
+
+
+def _says_the_models_text(kubectl: Kubectl, name: str, model_directory: Path) -> None:
+    for sample in SAMPLES:
+        messages = [{"role": "user", "content": sample.prompt}]
+        answer = ask(kubectl, name, messages)
+        assert answer["choices"][0]["message"]["content"] == expected_text(model_directory, messages)
+        assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_vllm_in_a_pod_says_the_models_text(vllm: Kubectl, model_source: str, model_directory: Path) -> None:
+    deploy(vllm, "plain", model_source, accelerators={"names": [LOCAL]})
+    deployment = wait_for(vllm, "plain", "Ready", timeout=START_SECONDS)
+    assert "profile" not in deployment["status"]["placement"], "vLLM takes the weights as they are"
+    (pod,) = serving_pods(vllm, "plain")
+    (engine,) = (each for each in pod["spec"]["containers"] if each["name"] == "engine")
+    assert "vllm" in engine["image"]
+    assert "serve" in vllm.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "cat", "/proc/1/cmdline")
+    _says_the_models_text(vllm, "plain", model_directory)
+
+
+def test_a_remote_accelerator_in_front_of_it_says_the_same(
+    tenant: Kubectl, vllm: Kubectl, model_directory: Path
+) -> None:
+    deploy(tenant, "ours", SOURCE, accelerators={"types": ["REMOTE"]})
+    deployment = wait_for(tenant, "ours", "Ready", timeout=300)
+    assert deployment["status"]["placement"]["chosen"] == REMOTE
+    assert condition(deployment, "ArtifactReady")["reason"] == "NotNeeded"
+    _says_the_models_text(tenant, "ours", model_directory)

@@ -34,6 +34,15 @@ def said(driver: Driver, message: str) -> bool:
     return any(line["message"] == message for line in driver.lines)
 
 
+async def published(dra: Cluster, node: Node) -> None:
+    """Waits for the node's slices; a driver is registered before it has written them."""
+
+    async def written() -> bool:
+        return set(await dra.devices()) >= set(node.names())
+
+    await eventually(written, "the devices are in slices")
+
+
 async def prepared(watcher: PluginWatcher, claim: Json) -> Any:
     (answer,) = (await watcher.prepare(claim)).values()
     assert answer.error == ""
@@ -74,6 +83,7 @@ async def test_killed_while_the_vendor_works_it_begins_anew_and_leaves_nothing(
 async def test_a_younger_instance_takes_over_without_a_gap(dra: Cluster, node: Node, watcher: PluginWatcher) -> None:
     async with node.driver() as old:
         first = await watcher.until_registered()
+        await published(dra, node)
         claim, later = [await dra.claim({"npu": [name]}) for name in node.names()]
         answer = await prepared(watcher, claim)
         async with node.driver() as young:
@@ -103,6 +113,7 @@ async def test_two_instances_that_differ_do_not_write_in_turns(
 ) -> None:
     async with node.driver("--taint-effect=NoExecute") as old:
         await watcher.until_registered()
+        await published(dra, node)
         async with node.driver("--taint-effect=NoSchedule"):
             await watcher.until_registered(2)
             await eventually(lambda: said(old, "a younger instance writes the ResourceSlices"), "the old one gives way")
@@ -124,6 +135,7 @@ async def test_the_old_instance_writes_again_where_the_younger_one_dies(
 ) -> None:
     async with node.driver() as old:
         await watcher.until_registered()
+        await published(dra, node)
         async with node.driver() as young:
             await watcher.until_registered(2)
             await eventually(lambda: said(old, "a younger instance writes the ResourceSlices"), "the old one gives way")

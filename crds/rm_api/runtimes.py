@@ -142,3 +142,27 @@ RUNTIMES: Final[Mapping[str, RuntimeFacts]] = MappingProxyType(
 def facts_of(plugin: str | None) -> RuntimeFacts:
     """What is known of a plugin, however its name is written; nothing where the table does not have it."""
     return RUNTIMES.get((plugin or "").lower().replace("_", "-"), _NOTHING_KNOWN)
+
+
+_SERVED_BY: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        format_: tuple(sorted(name for name, facts in RUNTIMES.items() if format_ in facts.formats))
+        for format_ in sorted({each for facts in RUNTIMES.values() for each in facts.formats})
+    }
+)
+
+
+def plugins_serving(format_: str) -> tuple[str, ...]:
+    """Plugins that are known to serve a format of artifacts, by name; empty for one of a vendor's or user's own."""
+    return _SERVED_BY.get(format_, ())
+
+
+def serves(plugin: str | None, format_: str) -> bool | None:
+    """Whether a plugin serves a format of artifacts; True as well where nothing is known of the plugin.
+
+    None for a format that no plugin is known by: an image may have been made to serve it.
+    """
+    formats = facts_of(plugin).formats
+    if not formats or format_ in formats:
+        return True
+    return False if plugins_serving(format_) else None

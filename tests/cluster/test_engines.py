@@ -1,13 +1,17 @@
-"""Other engines than the main job's, in pods of the cluster: each says the model's text, token for token."""
+"""Other engines than the main job's, in pods of the cluster: each says the model's text, token for token, or computes
+its vectors; and none is given what was compiled for another one of the same processor.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import embedding_model
 import pytest
 from installation import Installed
+from rm_cli import release
 from rm_cli.kubectl import Kubectl
 from scripted_model import SAMPLES, expected_text, write_model
-from support import ask, deploy, wait_for
+from support import ask, deploy, serving_pods, wait_for
 
 ANSWER = 24
 """Tokens: IREE's program computes the whole of its length for each of them."""
@@ -56,6 +60,17 @@ def test_a_program_that_iree_compiled_says_the_models_text(
     assert answer["usage"]["completion_tokens"] == ANSWER
 
 
+def test_an_engine_is_not_given_what_is_compiled_for_another_one(iree: Kubectl, model_source: str) -> None:
+    """Both profiles are for the same processor; whoever insists on the wrong one is told, and no pod ends for it."""
+    deploy(iree, "misplaced", model_source, accelerators={"names": ["cpu-iree"]}, buildProfile="cpu-openvino")
+    deployment = wait_for(iree, "misplaced", "NoEligibleAccelerator", on="Placed")
+    said = {each["name"]: each["reason"] for each in deployment["status"]["placement"]["candidates"]}
+    assert said["cpu-iree"].startswith("its runtime plugin iree does not serve openvino-ir")
+    assert "spec.output.format is one of iree-vmfb" in said["cpu-iree"]
+    assert "artifact" not in deployment["status"]
+    assert not serving_pods(iree, "misplaced")
+
+
 def test_what_optimum_exported_says_the_models_text_on_openvino(
     installed: Installed, namespace: Kubectl, model_source: str, model_directory: Path
 ) -> None:
@@ -67,3 +82,30 @@ def test_what_optimum_exported_says_the_models_text_on_openvino(
         messages = [{"role": "user", "content": sample.prompt}]
         answer = ask(namespace, "exported", messages)
         assert answer["choices"][0]["message"]["content"] == expected_text(model_directory, messages)
+
+
+@pytest.fixture
+def embeddings(installed: Installed, namespace: Kubectl) -> Iterator[Kubectl]:
+    """kubectl in a namespace, while the CPU has a profile for models that embed."""
+    (profile,) = installed.example("openvino-embeddings/build-profile.yaml")
+    namespace.apply(profile)
+    yield namespace
+    namespace.delete("bprof", "cpu-openvino-embeddings", wait=False)
+
+
+def test_an_embedding_model_computes_its_vectors(installed: Installed, embeddings: Kubectl, tmp_path: Path) -> None:
+    """From its files to `/v1/embeddings` through the Service; the oracle is arithmetic that knows no engine."""
+    embedding_model.write(tmp_path)
+    source = release.ModelRegistry(installed.cluster).push(tmp_path, "models/tiny-bert", "1")
+    deploy(embeddings, "vectors", source, accelerators={"names": ["cpu"]}, requirements={"dtype": "fp32"})
+    deployment = wait_for(embeddings, "vectors", "Ready", timeout=420)
+    status = deployment["status"]
+    assert status["model"]["task"] == "Embed"
+    assert status["placement"]["profile"] == "cpu-openvino-embeddings", "and not the one for models that generate"
+    texts = ["a b c", "t h e z", "m"]
+    asked = {"model": "vectors", "input": texts, "encoding_format": "float"}
+    answer = embeddings.post("vectors:http", "/v1/embeddings", asked)
+    ids = [embedding_model.tokens(text) for text in texts]
+    for found, wanted in zip(answer["data"], ids, strict=True):
+        assert found["embedding"] == pytest.approx(embedding_model.embedding(wanted), abs=1e-4)
+    assert answer["usage"]["total_tokens"] == sum(map(len, ids))

@@ -78,7 +78,7 @@ VENDORS = {
     ),
     "tensorrt-llm": Vendor(
         "tensorrt-llm/build-profile.yaml",
-        "adopt-nvidia/accelerator.yaml",
+        "tensorrt-llm/accelerator.yaml",
         {"tensorrt-llm": {"trtllm_build": "trtllm_build"}},
         frozenset({"rank0.engine", "config.json", "tokenizer.json", "tokenizer_config.json"}),
         files={f"{TRTLLM_EXAMPLES}/convert_checkpoint.py": STAND_INS / "convert_checkpoint.py"},

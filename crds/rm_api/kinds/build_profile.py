@@ -210,7 +210,8 @@ class Output(ApiModel):
     """What comes out, so that a runtime plugin knows what it is given."""
 
     format: Line
-    """Name of the format, such as openvino-ir; the runtime plugin knows by it what it is given."""
+    """Name of the format, such as openvino-ir; the runtime plugin knows by it what it is given. An accelerator whose
+    plugin is known not to serve it does not get it; a name that no plugin is known by, such as your own, is tried."""
 
 
 class BuildProfileSpec(ApiModel):

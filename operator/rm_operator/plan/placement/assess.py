@@ -88,7 +88,8 @@ class Assessment:
         figures = estimate(question.work(way.dtype), machine_of(accelerator.spec), way.group, way.prefill_chunk)
         filters.within_objectives(question, figures)
         score = self.goal.score(figures)
-        return Fit(way, figures, score, self.goal.rank(accelerator, score, figures.currency))
+        doubtful = way.is_doubtful(accelerator)
+        return Fit(way, figures, score, self.goal.rank(accelerator, score, figures.currency, doubtful=doubtful))
 
 
 _Asked = tuple[str, str, str, tuple[tuple[str, str], ...]]

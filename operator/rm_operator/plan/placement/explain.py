@@ -141,6 +141,8 @@ class Explanation:
         parts = [self._standing(one)]
         if one.fit.way.dtype is not question.dtype:
             parts.append(f"computes in {one.fit.way.dtype}, as it does not take the model's {question.facts.dtype}")
+        if one.fit.rank.doubtful:
+            parts.append(_doubt(one))
         free, healthy = one.accelerator.free, one.accelerator.healthy
         devices = question.replicas * one.fit.way.group.devices
         if free is not None and free < devices:
@@ -158,7 +160,9 @@ class Explanation:
             fit.value = self._value(one)
         value = fit.value
         if one is best and one.fit.score is not None and len(ranked) > 1:
-            parts = [f"{word} {figure}, {value}, of {len(ranked)} that can take it"]
+            sure = sum(each.fit.rank.doubtful == fit.rank.doubtful for each in ranked)
+            doubt = " without a doubt" if sure < len(ranked) else ""
+            parts = [f"{word} {figure}, {value}, of {sure} that can take it{doubt}"]
         else:
             parts = [f"{figure} {value}"]
         if len(ranked) == 1:
@@ -176,7 +180,7 @@ class Explanation:
     def _kept(self, best: Ranked) -> str:
         if self._leader is not None:
             return f"kept for now; it moves to {best.name} if that stays clearly better"
-        if best.fit.rank.unknown or self._chosen.fit.rank.unknown or best.fit.rank.group != self._chosen.fit.rank.group:
+        if not best.fit.rank.is_comparable(self._chosen.fit.rank):
             return f"kept, as a gain cannot be shown; to move it, exclude {self._chosen.name} in spec.accelerators"
         return f"kept, as a move for a gain of less than {MARGIN_PERCENT} % does not pay"
 
@@ -196,6 +200,8 @@ class Explanation:
         return f"{decimal(value)} {unit}"
 
     def _behind(self, one: Ranked, best: Ranked) -> str:
+        if one.fit.rank.doubtful != best.fit.rank.doubtful:
+            return f"behind {best.name}, as it may not serve what is built for it"
         if one.fit.score is None or best.fit.score is None:
             return f"behind {best.name}"
         if one.fit.rank.group != best.fit.rank.group:
@@ -210,6 +216,15 @@ class Explanation:
         if self._policy is PolicyType.THROUGHPUT:
             ratio = 1 / ratio
         return f"{decimal(float(f'{ratio:.2e}'))} times that of {best.name}"
+
+
+def _doubt(one: Ranked) -> str:
+    profile = one.fit.way.profile
+    assert profile is not None
+    return (
+        f"its runtime plugin {one.accelerator.spec.plugin} is not known to serve {profile.spec.output.format}, which "
+        f"BuildProfile {profile.name} makes; where it does not, exclude {one.name} in spec.accelerators"
+    )
 
 
 def _removed(name: str, sentence: str) -> Candidate:

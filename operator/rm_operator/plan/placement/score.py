@@ -68,8 +68,10 @@ class Goal:
             total += weight * math.log(reference / max(value, _LEAST))
         return round(total, SCORE_DECIMALS) + 0.0  # no negative zero
 
-    def rank(self, accelerator: AcceleratorView, points: float | None, currency: str | None) -> "Rank":
-        """Where a candidate with this score stands."""
+    def rank(
+        self, accelerator: AcceleratorView, points: float | None, currency: str | None, *, doubtful: bool = False
+    ) -> "Rank":
+        """Where a candidate with this score stands; ``doubtful`` as in ``Rank``."""
         spec = accelerator.spec
         priority = DEFAULT_PRIORITY[spec.type] if spec.priority is None else spec.priority
         if points is None:
@@ -78,13 +80,16 @@ class Goal:
             group = (int(currency != _HOME_CURRENCY), currency)
         else:
             group = (0, "")
-        return Rank(points is None, group, -(points or 0.0), -priority, accelerator.name)
+        return Rank(doubtful, points is None, group, -(points or 0.0), -priority, accelerator.name)
 
 
 class Rank(NamedTuple):
     """Position among candidates, the lowest first. Depends on one candidate only, so no third one can swap two."""
 
+    doubtful: bool
+    """Its engine is not known to serve what would be built for it."""
     unknown: bool
+    """A figure that counts is not known."""
     group: tuple[int, str]
     """Within known figures, the currency where prices count; within unknown ones, the preference for the type."""
     loss: float
@@ -93,10 +98,14 @@ class Rank(NamedTuple):
     """The negative priority."""
     name: str
 
+    def is_comparable(self, other: "Rank") -> bool:
+        """True if the scores tell how much better one of the two is."""
+        known = not self.unknown and not other.unknown
+        return known and self.doubtful == other.doubtful and self.group == other.group
+
     def clearly_before(self, other: "Rank") -> bool:
         """True if moving from ``other`` gains so much that it is worth a move, as far as figures are known."""
-        comparable = not self.unknown and not other.unknown and self.group == other.group
-        return comparable and round(other.loss - self.loss, SCORE_DECIMALS) >= _MARGIN
+        return self.is_comparable(other) and round(other.loss - self.loss, SCORE_DECIMALS) >= _MARGIN
 
 
 def _weights_of(policy: Policy) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """In which ways an accelerator can serve a model: a BuildProfile, a number format, compiled shapes, and devices.
 
 The profiles are tried from the preferred one on, and the first that passes every step is the way. If none passes, those
-that came furthest say why.
+that came furthest say why. Before all others are preferred those whose result the engine is known to serve.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rm_api.dtypes import DType
 from rm_api.kinds.accelerator_resource import AcceleratorType
-from rm_api.runtimes import facts_of
+from rm_api.runtimes import facts_of, plugins_serving, serves
 from rm_api.tasks import ModelTask
 
 from rm_operator.plan.buckets import ONE_DEVICE, Group, chunk_of, round_up
@@ -39,6 +39,10 @@ class Way(NamedTuple):
     group: Group = ONE_DEVICE
     """The devices of one replica."""
 
+    def is_doubtful(self, accelerator: AcceleratorView) -> bool:
+        """True if the accelerator's engine is not known to serve what the profile makes, nor known not to."""
+        return self.profile is not None and _serves(accelerator, self.profile) is None
+
 
 class _Try(NamedTuple):
     """A way that is not settled yet."""
@@ -64,7 +68,7 @@ class _Step(NamedTuple):
 def best_way(question: Question, accelerator: AcceleratorView) -> Way:
     """Of all ways that work the one with the profile of the highest priority, then the first name.
 
-    Raises ``Removed`` where there is none.
+    One whose result the engine is not known to serve comes after all others. Raises ``Removed`` where there is none.
     """
     if accelerator.spec.type is AcceleratorType.REMOTE:
         return _ask_the_endpoint(question, accelerator)
@@ -114,7 +118,7 @@ def _profiles(question: Question, accelerator: AcceleratorView) -> Sequence[Prof
         if admits(view.spec.target.products, spec.product) and pinned in (None, view.name)
     ]
     if found:
-        return found
+        return sorted(found, key=lambda view: _serves(accelerator, view) is None) if len(found) > 1 else found
     if pinned is None:
         sentence = f"no BuildProfile targets {spec.type} {spec.vendor} {spec.product}; install one"
     elif any(view.name == pinned for view in question.request.profiles):
@@ -122,6 +126,29 @@ def _profiles(question: Question, accelerator: AcceleratorView) -> Sequence[Prof
     else:
         sentence = f"the BuildProfile {pinned} does not exist; create it, or change spec.buildProfile"
     raise Removed(Cause.UNFIT, sentence)
+
+
+def _serves(accelerator: AcceleratorView, profile: ProfileView) -> bool | None:
+    return serves(accelerator.spec.plugin, profile.spec.output.format)
+
+
+def _served(_: Question, accelerator: AcceleratorView, attempt: _Try) -> _Try | None:
+    return None if _serves(accelerator, attempt.profile) is False else attempt
+
+
+def _not_served(question: Question, accelerator: AcceleratorView, ended: Sequence[_Try]) -> str:
+    plugin, pinned = accelerator.spec.plugin, question.spec.build_profile
+    formats = {each.profile.spec.output.format for each in ended}
+    engines = {engine for each in formats for engine in plugins_serving(each)}
+    makes, instead = "its BuildProfiles make", "install one for it"
+    if pinned is not None:
+        makes = f"the BuildProfile {pinned} that spec.buildProfile names makes"
+        instead = "remove that, name one"
+    return (
+        f"its runtime plugin {plugin} does not serve {listing(formats)}, which {makes}; {instead} whose "
+        f"spec.output.format is one of {listing(facts_of(plugin).formats)}, or use an accelerator with the plugin "
+        f"{listing(engines)}"
+    )
 
 
 def _task(question: Question, _: AcceleratorView, attempt: _Try) -> _Try | None:
@@ -310,6 +337,8 @@ def _no_memory(question: Question, accelerator: AcceleratorView, ended: Sequence
 
 _PLAIN_FLOATS = frozenset({DType.FP32, DType.FP16, DType.BF16})
 _STEPS = (
+    # Which of the profiles are for this engine, where several engines share a kind of device?
+    _Step(_served, _not_served),
     # Which of the profiles take the model, and in which number format?
     _Step(_task, _no_task),
     _Step(_architecture, _no_architecture),

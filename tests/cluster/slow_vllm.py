@@ -16,9 +16,9 @@ from scripted_model import SAMPLES, expected_text, write_model
 from support import ask, deploy, serving_pods, wait_for
 
 LOCAL, REMOTE = "cpu-vllm", "vllm-elsewhere"
-SOURCE = "hf://vendor/plain-1"
-START_SECONDS = 1800
-"""The image of 6 GB is pulled, and vLLM starts on two cores."""
+SOURCE = "hf://vendor/large-1"
+START_SECONDS = 2400
+"""The image of 6 GB is pulled, and vLLM starts twice on two cores."""
 Object = dict[str, Any]
 
 
@@ -34,18 +34,32 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def _example(installed: Installed, name: str) -> Object:
+    (found,) = installed.example(name)
+    return found
+
+
 @pytest.fixture(scope="module")
 def vllm(installed: Installed, module_namespace: Kubectl) -> Iterator[Kubectl]:
     """kubectl in a namespace whose deployments, and no others, may use vLLM on the CPU."""
-    (accelerator,) = installed.example("vllm-cpu/accelerator.yaml")
-    spec: Object = accelerator["spec"]  # type: ignore[assignment]
-    spec["allowedNamespaces"] = [module_namespace.namespace]
-    spec["runtime"]["image"] = vllm_cpu_image.reference(installed.cluster, _say)
-    spec["runtime"]["env"] = [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}]
-    module_namespace.apply(accelerator)
+    image = vllm_cpu_image.reference(installed.cluster, _say)
+    accelerator, profile = (_example(installed, f"vllm-cpu/{name}.yaml") for name in ("accelerator", "build-profile"))
+    accelerator["spec"]["allowedNamespaces"] = [module_namespace.namespace]
+    profile["spec"]["versionProbe"]["image"] = image
+    # The same options in both: the engine finds by them what it has compiled.
+    for container in (accelerator["spec"]["runtime"], *profile["spec"]["steps"]):
+        container["image"] = image
+        for variable in container["env"]:
+            if variable["name"] == "VLLM_CPU_KVCACHE_SPACE":
+                variable["value"] = "1"
+    for step in profile["spec"]["steps"]:
+        # Two cores would be the whole node.
+        step["resources"] = {"cpu": "500m", "memory": "8Gi"}
+    module_namespace.apply(accelerator, profile)
     yield module_namespace
-    module_namespace.delete("mdep", "plain")
-    module_namespace.delete("accel", LOCAL, wait=False)
+    module_namespace.delete("mdep", "warm")
+    for each in (accelerator, profile):
+        module_namespace.delete(each["kind"], each["metadata"]["name"], wait=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +76,9 @@ def tenant(installed: Installed, vllm: Kubectl) -> Iterator[Kubectl]:
             "vendor": "Generic",
             "product": "vLLM elsewhere",
             "remote": {
-                "endpoint": f"http://plain.{vllm.namespace}.svc/v1",
+                "endpoint": f"http://warm.{vllm.namespace}.svc/v1",
                 "protocol": "VLLM",
-                "models": [{"source": SOURCE, "name": "plain"}],
+                "models": [{"source": SOURCE, "name": "warm"}],
             },
             "cost": {"perMillionInputTokens": "0", "perMillionOutputTokens": "0"},
             "allowedNamespaces": [kubectl.namespace],
@@ -89,14 +103,14 @@ def _says_the_models_text(kubectl: Kubectl, name: str, model_directory: Path) ->
 
 
 def test_vllm_in_a_pod_says_the_models_text(vllm: Kubectl, model_source: str, model_directory: Path) -> None:
-    deploy(vllm, "plain", model_source, accelerators={"names": [LOCAL]})
-    deployment = wait_for(vllm, "plain", "Ready", timeout=START_SECONDS)
-    assert "profile" not in deployment["status"]["placement"], "vLLM takes the weights as they are"
-    (pod,) = serving_pods(vllm, "plain")
-    (engine,) = (each for each in pod["spec"]["containers"] if each["name"] == "engine")
-    assert "vllm" in engine["image"]
-    assert "serve" in vllm.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "cat", "/proc/1/cmdline")
-    _says_the_models_text(vllm, "plain", model_directory)
+    """Of a cache that a Job has made with the same engine."""
+    deploy(vllm, "warm", model_source, accelerators={"names": [LOCAL]})
+    deployment = wait_for(vllm, "warm", "Ready", timeout=START_SECONDS)
+    assert deployment["status"]["placement"]["profile"] == "vllm-cpu-warm"
+    (pod,) = serving_pods(vllm, "warm")
+    running = vllm.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "sh", "-c", "cat /proc/[0-9]*/cmdline")
+    assert "vllm" in running
+    _says_the_models_text(vllm, "warm", model_directory)
 
 
 def test_a_remote_accelerator_in_front_of_it_says_the_same(

@@ -44,8 +44,10 @@ class PvcSource(ModelSource):
         """See the base class."""
         try:
             directory = self._inside(self._directory)
-            found = sorted(path for path in directory.iterdir() if self.means(path.name))
-            self._paths = {path.name: self._inside(path) for path in found}
+            # Below the directory itself are only modules of embedding models, such as 1_Pooling.
+            there = [*directory.iterdir(), *directory.glob("*/config.json")]
+            named = {path.relative_to(directory).as_posix(): path for path in sorted(there)}
+            self._paths = {name: self._inside(path) for name, path in named.items() if self.means(name)}
             odd = next((name for name, path in self._paths.items() if not path.is_file()), None)
             if odd:
                 raise BadInput(f"{odd} of {self._uri} is no regular file; a model's files must be")

@@ -37,6 +37,17 @@ def test_a_model_in_a_volume_is_resolved_and_fetched(volume: Path, tmp_path: Pat
     assert size == sum(map(len, wanted.values()))
 
 
+def test_the_modules_of_an_embedding_model_come_along(volume: Path, tmp_path: Path) -> None:
+    pooling = volume / "llms/tiny/1_Pooling/config.json"
+    pooling.parent.mkdir()
+    pooling.write_text('{"pooling_mode_mean_tokens": true}')
+    before = resolve_model(URI)
+    fetch_model(URI, before["revision"], before["weightsDigest"], tmp_path / "dest")
+    assert (tmp_path / "dest/1_Pooling/config.json").read_bytes() == pooling.read_bytes()
+    pooling.write_text('{"pooling_mode_cls_token": true}')
+    assert resolve_model(URI)["revision"] != before["revision"]
+
+
 def flip(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -58,6 +58,9 @@ test-slow-compilers: $(READY) ## Kernels for an NPU of FuriosaAI, really compile
 test-slow-engines: $(READY) ## vLLM on the CPU, warmed up in a build and started from its cache; DeepSpeed on the CPU: 15 minutes.
 	$(BIN)/python -m pytest tests/contract/slow_engines.py
 
+test-slow-crashes: $(READY) ## The operator dies at every write of every scenario: 10 minutes.
+	$(BIN)/python -m pytest tests/unit/plan/slow_crash_points.py
+
 test-slow-vllm: $(READY) ## vLLM on the CPU in pods of the cluster, and a remote accelerator in front of it: 30 minutes, 15 GB of disk.
 	$(BIN)/python -m pytest tests/cluster/slow_vllm.py
 
@@ -74,4 +77,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test test-slow-devices test-slow-compilers test-slow-engines test-slow-vllm check lint format scale crds images lock down
+.PHONY: help setup demo test test-slow-devices test-slow-compilers test-slow-engines test-slow-crashes test-slow-vllm check lint format scale crds images lock down

@@ -56,7 +56,7 @@ test-slow-compilers: $(READY) ## Kernels for an NPU of FuriosaAI, really compile
 	$(BIN)/python -m pytest tests/contract/slow_compilers.py
 
 test-slow-engines: $(READY) ## vLLM on the CPU, warmed up in a build and started from its cache; DeepSpeed on the CPU: 15 minutes.
-	$(BIN)/python -m pytest tests/contract/slow_engines.py
+	$(BIN)/python -m pytest tests/contract/slow_engines.py tests/sdk_devices/slow_devices_vllm.py
 
 test-slow-crashes: $(READY) ## The operator dies at every write of every scenario: 10 minutes.
 	$(BIN)/python -m pytest tests/unit/plan/slow_crash_points.py

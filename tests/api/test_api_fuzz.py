@@ -28,7 +28,7 @@ from structural_schema import Schema, values, violations
 from whole_operator import add_cpu, add_facts, whole_operator
 
 CRDS = Path(__file__).parents[2] / "crds"
-VALID, INVALID = 25, 40
+VALID, INVALID = 15, 25
 """Examples for each kind."""
 
 Overrides = dict[str, st.SearchStrategy[Any] | None]

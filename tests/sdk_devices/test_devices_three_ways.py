@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from engine_scripts import ROOT, SECONDS, UNCHANGED, Engines, expected
-from rm_abstract.core.resource import BuildArtifact
+from engine_scripts import SECONDS, UNCHANGED, Engines, expected
 from scripted_model import greedy
 from scripted_model.tokenizer import Tokenizer
 
@@ -111,22 +109,3 @@ def test_an_artifact_for_another_driver_is_refused_by_init_as_by_serve(openvino:
     )
     done = openvino.attempt("-c", code, artifact, **device)
     assert "DriverMismatch: the artifact was built for driver 1.4.0, but npu0 has 2.0.0" in done.stderr
-
-
-def test_vllms_own_server_and_a_script_that_uses_it_as_a_remote_device(
-    vllm: Engines, openvino: Engines, tmp_path: Path
-) -> None:
-    """``rm-abstract serve`` with vLLM becomes vLLM's own server, which sends tokens as they are."""
-    directory = tmp_path / "artifact"
-    shutil.copytree(vllm.model, directory)
-    BuildArtifact(directory, "as-it-is", "huggingface").write()
-    command = vllm.command(*RM_ABSTRACT, "serve", "--plugin", "vllm-cpu", "--artifact", directory)
-    environment = vllm.environment(PYTHONPATH=f"{ROOT}/sdk:{ROOT}/crds:{ROOT}/cli")
-    tokenizer = Tokenizer(vllm.model)
-    with serving([*command, "--served-name", "tape"], environment, tmp_path / "log") as url:
-        assert completion(url, tokenizer.encode(PROMPT)) == expected(vllm.model, PROMPT)
-        remote = {"RM_DEVICE": f"remote:{url}/v1"}
-        done = openvino.run("-m", "rm_abstract", UNCHANGED, openvino.model, PROMPT, OTHER, **remote)
-        assert done.lines == [expected(openvino.model, prompt) for prompt in (PROMPT, OTHER)]
-        code = "import rm_abstract, sys; print(rm_abstract.init().plugin.probe()[0].attributes['models'])"
-        assert openvino.run("-c", code, **remote).lines == ["['tape']"]

@@ -546,6 +546,7 @@ class TestAllocate:
                 "RMA_DEVICE_NODES": "/dev/npu1=1:3,/dev/npu2=1:3",
                 "RMA_DEVICE_SERIALS": "SN1,SN2",
                 "RMA_DEVICE_PRODUCT": "Test NPU",
+                "RMA_DEVICE_DRIVER": "7.1",
                 "VENDOR": "yes",
             }
             assert [(d.container_path, d.host_path, d.permissions) for d in answer.devices] == [

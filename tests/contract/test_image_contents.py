@@ -44,9 +44,10 @@ def test_is_no_larger_than_it_may_be(box: tuple[str, Box]) -> None:
     assert opened.megabytes() >= 0.75 * bound
 
 
-def test_doctor_names_what_is_wrong() -> None:
-    reference = images.build(["runtime"])["runtime"]
-    with image_in_a_box.opened(detect(), reference) as box:
-        done = box.run("rm-abstract", "doctor", "--json", environment=["HOME=/proc", "PATH=/opt/rma/bin"])
+# The image of the fixture: as long as it is open, nobody builds images, this process neither.
+@pytest.mark.parametrize("box", ["runtime"], indirect=True)
+def test_doctor_names_what_is_wrong(box: tuple[str, Box]) -> None:
+    _, opened = box
+    done = opened.run("rm-abstract", "doctor", "--json", environment=["HOME=/proc", "PATH=/opt/rma/bin"])
     problems = {one["check"] for one in json.loads(done.stdout) if one["severity"] == "problem"}
     assert (done.returncode, problems) == (1, {"HOME", "cache"})

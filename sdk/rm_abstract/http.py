@@ -16,6 +16,7 @@ from rm_api.conditions import Reason
 from rm_api.names import ENV_CONNECT_TO, ENV_NETRC, ENV_PLAIN_HTTP_HOSTS
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
+from rm_abstract.transport import Transport, proxies
 
 _CONNECT_TO: Final = re.compile(r"([-A-Za-z0-9.]+:[0-9]{1,5})=((?:[-A-Za-z0-9.]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5})")
 _RESUMES: Final = 5
@@ -115,8 +116,10 @@ class _Seen:
             raise Changed(f"{host} gave {given or 'an unnamed range'} of {path} when asked for bytes from {start}")
 
 
-def _trusting(authority: str) -> ssl.SSLContext:
+def _trusting(authority: str | None) -> ssl.SSLContext:
     context = httpx2.create_ssl_context()
+    if not authority:
+        return context
     try:
         context.load_verify_locations(cadata=authority)
     except (ValueError, ssl.SSLError) as error:
@@ -136,9 +139,9 @@ def _moved() -> Iterator[tuple[str, httpx2.URL]]:
 class _Elsewhere(httpx2.BaseTransport):
     """Reaches a host at another address. It has to prove that it is the host all the same, where it speaks TLS."""
 
-    def __init__(self, address: httpx2.URL, verify: ssl.SSLContext | bool) -> None:
+    def __init__(self, address: httpx2.URL, context: ssl.SSLContext) -> None:
         self._address = address
-        self._transport = httpx2.HTTPTransport(verify=verify)
+        self._transport = Transport(context)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """As the transport that goes where a URL says; the Host header is that of the URL already."""
@@ -188,13 +191,16 @@ class Http:
         self._plain_hosts = frozenset(host.strip() for host in plain_hosts if host.strip())
         self._unreachable = unreachable
         self._success = 400 if follow_redirects else 300
-        verify: ssl.SSLContext | bool = _trusting(authority) if authority else True
+        context = _trusting(authority)
         self._client = httpx2.Client(
             auth=auth(credentials or Credentials.from_environment()),
             follow_redirects=follow_redirects,
             timeout=_TIMEOUT,
-            verify=verify,
-            mounts={f"all://{host}": _Elsewhere(address, verify) for host, address in _moved()},
+            transport=Transport(context),
+            mounts={
+                **{hosts: Transport(context, proxy) if proxy else None for hosts, proxy in proxies().items()},
+                **{f"all://{host}": _Elsewhere(address, context) for host, address in _moved()},
+            },
             headers={"User-Agent": "rm-abstract"},
             event_hooks={"request": [self._refuse_plain_text]},
         )

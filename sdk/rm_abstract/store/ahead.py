@@ -7,6 +7,8 @@ from typing import Final
 
 PIECE: Final = 1 << 20
 """Bytes."""
+_LARGE: Final = PIECE >> 2
+"""Bytes from which on a piece is handed on as it is: copying it costs more than handing on a few more."""
 _AHEAD: Final = 8
 """Pieces that may wait."""
 
@@ -57,6 +59,9 @@ def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
     for chunk in chunks:
+        if not held and len(chunk) >= _LARGE:
+            yield chunk
+            continue
         held.append(chunk)
         size += len(chunk)
         if size >= PIECE:

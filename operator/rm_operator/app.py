@@ -200,7 +200,6 @@ class Operator:
         stack.push_async_callback(_close_all, context)
         context.image_volumes = config.image_volumes == "Auto" and await _has_image_volumes(client)
         built = self._build(context)
-        connect(built, self.stores, self.queue)
         stack.push_async_callback(recorder.drain, STOP_SECONDS / 2)
         stack.push_async_callback(self._cancel_tasks)
 
@@ -212,7 +211,7 @@ class Operator:
         self._spawn("device classes", self._follow_classes(client))
         self._spawn("event recorder", recorder.run())
         workers = Workers(built, self.stores, self.queue, metrics=metrics, tracing=tracing, count=config.workers)
-        self._spawn("leader", self._lead(elector, workers, context.openers))
+        self._spawn("leader", self._lead(elector, workers, built, context.openers))
 
     def _keep_stores(self, client: KubeClient) -> None:
         for kept in REFLECTED:
@@ -250,9 +249,16 @@ class Operator:
             self.queue.add(Key(ACCELERATOR_RESOURCES.kind, "", name))
         await asyncio.Event().wait()
 
-    async def _lead(self, elector: LeaderElector, workers: Workers, openers: Sequence[Callable[[], None]]) -> None:
+    async def _lead(
+        self,
+        elector: LeaderElector,
+        workers: Workers,
+        built: Sequence[Controller],
+        openers: Sequence[Callable[[], None]],
+    ) -> None:
         """Once everything is known and the Lease is held: work, until cancelled."""
         await self.stores.wait_synced()
+        connect(built, self.stores, self.queue)
         logger.info("all stores are synced")
         leading = self.metrics.leader.labels(LEASE_NAME)
         leading.set(0)

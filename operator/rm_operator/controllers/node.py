@@ -1,7 +1,7 @@
 """Controller of Nodes: has them say which versions they have, and which of their devices are not well."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,13 +32,15 @@ class NodeController:
 
     def __init__(self, context: Context, reports: Reports) -> None:
         self._client = context.client
+        self._queue = context.queue
         self._stores = context.stores
         self._reports = reports
         self._selectors: dict[str, Mapping[str, str]] = {}
         """Labels of the nodes of each kind of accelerator that reports."""
-        self.watches: Sequence[Watch] = (Watch(ACCELERATOR_RESOURCES, self._kind_changed),)
+        self.watches: Sequence[Watch] = ()
         for obj in self._stores[ACCELERATOR_RESOURCES]:
             self._take(obj)
+        self._stores[ACCELERATOR_RESOURCES].on_change(self._kind_changed)
         reports.on_report(lambda _, node: context.queue.add(Key(self.kind, "", node)))
 
     async def reconcile(self, key: Key) -> float | None:
@@ -71,8 +73,8 @@ class NodeController:
         answer = await self._client.apply(NODES, intent, field_manager=FIELD_MANAGER_NODES, subresource=subresource)
         self._stores.put(answer)
 
-    def _kind_changed(self, old: Object | None, new: Object | None) -> Iterable[Key]:
-        """All nodes, if it reports from other nodes than before."""
+    def _kind_changed(self, old: Object | None, new: Object | None) -> None:
+        """Wakes all nodes, if it reports from other nodes than before."""
         obj = new if new is not None else old
         assert obj is not None
         before = self._selectors.get(name_of(obj))
@@ -83,7 +85,7 @@ class NodeController:
         if self._selectors.get(name_of(obj)) == before:
             return
         for _, name in self._stores[NODES].keys():  # noqa: SIM118 - a store is no mapping
-            yield Key(self.kind, "", name)
+            self._queue.add(Key(self.kind, "", name))
 
     def _take(self, accelerator: Object) -> None:
         spec = accelerator["spec"]

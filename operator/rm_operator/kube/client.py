@@ -12,6 +12,8 @@ Object = Mapping[str, Any]
 """An API object as decoded JSON. It is shared and must never be changed: copy what is to differ."""
 Json = bytes | bytearray | msgspec.Raw
 """One JSON value. A ``Raw`` is a part of what it was read from, and keeps all of that in memory."""
+Members = Mapping[str, msgspec.Raw]
+"""The members of a JSON object, each as the JSON that it came in."""
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
@@ -24,7 +26,7 @@ class WatchEvent:
     """One change. ``type`` is ADDED, MODIFIED, DELETED or BOOKMARK; a bookmark's object has a resourceVersion only."""
 
     type: str
-    object: Json
+    object: Members
 
 
 @dataclass(frozen=True, slots=True)

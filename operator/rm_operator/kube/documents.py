@@ -4,13 +4,14 @@ A decoded object takes some eight times the memory of its JSON, and decoding is 
 watches are only divided into objects, an object into its members, and what nobody asks for stays JSON.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
 from rm_operator.kube.buckets import ObjectKey
-from rm_operator.kube.client import Json, Object
+from rm_operator.kube.client import Json, Members, Object
 
 T = TypeVar("T")
 
@@ -26,7 +27,27 @@ encode_sorted: Final = msgspec.json.Encoder(order="sorted").encode
 _encode_into: Final = msgspec.json.Encoder().encode_into
 _buffer: Final = bytearray()
 _divide: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_text: Final = msgspec.json.Decoder(str).decode
+
+
+class _Metadata(TypedDict, total=False):
+    """What is decoded of an object's metadata: everything that there is, but for managedFields, its larger half."""
+
+    name: str
+    namespace: str
+    uid: str
+    resourceVersion: str
+    generateName: Any
+    generation: Any
+    creationTimestamp: Any
+    deletionTimestamp: Any
+    deletionGracePeriodSeconds: Any
+    labels: Any
+    annotations: Any
+    ownerReferences: Any
+    finalizers: Any
+
+
+_metadata_of: Final = msgspec.json.Decoder(_Metadata).decode
 
 
 class ListMetadata(msgspec.Struct, gc=False):
@@ -55,20 +76,26 @@ class Reader(Generic[T]):
 
 
 class Document:
-    """One object's JSON, divided into its members and those of its metadata.
+    """One object: its metadata decoded, and its other members as the JSON that they came in.
 
     Raises msgspec.DecodeError and KeyError for what is no API object.
     """
 
-    __slots__ = ("_members", "_metadata", "key", "resource_version", "uid")
+    __slots__ = ("_members", "key", "metadata", "resource_version", "uid")
 
-    def __init__(self, content: Json) -> None:
-        self._members = _divide(content)
-        self._metadata = _divide(self._members["metadata"])
-        self.key: ObjectKey = (self._said("namespace"), self._said("name"))
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        metadata = self.metadata = _metadata_of(members["metadata"])
+        # Thousands of objects are in one namespace: its name is kept once.
+        self.key: ObjectKey = (sys.intern(metadata.get("namespace", "")), metadata.get("name", ""))
         """(namespace, name); the namespace of a cluster-scoped object is empty, as is the name of a bookmark."""
-        self.uid = self._said("uid")
-        self.resource_version = self._said("resourceVersion")
+        self.uid = metadata.get("uid", "")
+        self.resource_version = metadata.get("resourceVersion", "")
+
+    @classmethod
+    def of(cls, content: Json) -> "Document":
+        """The object that ``content`` is."""
+        return cls(_divide(content))
 
     @property
     def version(self) -> int:
@@ -80,44 +107,40 @@ class Document:
         found = self._members.get(name)
         return None if found is None else reader(found)
 
-    def in_metadata(self, name: str, reader: Reader[T]) -> T | None:
-        """A member of the metadata, as ``reader`` sees it; None if there is none."""
-        found = self._metadata.get(name)
-        return None if found is None else reader(found)
-
     def kept(self, api_version: str, kind: str) -> tuple[bytes, dict[str, Any]]:
         """The object without what is bulky and of no use to a reconciler, and as much of it as tells what it is.
 
         The first is JSON, without managedFields and kubectl's copy of the object, and with the apiVersion and kind that
         the API server leaves out in lists; the second has apiVersion, kind and metadata, decoded.
         """
-        metadata = {name: decode(content) for name, content in self._metadata.items() if name != "managedFields"}
-        if _LAST_APPLIED in (metadata.get("annotations") or {}):
-            annotations = {name: value for name, value in metadata["annotations"].items() if name != _LAST_APPLIED}
-            metadata["annotations"] = annotations
+        metadata: Mapping[str, Any] = self.metadata
+        annotations = metadata.get("annotations")
+        if annotations and _LAST_APPLIED in annotations:
+            rest = {name: value for name, value in annotations.items() if name != _LAST_APPLIED}
+            metadata = {**metadata, "annotations": rest}
         head = {"apiVersion": api_version, "kind": kind, "metadata": metadata}
         # The encoder's own bytes have been made smaller, and what was left over lies between them: a copy has its own.
         _encode_into({**self._members, **head}, _buffer)
         return bytes(_buffer), head
 
-    def _said(self, name: str) -> str:
-        content = self._metadata.get(name)
-        return "" if content is None else _text(content)
-
 
 class Glance(Mapping[str, Any]):
     """An object of which apiVersion, kind and metadata are decoded, and the rest once somebody looks at it."""
 
-    __slots__ = ("_content", "_head", "_whole")
+    __slots__ = ("_content", "_known")
 
     def __init__(self, content: bytes, head: Mapping[str, Any]) -> None:
-        self._content = content
-        self._head = head
-        self._whole: dict[str, Any] | None = None
+        self._content: bytes | None = content
+        self._known = head
 
     def __getitem__(self, name: str) -> Any:
-        found = self._head.get(name)
+        found = self._known.get(name)
         return found if found is not None else self._all()[name]
+
+    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own is slower by far
+        """The member, or ``default`` where there is none."""
+        found = self._known.get(name)
+        return found if found is not None else self._all().get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -131,10 +154,11 @@ class Glance(Mapping[str, Any]):
     def __repr__(self) -> str:
         return repr(self._all())
 
-    def _all(self) -> dict[str, Any]:
-        if self._whole is None:
-            self._whole = {**decode(self._content), **self._head}
-        return self._whole
+    def _all(self) -> Mapping[str, Any]:
+        if self._content is not None:
+            self._known = {**decode(self._content), **self._known}
+            self._content = None
+        return self._known
 
 
 def key_of(obj: Object) -> ObjectKey:

@@ -23,7 +23,7 @@ class Indexes(Buckets):
     def values_of(self, key: ObjectKey, obj: Object) -> tuple[IndexValue, ...]:
         """All values of an object, that of its namespace included."""
         # The empty index name is the namespace: it cannot clash with a declared one that is named.
-        values = [("", sys.intern(key[0]))]
+        values = [("", key[0])]
         for name, function in self.functions.items():
             try:
                 values += [(name, sys.intern(value)) for value in function(obj)]

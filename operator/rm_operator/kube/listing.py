@@ -47,7 +47,7 @@ class Listing:
         """Take one page."""
         store = self._store
         for item in items:
-            document = Document(item)
+            document = Document.of(item)
             key, known = document.key, store.version(document.key)
             self._seen.add(key)
             fresh = known != document.version if self._back_in_time else store.is_news(document)

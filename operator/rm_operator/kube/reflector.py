@@ -11,7 +11,7 @@ from random import Random
 from typing import Final, Protocol
 
 from rm_operator.kube.client import INITIAL_EVENTS_END, KubeClient
-from rm_operator.kube.documents import Document, Reader
+from rm_operator.kube.documents import Document
 from rm_operator.kube.errors import ApiError, Gone, Invalid, ServerError, Silent, TooManyRequests, Unreachable
 from rm_operator.kube.listing import Changes, Listing
 from rm_operator.kube.resources import Resource
@@ -27,7 +27,6 @@ LIST_SECONDS: Final = 100.0
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 _SHORT_WATCH_SECONDS: Final = 1.0
-_read_annotations: Final = Reader(dict[str, str])
 
 
 class ReflectorObserver(Protocol):
@@ -202,4 +201,4 @@ class Reflector:
 
 
 def _ends_initial_events(bookmark: Document) -> bool:
-    return INITIAL_EVENTS_END in (bookmark.in_metadata("annotations", _read_annotations) or {})
+    return INITIAL_EVENTS_END in (bookmark.metadata.get("annotations") or {})

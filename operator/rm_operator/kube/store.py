@@ -169,7 +169,7 @@ class Store:
 
     def upsert(self, obj: Object) -> bool:
         """Take the answer to a write; False if what is known is as new, or the object is gone."""
-        return self.take(Document(encode(obj)))
+        return self.take(Document.of(encode(obj)))
 
     def take(self, document: Document) -> bool:
         """Take what a watch or a write told; False if what is known is as new, or the object is gone."""
@@ -264,6 +264,8 @@ class Store:
 
     def _tick(self, key: ObjectKey, before: Kept | None, after: Kept | None) -> None:
         """Whoever has read the object, or what it is among, has read something else than there is now."""
+        if self.ticks is None and not self._uids:
+            return
         old, new = before.values if before is not None else (), after.values if after is not None else ()
         same = before is not None and after is not None and before.uid == after.uid
         moved = set(old) ^ set(new) if same else {*old, *new}

@@ -10,8 +10,6 @@ from rm_operator.kube.contents import Fate, Transformed
 from rm_operator.kube.documents import Document, Reader
 from rm_operator.kube.resources import NODES, PODS
 
-_Labels = dict[str, str] | None
-
 
 class _Resources(msgspec.Struct, gc=False):
     limits: dict[str, Any] | None = None
@@ -47,7 +45,6 @@ class _NodeStatus(msgspec.Struct, gc=False):
     conditions: Sequence[_Condition] | None = None
 
 
-_labels: Final = Reader[_Labels](_Labels)  # type: ignore[arg-type]
 _pod_spec: Final = Reader(_PodSpec)
 _pod_status: Final = Reader(_PodStatus)
 _node_status: Final = Reader(_NodeStatus)
@@ -60,7 +57,7 @@ def trim_node(node: Document) -> Transformed:
     """
     status = node.member("status", _node_status) or _NodeStatus()
     metadata = metadata_of(node)
-    labels = node.in_metadata("labels", _labels)
+    labels = node.metadata.get("labels")
     if labels:
         metadata["labels"] = labels
     kept: dict[str, Any] = {"capacity": _extended(status.capacity), "allocatable": _extended(status.allocatable)}
@@ -83,7 +80,7 @@ def trim_pod(pod: Document) -> Transformed:
 
     A foreign pod without extended resources takes no accelerator from anybody, and is not kept at all.
     """
-    if (pod.in_metadata("labels", _labels) or {}).get(LABEL_MANAGED_BY) == MANAGED_BY:
+    if (pod.metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY:
         return Fate.WHOLE
     spec = pod.member("spec", _pod_spec) or _PodSpec()
     containers = _holders(spec.containers or ())

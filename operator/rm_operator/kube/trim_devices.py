@@ -58,15 +58,8 @@ class _ClaimStatus(msgspec.Struct, gc=False):
     allocation: _Allocation | None = None
 
 
-class _Owner(msgspec.Struct, gc=False):
-    kind: str
-    name: str
-    uid: str
-
-
 _slice_spec: Final = Reader(_SliceSpec)
 _claim_status: Final = Reader(_ClaimStatus)
-_owners: Final = Reader[Sequence[_Owner] | None](Sequence[_Owner] | None)  # type: ignore[arg-type]
 
 
 def trim_slice(document: Document) -> Transformed:
@@ -98,8 +91,8 @@ def trim_claim(document: Document) -> Transformed:
     taken = [each for each in (devices.results if devices is not None else None) or () if not each.admin]
     if not taken:
         return Fate.DROPPED
-    owners = document.in_metadata("ownerReferences", _owners) or ()
-    pods = [{"kind": owner.kind, "name": owner.name, "uid": owner.uid} for owner in owners if owner.kind == "Pod"]
+    owners = document.metadata.get("ownerReferences") or ()
+    pods = [{name: owner[name] for name in ("kind", "name", "uid")} for owner in owners if owner["kind"] == "Pod"]
     results = [{"driver": each.driver, "pool": each.pool, "device": each.device} for each in taken]
     return {
         "apiVersion": RESOURCE_CLAIMS.api_version,

@@ -19,7 +19,7 @@ METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s
 
 class _Event(msgspec.Struct, gc=False):
     type: str
-    object: msgspec.Raw
+    object: dict[str, msgspec.Raw]
 
 
 _read_event: Final = Reader(_Event)
@@ -69,21 +69,21 @@ async def events(response: aiohttp.ClientResponse, *, inactivity_seconds: float)
     Raises the ApiError that the server reports, Unreachable if the stream is garbled or cut off within an event, and
     TimeoutError if nothing comes for ``inactivity_seconds``.
     """
-    buffer, scanned = bytearray(), 0
+    begun: list[bytes] = []
+    """What has come of an event that has not ended yet."""
     while True:
         # The timeout is around reads only: one around a yield would strike the consumer.
         async with asyncio.timeout(inactivity_seconds):
             chunk = await response.content.readany()
         if not chunk:
             break
-        buffer += chunk
-        begin = 0
-        while (end := buffer.find(b"\n", max(begin, scanned))) >= 0:
-            yield _event(bytes(memoryview(buffer)[begin:end]))
-            begin = end + 1
-        del buffer[:begin]
-        scanned = len(buffer)
-    if buffer:
+        whole, end, rest = chunk.rpartition(b"\n")
+        if end:
+            for line in b"".join((*begun, whole)).split(b"\n"):
+                yield _event(line)
+            begun.clear()
+        begun.append(rest)
+    if any(begun):
         raise Unreachable("the watch was cut off in the middle of an event")
 
 
@@ -92,7 +92,7 @@ def _event(line: bytes) -> WatchEvent:
         event = _read_event(line)
         if event.type != "ERROR":
             return WatchEvent(event.type, event.object)
-        obj = decoded_object(bytes(event.object))
-    except (msgspec.DecodeError, aiohttp.ClientPayloadError):
+        obj = {name: decode(content) for name, content in event.object.items()}
+    except msgspec.DecodeError:
         raise Unreachable("the watch sent something that is no event") from None
     raise error_from_status(int(obj.get("code") or 500), obj)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -61,6 +62,7 @@ def written_source_hash(model: Mapping[str, Any]) -> str:
     return _hash(model["source"], model.get("revision"), model.get("credentialsSecretRef"))
 
 
+@lru_cache(maxsize=1024)  # many deployments are of few models
 def _hash(source: str, revision: str | None, credentials: str | None) -> str:
     return hashlib.sha256(json.dumps([source, revision or "", credentials or ""]).encode()).hexdigest()[:16]
 

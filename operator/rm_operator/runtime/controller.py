@@ -29,7 +29,10 @@ RESYNC_SECONDS: Final = 10 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Changes of ``resource`` that concern a controller: ``map(old, new)`` gives the keys to reconcile."""
+    """Changes of ``resource`` that concern a controller: ``map(old, new)`` gives the keys to reconcile.
+
+    It is asked of changes after the start only, so it must keep nothing.
+    """
 
     resource: Resource
     map: Callable[[Object | None, Object | None], Iterable[Key]]
@@ -58,9 +61,16 @@ class Controller(Protocol):
 
 
 def connect(controllers: Iterable[Controller], stores: Stores, queue: Queue) -> None:
-    """From now on, have changes in ``stores`` put the keys that they concern on ``queue``."""
+    """Put the keys of all that there is on ``queue``, and from now on those that changes in ``stores`` concern.
+
+    At a start it is called once the stores are synced: whom each object that came concerns need not be found out then,
+    since everybody is in line.
+    """
     for controller in controllers:
-        stores.of_kind(controller.kind).on_change(_own_key(controller.kind, queue))
+        store = stores.of_kind(controller.kind)
+        for key in store.keys():  # noqa: SIM118 - a store is no mapping
+            queue.add(Key(controller.kind, *key))
+        store.on_change(_own_key(controller.kind, queue))
         for watch in controller.watches:
             stores[watch.resource].on_change(_mapped(watch, queue))
 

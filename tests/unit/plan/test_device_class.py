@@ -48,7 +48,7 @@ def slice_of(
     pooled = {"name": pool, "generation": generation, "resourceSliceCount": slices}
     body = {"driver": driver, "pool": pooled, "devices": written, **where, **spec}
     metadata = {"name": f"{pool}-{generation}", "uid": "u", "resourceVersion": "1"}
-    return trim_slice(Document(encode({"metadata": metadata, "spec": body})))
+    return trim_slice(Document.of(encode({"metadata": metadata, "spec": body})))
 
 
 def claim_on(*devices: str, pool: str = "a", driver: str = "npu.acme.com", **result: Any) -> Any:
@@ -56,7 +56,7 @@ def claim_on(*devices: str, pool: str = "a", driver: str = "npu.acme.com", **res
     results = [{"request": "r", "driver": driver, "pool": pool, "device": device, **result} for device in devices]
     metadata = {"namespace": "ns", "name": "c", "uid": "u", "resourceVersion": "1"}
     status = {"allocation": {"devices": {"results": results}}}
-    return trim_claim(Document(encode({"metadata": metadata, "spec": {}, "status": status})))
+    return trim_claim(Document.of(encode({"metadata": metadata, "spec": {}, "status": status})))
 
 
 ANY = device_class("device.driver == 'npu.acme.com'")

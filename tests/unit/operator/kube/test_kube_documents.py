@@ -24,20 +24,24 @@ def obj(metadata: dict[str, Any] | None = None, **members: Any) -> dict[str, Any
 
 
 def kept(given_: dict[str, Any]) -> Any:
-    return decode(Document(encode(given_)).kept("v1", "ConfigMap")[0])
+    return decode(Document.of(encode(given_)).kept("v1", "ConfigMap")[0])
 
 
 class TestDocument:
     def test_tells_which_object_it_is(self) -> None:
-        document = Document(encode(obj()))
+        document = Document.of(encode(obj()))
         assert (document.key, document.uid, document.resource_version) == (("ns", "a"), "u", "12")
         assert document.version == 12
 
     def test_of_a_cluster_scoped_object_has_no_namespace(self) -> None:
-        assert Document(b'{"metadata":{"name":"n","resourceVersion":"1"}}').key == ("", "n")
+        assert Document.of(b'{"metadata":{"name":"n","resourceVersion":"1"}}').key == ("", "n")
+
+    def test_those_of_a_namespace_share_its_name(self) -> None:
+        # Ten thousand objects would have as many texts of it.
+        assert Document.of(encode(obj())).key[0] is Document.of(encode(obj())).key[0]
 
     def test_of_a_bookmark_has_a_version_alone(self) -> None:
-        bookmark = Document(b'{"metadata":{"resourceVersion":"77","creationTimestamp":null}}')
+        bookmark = Document.of(b'{"metadata":{"resourceVersion":"77","creationTimestamp":null}}')
         assert (bookmark.key, bookmark.resource_version) == (("", ""), "77")
 
     @settings(deadline=None, max_examples=50)
@@ -61,7 +65,7 @@ class TestDocument:
         class Items(msgspec.Struct):
             items: list[msgspec.Raw]
 
-        content, _ = Document(Reader(Items)(page).items[0]).kept("v1", "ConfigMap")
+        content, _ = Document.of(Reader(Items)(page).items[0]).kept("v1", "ConfigMap")
         assert type(content) is bytes
         assert len(content) < 300
 
@@ -69,26 +73,26 @@ class TestDocument:
         class Spec(msgspec.Struct):
             replicas: int = 1
 
-        document = Document(encode(obj({"labels": {"a": "b"}}, spec={"replicas": 3, "template": {"x": [1, 2]}})))
+        document = Document.of(encode(obj({"labels": {"a": "b"}}, spec={"replicas": 3, "template": {"x": [1, 2]}})))
         assert document.member("spec", Reader(Spec)) == Spec(3)
         assert document.member("status", Reader(Spec)) is None
-        assert document.in_metadata("labels", Reader(dict)) == {"a": "b"}
-        assert document.in_metadata("finalizers", Reader(list)) is None
+        assert document.metadata.get("labels") == {"a": "b"}
+        assert document.metadata.get("finalizers") is None
 
     @pytest.mark.parametrize("junk", [b"", b"<html>", b"[]", b"5", b'{"metadata":5}', b'{"metadata":{"name":5}}'])
     def test_what_is_no_object_is_refused(self, junk: bytes) -> None:
         with pytest.raises(msgspec.DecodeError):
-            Document(junk)
+            Document.of(junk)
 
     def test_an_object_without_metadata_is_refused(self) -> None:
         with pytest.raises(KeyError, match="metadata"):
-            Document(b"{}")
+            Document.of(b"{}")
 
 
 class TestGlance:
     @staticmethod
     def of(given_: dict[str, Any]) -> Glance:
-        return Glance(*Document(encode(given_)).kept("v1", "ConfigMap"))
+        return Glance(*Document.of(encode(given_)).kept("v1", "ConfigMap"))
 
     def test_metadata_costs_no_decoding(self) -> None:
         glance = Glance(b"not to be read", {"kind": "ConfigMap", "metadata": {"name": "a"}})

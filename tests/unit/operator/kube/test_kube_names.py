@@ -149,7 +149,7 @@ def pod(*containers: dict[str, Any], ours: bool = False, **spec: Any) -> dict[st
 
 
 def document(obj: dict[str, Any]) -> Document:
-    return Document(encode(obj))
+    return Document.of(encode(obj))
 
 
 def holder(name: str, **limits: str) -> dict[str, Any]:

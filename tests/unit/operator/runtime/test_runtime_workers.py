@@ -433,6 +433,24 @@ async def test_closing_the_queue_lets_reconciles_finish() -> None:
     assert finished == [A, B]
 
 
+async def test_all_that_there_is_is_in_line_from_the_start_and_whom_it_concerns_is_not_asked() -> None:
+    asked = []
+
+    def to_owner(old: Object | None, new: Object | None) -> Iterable[Key]:
+        asked.append((old, new))
+        return ()
+
+    async with running(Bench(answering(None), watches=[Watch(JOBS, to_owner)])) as bench:
+        bench.known("a")
+        bench.known("b")
+        metadata = {"namespace": "ns", "name": "j", "uid": "j", "resourceVersion": "5"}
+        bench.stores[JOBS].upsert({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata})
+        connect([bench.controller], bench.stores, bench.queue)
+        await asyncio.sleep(1)
+        assert (bench.controller.times("a"), bench.controller.times("b")) == ([0], [0])
+        assert not asked
+
+
 async def test_changes_reach_the_queue_as_the_watches_say() -> None:
     def to_owner(old: Object | None, new: Object | None) -> Iterable[Key]:
         obj: Any = new or old

@@ -22,7 +22,7 @@ from rm_abstract.core.policies import (
     policy_of,
 )
 from rm_abstract.core.resource import Resource, ResourceType
-from rm_api.kinds import model_deployment
+from rm_api import placement
 from rm_operator.plan.placement.score import Goal
 
 FLEET = [Resource(kind.lower(), kind) for kind in ResourceType]
@@ -54,10 +54,10 @@ def test_what_is_preferred_where_nothing_is_known(policy: Policy, first: list[st
 
 
 def test_the_vocabulary_is_that_of_deployments() -> None:
-    words = {kind.value for kind in model_deployment.PolicyType}
+    words = {kind.value for kind in placement.PolicyType}
     assert words <= {kind.value for kind in PolicyType}
-    for kind in model_deployment.PolicyType:
-        goal = Goal(model_deployment.Policy(type=kind))
+    for kind in placement.PolicyType:
+        goal = Goal(placement.Policy(type=kind))
         own = policy_of(kind.value)
         assert isinstance(own, WeightedPolicy)
         assert own.weights == goal.weights

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.base import (
     LIST_SET,
     ApiModel,
@@ -19,7 +20,6 @@ from rm_api.base import (
     validations,
 )
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorType
 
 _Weight = Annotated[int, Field(ge=0, le=100)]
 

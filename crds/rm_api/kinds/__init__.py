@@ -1,8 +1,9 @@
 """The four kinds, as pydantic models. The CRDs are generated from them (``python -m rm_api.crdgen``)."""
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.crd import KindInfo
 from rm_api.kinds import accelerator_resource, build_artifact, build_profile, model_deployment
-from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, AcceleratorResourceStatus, AcceleratorType
+from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, AcceleratorResourceStatus
 from rm_api.kinds.build_artifact import BuildArtifactSpec, BuildArtifactStatus
 from rm_api.kinds.build_profile import BuildProfileSpec, BuildProfileStatus
 from rm_api.kinds.model_deployment import ModelDeploymentSpec, ModelDeploymentStatus, ModelFacts

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
@@ -28,27 +29,6 @@ from rm_api.base import (
 from rm_api.capabilities import Capability, Cost, Performance, Power
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.remote import Remote
-
-
-class AcceleratorType(StrEnum):
-    """What an accelerator is."""
-
-    GPU = "GPU"
-    NPU = "NPU"
-    PIM = "PIM"
-    FPGA = "FPGA"
-    CPU = "CPU"
-    REMOTE = "REMOTE"
-
-
-DEFAULT_PRIORITY: dict[AcceleratorType, int] = {
-    AcceleratorType.NPU: 100,
-    AcceleratorType.GPU: 75,
-    AcceleratorType.PIM: 50,
-    AcceleratorType.FPGA: 25,
-    AcceleratorType.CPU: 0,
-    AcceleratorType.REMOTE: -25,
-}
 
 
 class ProvisioningMode(StrEnum):

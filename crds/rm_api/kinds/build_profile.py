@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.base import (
     CONDITIONS,
     LIST_ATOMIC,
@@ -28,7 +29,6 @@ from rm_api.base import (
 from rm_api.build_steps import _KNOWN, Check, ExitCodeMapping, Flag, Probe, Step, VersionProbe, _only_known
 from rm_api.crd import KindInfo, PrinterColumn
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.names import INPUT_FROM
 from rm_api.tasks import ModelTask
 

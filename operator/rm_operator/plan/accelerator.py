@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.accelerator_resource import AcceleratorType, DeviceCounts
+from rm_api.kinds.accelerator_resource import DeviceCounts
 
 from rm_operator.plan import device_class, device_health, in_use, ownership, remote
 from rm_operator.plan.conditions import Conditions

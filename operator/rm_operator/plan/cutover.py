@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rm_api import names
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.conditions import ConditionType, Reason
-from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import Rollout, RolloutStrategy
 
 from rm_operator.plan import endpoint, rejected, replacement, rollout, serving, startup

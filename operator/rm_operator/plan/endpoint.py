@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, Final
 
 from rm_api import names
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, ModelDeploymentSpec
-from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.kinds.model_deployment import ModelFacts
 
 from rm_operator.plan import pods, remote, startup

@@ -8,10 +8,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.conditions import Reason
 from rm_api.dtypes import DType
 from rm_api.kinds import AcceleratorResourceSpec, BuildProfileSpec, ModelDeploymentSpec, ModelFacts
-from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.placement import Placement, PolicyType, Workload
 from rm_api.remote import RemoteModel
 from rm_operator.plan.buckets import Shape, required_shape

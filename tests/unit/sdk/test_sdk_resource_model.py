@@ -17,14 +17,14 @@ from rm_abstract.core.resource import (
     Resource,
     ResourceType,
 )
-from rm_api.kinds import accelerator_resource
+from rm_api import accelerator_types
 
 
 def test_the_types_are_those_of_the_api_and_hybrid() -> None:
-    assert {member.value for member in ResourceType} == {t.value for t in accelerator_resource.AcceleratorType} | {
+    assert {member.value for member in ResourceType} == {t.value for t in accelerator_types.AcceleratorType} | {
         "HYBRID"
     }
-    usual = {ResourceType(kind.value): number for kind, number in accelerator_resource.DEFAULT_PRIORITY.items()}
+    usual = {ResourceType(kind.value): number for kind, number in accelerator_types.DEFAULT_PRIORITY.items()}
     assert {**usual, ResourceType.HYBRID: -50} == dict(DEFAULT_PRIORITY)
 
 

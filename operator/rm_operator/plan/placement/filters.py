@@ -6,7 +6,8 @@ of it now. Which BuildProfile serves on it, and whether the model fits, is in ``
 
 from collections.abc import Callable, Sequence
 
-from rm_api.kinds.accelerator_resource import AcceleratorType, ProvisioningMode
+from rm_api.accelerator_types import AcceleratorType
+from rm_api.kinds.accelerator_resource import ProvisioningMode
 from rm_api.runtimes import EngineOption, facts_of
 from rm_api.tasks import FEATURE_EMBEDDINGS
 

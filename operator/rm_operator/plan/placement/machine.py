@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec, AcceleratorType
+from rm_api.kinds.accelerator_resource import AcceleratorResourceSpec
 
 from rm_operator.plan.memo import Memo
 

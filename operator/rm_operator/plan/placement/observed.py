@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.conditions import ConditionType, Reason
 from rm_api.kinds import AcceleratorResourceSpec
-from rm_api.kinds.accelerator_resource import AcceleratorType, NodeVersions, ProvisioningMode
+from rm_api.kinds.accelerator_resource import NodeVersions, ProvisioningMode
 
 from rm_operator.plan.device_class import requested_resource
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorType
 
 from rm_operator.plan.buckets import required_shape
 from rm_operator.plan.memo import Memo

@@ -9,7 +9,7 @@ and fleets compare.
 import math
 from typing import NamedTuple
 
-from rm_api.kinds.accelerator_resource import DEFAULT_PRIORITY, AcceleratorType
+from rm_api.accelerator_types import DEFAULT_PRIORITY, AcceleratorType
 from rm_api.placement import Policy, PolicyType
 
 from rm_operator.plan.placement.estimate import Estimate

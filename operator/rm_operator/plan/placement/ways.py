@@ -7,8 +7,8 @@ that came furthest say why. Before all others are preferred those whose result t
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rm_api.accelerator_types import AcceleratorType
 from rm_api.dtypes import DType
-from rm_api.kinds.accelerator_resource import AcceleratorType
 from rm_api.runtimes import facts_of, plugins_serving, serves
 from rm_api.tasks import ModelTask
 

@@ -63,6 +63,16 @@ def model_source(installed: Installed) -> str:
     return _push(installed, "scripted-llama", "base")
 
 
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as files, for the oracle."""
+    from scripted_model import write_model
+
+    directory = tmp_path_factory.mktemp("model")
+    write_model(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def unsupported_source(installed: Installed) -> str:
     """A model that the compiler rejects."""

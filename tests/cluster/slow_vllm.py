@@ -12,7 +12,7 @@ import pytest
 import vllm_cpu_image
 from installation import Installed
 from rm_cli.kubectl import Kubectl, condition
-from scripted_model import SAMPLES, expected_text, write_model
+from scripted_model import SAMPLES, expected_text
 from support import ask, deploy, serving_pods, wait_for
 
 LOCAL, REMOTE = "cpu-vllm", "vllm-elsewhere"
@@ -24,14 +24,6 @@ Object = dict[str, Any]
 
 def _say(line: str) -> None:
     os.write(2, f"{line}\n".encode())
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model, for the oracle."""
-    directory = tmp_path_factory.mktemp("model")
-    write_model(directory)
-    return directory
 
 
 def _example(installed: Installed, name: str) -> Object:

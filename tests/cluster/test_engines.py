@@ -10,19 +10,11 @@ import pytest
 from installation import Installed
 from rm_cli import release
 from rm_cli.kubectl import Kubectl
-from scripted_model import SAMPLES, expected_text, write_model
+from scripted_model import SAMPLES, expected_text
 from support import ask, deploy, serving_pods, wait_for
 
 ANSWER = 24
 """Tokens: IREE's program computes the whole of its length for each of them."""
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model, for the oracle."""
-    directory = tmp_path_factory.mktemp("model")
-    write_model(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ The tests build on one another, in order: the namespace is the module's, and the
 """
 
 import json
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,12 @@ import pytest
 from installation import Installed
 from rm_abstract.store.reference import Reference
 from rm_cli.kubectl import Kubectl, condition, wait_until
-from scripted_model import SAMPLES, expected_text, write_model
+from scripted_model import SAMPLES, expected_text
 from support import NPU, ask, deploy, in_the_store, left_over, restart_engine, serving_pods, wait_for
 
 # The first compile on a cold node pulls an image of two gigabytes.
 COMPILE_SECONDS = 300
 START_SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def model_directory() -> Any:
-    with tempfile.TemporaryDirectory() as directory:
-        write_model(Path(directory))
-        yield Path(directory)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from rm_api.names import REMOTE_AUDIENCE, REMOTE_PORT
 from rm_cli import release
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from rm_local_cluster.pki import Authority
-from scripted_model import SAMPLES, expected_text, write_model
+from scripted_model import SAMPLES, expected_text
 from support import ask, deploy, serving_pods, wait_for
 
 COMPILE_SECONDS = 300
@@ -32,14 +32,6 @@ SOURCE = "hf://vendor/large-1"
 MESSAGES = [{"role": "user", "content": SAMPLES[0].prompt}]
 
 Object = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model, for the oracle."""
-    directory = tmp_path_factory.mktemp("model")
-    write_model(directory)
-    return directory
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from installation import Installed
 from rm_abstract.store.reference import Reference
 from rm_cli.kubectl import Kubectl, condition, wait_until
 from scripted_model import SAMPLES, expected_text
-from support import NPU, ask, deploy, in_the_store, left_over, restart_engine, serving_pods, wait_for
+from support import NPU, PATIENCE, ask, deploy, in_the_store, left_over, restart_engine, serving_pods, wait_for
 
 # The first compile on a cold node pulls an image of two gigabytes.
 COMPILE_SECONDS = 300
@@ -176,47 +176,62 @@ def _device(kubectl: Kubectl, pod: str) -> tuple[str, str]:
     return index, id_
 
 
-def test_a_driver_that_is_not_right_prevents_ready(hello: Kubectl, installed: Installed) -> None:
-    pod = serving_pods(hello, "hello")[0]["metadata"]["name"]
+@pytest.fixture(scope="module")
+def pinned(hello: Kubectl, model_source: str) -> Kubectl:
+    """`hello` may go nowhere else from here on: it would move to the CPU as soon as the NPU is not what it needs."""
+    deploy(hello, "hello", model_source, **NPU)
+    return hello
+
+
+def test_a_driver_that_is_not_right_prevents_ready(pinned: Kubectl, installed: Installed) -> None:
+    pod = serving_pods(pinned, "hello")[0]["metadata"]["name"]
+
+    def refused() -> str | None:
+        deployment = pinned.get("mdep", "hello")
+        assert deployment is not None
+        ready = condition(deployment, "Ready")
+        return ready["message"] if ready["reason"] in ("DriverMismatch", "NoEligibleAccelerator") else None
+
     _simulator(installed, "--driver=2.0.0")
     try:
-        restart_engine(hello, pod)
-        deployment = wait_for(hello, "hello", "DriverMismatch")
-        assert condition(deployment, "Ready")["status"] == "False"
-        assert condition(deployment, "Available")["message"]
+        restart_engine(pinned, pod)
+        # The engine notices it when it starts, and the device plugin at its next look: either says so first.
+        message = wait_until("it does not say that the driver is not right", refused, timeout=PATIENCE)
+        assert "1.4.0" in message
+        assert "2.0.0" in message
     finally:
         _simulator(installed, "--driver=1.4.0")
     # It would come back by itself, but the kubelet's back-off may have grown to minutes.
-    hello.delete("pod", pod)
-    wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
+    pinned.delete("pod", pod)
+    wait_for(pinned, "hello", "Ready", timeout=START_SECONDS)
 
 
-def test_a_device_that_is_another_one_is_left_for_one_that_is_right(hello: Kubectl, installed: Installed) -> None:
-    pod = serving_pods(hello, "hello")[0]["metadata"]["name"]
-    index, device = _device(hello, pod)
+def test_a_device_that_is_another_one_is_left_for_one_that_is_right(pinned: Kubectl, installed: Installed) -> None:
+    pod = serving_pods(pinned, "hello")[0]["metadata"]["name"]
+    index, device = _device(pinned, pod)
     _simulator(installed, f"--device={index}", "--serial=ANOTHER-ONE")
     try:
-        restart_engine(hello, pod)
+        restart_engine(pinned, pod)
 
         def replaced() -> str | None:
-            found = {each["metadata"]["name"]: each for each in serving_pods(hello, "hello")}
+            found = {each["metadata"]["name"]: each for each in serving_pods(pinned, "hello")}
             ready = [name for name, each in found.items() if condition(each, "Ready").get("status") == "True"]
             return ready[0] if pod not in found and ready else None
 
         successor = wait_until("no pod on another device takes over", replaced, timeout=START_SECONDS)
         # That may have the same number: a card with another serial is a device like any other, once it is listed.
-        assert _device(hello, successor)[1] != device
+        assert _device(pinned, successor)[1] != device
     finally:
         _simulator(installed, f"--device={index}", f"--serial=SIMX1-{int(index):04}")
-    wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
+    wait_for(pinned, "hello", "Ready", timeout=START_SECONDS)
 
 
-def test_without_a_free_device_it_says_so(hello: Kubectl) -> None:
-    hello.run("scale", "mdep/hello", "--replicas=5")
-    deployment = wait_for(hello, "hello", "NoDevice")
+def test_without_a_free_device_it_says_so(pinned: Kubectl) -> None:
+    pinned.run("scale", "mdep/hello", "--replicas=5")
+    deployment = wait_for(pinned, "hello", "NoDevice")
     assert "rm-abstract.io/simulated-npu" in condition(deployment, "Ready")["message"]
-    hello.run("scale", "mdep/hello", "--replicas=1")
-    wait_for(hello, "hello", "Ready", timeout=START_SECONDS)
+    pinned.run("scale", "mdep/hello", "--replicas=1")
+    wait_for(pinned, "hello", "Ready", timeout=START_SECONDS)
 
 
 def test_the_operator_killed_in_the_middle_loses_nothing(

@@ -203,7 +203,8 @@ def test_the_command_says_what_came_from_it(
     for hits in (0, 1):
         arguments = ["fetch", "model", f"--source={URI}", f"--revision={COMMIT}", f"--dest={tmp_path / str(hits)}"]
         done = CliRunner().invoke(main, [*arguments, f"--weights-digest={facts['weightsDigest']}"])
-        report = json.loads(done.output.splitlines()[-1])
+        assert done.exit_code == 0, done.output
+        report = json.loads(done.stdout)
         assert report["facts"]["nodeCache"]["hits"] == hits
     assert server.has((model / "model.safetensors").read_bytes(), "anybody"), "it was read without credentials"
 

@@ -19,6 +19,8 @@ from scale.cluster import SYSTEM_NAMESPACE, Cluster
 from scale.metrics import Samples, parse_metrics, total
 
 POLL_SECONDS = 0.02
+READY_POLL_SECONDS = 0.1
+"""It answers each time while it is busy with what is measured."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -130,16 +132,16 @@ class OperatorProcess(Process):
 
     async def listening(self, seconds: float = 60) -> float:
         """Wait until it listens; seconds since it was started."""
-        return await self._until("/healthz", (200, 500), seconds)
+        return await self._until("/healthz", (200, 500), seconds, POLL_SECONDS)
 
     async def ready(self, seconds: float = 300) -> float:
         """Wait until all stores are synced; seconds since it was started."""
-        return await self._until("/readyz", (200,), seconds)
+        return await self._until("/readyz", (200,), seconds, READY_POLL_SECONDS)
 
-    async def _until(self, path: str, codes: Sequence[int], seconds: float) -> float:
+    async def _until(self, path: str, codes: Sequence[int], seconds: float, every: float) -> float:
         async with asyncio.timeout(seconds):
             while (await self.get(path))[0] not in codes:  # noqa: ASYNC110 - it is another process
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(every)
         return time.monotonic() - self.began
 
     async def leads(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -17,9 +17,6 @@ Members = Mapping[str, msgspec.Raw]
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
-INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
-"""Annotation of the bookmark in a watch before which everything came that there was when it began."""
-
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
@@ -30,11 +27,11 @@ class WatchEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Some of a collection's objects; all pages of a list are at one ``resource_version``."""
+class Part:
+    """Some of a collection's objects. The last part alone says at which version all of them are."""
 
-    items: Sequence[Json]
-    resource_version: str
+    items: Sequence[Members]
+    resource_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +58,22 @@ class KubeClient(Protocol):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        resource_version: str | None = None,
-        metadata_only: bool = False,
-        limit: int = 1000,
     ) -> ObjectList:
-        """The whole collection at one resourceVersion, fetched ``limit`` objects at a time.
-
-        Without ``resource_version`` it is the newest state (a quorum read), so it never goes back in time.
-        """
+        """The newest state of a collection (a quorum read, so it never goes back in time)."""
         ...
 
-    def pages(
+    def parts(
         self,
         resource: Resource,
         namespace: str | None = None,
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 250,
-    ) -> AsyncGenerator[Page, None]:
-        """The newest state of a collection, page by page, all at one resourceVersion; one page comes if it is empty.
+        inactivity_seconds: float = 75.0,
+    ) -> AsyncGenerator[Part, None]:
+        """The same while it comes, however large it is.
 
-        The next page is on its way while one is worked on. Raises Gone if the state is forgotten before the last page.
+        Nothing is repeated: raises Unreachable if it breaks off, Silent if nothing comes for ``inactivity_seconds``.
         """
         ...
 
@@ -91,15 +82,12 @@ class KubeClient(Protocol):
         resource: Resource,
         namespace: str | None = None,
         *,
-        resource_version: str | None,
+        resource_version: str,
         label_selector: str | None = None,
         field_selector: str | None = None,
         inactivity_seconds: float = 75.0,
     ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after ``resource_version`` until the server ends the stream.
-
-        Without a version everything that there is comes first, as ADDED, up to a bookmark with the annotation
-        ``INITIAL_EVENTS_END``; Invalid if the server does not offer that.
 
         Raises Gone if the version is too old, Unreachable if the stream breaks, Silent if neither an event nor a
         bookmark comes for ``inactivity_seconds``.

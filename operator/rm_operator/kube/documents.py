@@ -1,11 +1,11 @@
 """API objects as the JSON that they come in: of most of them little is ever decoded.
 
-A decoded object takes some eight times the memory of its JSON, and decoding is most of what a list costs. So pages and
+A decoded object takes some eight times the memory of its JSON, and decoding is most of what a list costs. So lists and
 watches are only divided into objects, an object into its members, and what nobody asks for stays JSON.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
@@ -48,20 +48,6 @@ class _Metadata(TypedDict, total=False):
 
 
 _metadata_of: Final = msgspec.json.Decoder(_Metadata).decode
-
-
-class ListMetadata(msgspec.Struct, gc=False):
-    """What a list says of itself; ``more`` is the token of its next page, or empty."""
-
-    resource_version: str = msgspec.field(name="resourceVersion", default="")
-    more: str = msgspec.field(name="continue", default="")
-
-
-class Listed(msgspec.Struct, gc=False):
-    """One page of a list, divided into its objects."""
-
-    metadata: ListMetadata
-    items: Sequence[msgspec.Raw] | None = None
 
 
 class Reader(Generic[T]):

@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 from rm_api.names import FIELD_MANAGER_STATUS
 
+from rm_operator.kube import wire
 from rm_operator.kube.auth import ConfigError, Connection
-from rm_operator.kube.client import Object, ObjectList, Page, Propagation, WatchEvent
-from rm_operator.kube.documents import Listed, decode, encode
+from rm_operator.kube.client import Object, ObjectList, Part, Propagation, WatchEvent
+from rm_operator.kube.documents import encode
 from rm_operator.kube.errors import (
     ApiError,
-    Gone,
     NotFound,
     NotLeader,
     ServerError,
@@ -24,7 +25,7 @@ from rm_operator.kube.errors import (
 )
 from rm_operator.kube.resources import SERVER_VERSION, Resource
 from rm_operator.kube.throttle import TokenBucket
-from rm_operator.kube.wire import APPLY, JSON, METADATA, METADATA_LIST, decoded_list, decoded_object, error_of, events
+from rm_operator.kube.wire import APPLY, JSON, METADATA, decoded_list, decoded_object, error_of
 
 T = TypeVar("T")
 
@@ -34,15 +35,10 @@ Observer = Callable[[str, Resource, int, float], None]
 MAX_ATTEMPTS: Final = 5
 FIRST_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 5.0
-LIST_RESTARTS: Final = 3
 WATCH_SECONDS: Final = (240, 480)
 """Between these the server is asked to end a watch, so that watches move to other servers and do not end together."""
 
 _random = random.Random()  # noqa: S311 - jitter
-
-
-class _PageExpired(Exception):
-    """The snapshot behind a continue token was compacted away while we were paging."""
 
 
 class HttpClient:
@@ -111,69 +107,65 @@ class HttpClient:
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        resource_version: str | None = None,
-        metadata_only: bool = False,
-        limit: int = 500,
     ) -> ObjectList:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector)
-        if limit:
-            params["limit"] = str(limit)
-        if resource_version is not None:
-            params["resourceVersion"] = resource_version
-        accept = METADATA_LIST if metadata_only else JSON
-        for _ in range(LIST_RESTARTS):
-            items: list[dict[str, Any]] = []
-            try:
-                async with contextlib.aclosing(
-                    self._pages(resource, resource.path(namespace), params, accept)
-                ) as pages:
-                    async for page in pages:
-                        items += map(decode, page.items)
-            except _PageExpired:
-                continue
-            return ObjectList(items, page.resource_version)
-        raise Gone(410, "Expired", f"the list of {resource.name} expired {LIST_RESTARTS} times before its end")
+        return await self._ask(decoded_list, "GET", resource, resource.path(namespace), params=params, verb="LIST")
 
-    async def pages(
+    async def parts(
         self,
         resource: Resource,
         namespace: str | None = None,
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        limit: int = 250,
-    ) -> AsyncGenerator[Page, None]:
+        inactivity_seconds: float = 75.0,
+    ) -> AsyncGenerator[Part, None]:
         """See KubeClient."""
-        params = _selectors(label_selector, field_selector) | {"limit": str(limit)}
-        try:
-            async with contextlib.aclosing(self._pages(resource, resource.path(namespace), params, JSON)) as pages:
-                async for page in pages:
-                    yield page
-        except _PageExpired:
-            raise Gone(410, "Expired", f"the list of {resource.name} expired before its end") from None
+        params = _selectors(label_selector, field_selector)
+        read = partial(wire.parts, inactivity_seconds=inactivity_seconds)
+        async with contextlib.aclosing(
+            self._stream("LIST", read, resource, namespace, params, inactivity_seconds)
+        ) as stream:
+            async for part in stream:
+                yield part
 
     async def watch(
         self,
         resource: Resource,
         namespace: str | None = None,
         *,
-        resource_version: str | None,
+        resource_version: str,
         label_selector: str | None = None,
         field_selector: str | None = None,
         inactivity_seconds: float = 75.0,
     ) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
-        loop = asyncio.get_running_loop()
         params = _selectors(label_selector, field_selector) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(_random.randint(*WATCH_SECONDS)),
+            "resourceVersion": resource_version,
         }
-        if resource_version is None:
-            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-        else:
-            params["resourceVersion"] = resource_version
+        read = partial(wire.events, inactivity_seconds=inactivity_seconds)
+        async with contextlib.aclosing(
+            self._stream("WATCH", read, resource, namespace, params, inactivity_seconds)
+        ) as stream:
+            async for event in stream:
+                yield event
+
+    async def _stream(
+        self,
+        verb: str,
+        read: Callable[[aiohttp.ClientResponse], AsyncGenerator[T, None]],
+        resource: Resource,
+        namespace: str | None,
+        params: Mapping[str, str],
+        inactivity_seconds: float,
+    ) -> AsyncGenerator[T, None]:
+        """What ``read`` makes of the answer to one request, while it comes."""
+        loop = asyncio.get_running_loop()
+        what = f"the {verb.lower()} of {resource.name}"
         started, status = loop.time(), 0
         response: aiohttp.ClientResponse | None = None
         try:
@@ -188,13 +180,13 @@ class HttpClient:
                 status = response.status
                 if status != 200:
                     raise error_of(response, await response.read())
-            async with contextlib.aclosing(events(response, inactivity_seconds=inactivity_seconds)) as stream:
-                async for event in stream:
-                    yield event
+            async with contextlib.aclosing(read(response)) as stream:
+                async for each in stream:
+                    yield each
         except TimeoutError:
-            raise Silent(f"the watch of {resource.name} was silent for {inactivity_seconds:.0f} s") from None
+            raise Silent(f"{what} was silent for {inactivity_seconds:.0f} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"the watch of {resource.name} broke: {error!r}") from None
+            raise Unreachable(f"{what} broke: {error!r}") from None
         except ConfigError as error:
             raise Unreachable(f"no credentials: {error}") from None
         finally:
@@ -204,7 +196,7 @@ class HttpClient:
                     response.connection.transport.abort()
                 response.close()
             if self._observe is not None:
-                self._observe("WATCH", resource, status, loop.time() - started)
+                self._observe(verb, resource, status, loop.time() - started)
 
     async def apply(
         self,
@@ -265,35 +257,6 @@ class HttpClient:
         except NotFound:
             return False
         return True
-
-    async def _pages(
-        self, resource: Resource, path: str, params: dict[str, str], accept: str
-    ) -> AsyncGenerator[Page, None]:
-        """Page by page; the next one is asked for before the consumer works on one. Raises _PageExpired."""
-        first, page = True, asyncio.create_task(self._page(resource, path, params, accept))
-        try:
-            while True:
-                try:
-                    content = await page
-                except Gone as error:
-                    if first:
-                        raise
-                    raise _PageExpired from error
-                if token := content.metadata.more:
-                    params = {key: value for key, value in params.items() if key != "resourceVersion"}
-                    page = asyncio.create_task(self._page(resource, path, {**params, "continue": token}, accept))
-                    await asyncio.sleep(0)  # it is sent now: the server works on it while we do on this one
-                yield Page(content.items or (), content.metadata.resource_version)
-                if not token:
-                    return
-                first = False
-                del content
-        finally:
-            page.cancel()
-            await asyncio.gather(page, return_exceptions=True)
-
-    async def _page(self, resource: Resource, path: str, params: dict[str, str], accept: str) -> Listed:
-        return await self._ask(decoded_list, "GET", resource, path, params=params, accept=accept, verb="LIST")
 
     async def _request(self, method: str, resource: Resource, path: str, **options: Any) -> dict[str, Any]:
         return await self._ask(decoded_object, method, resource, path, **options)

@@ -1,7 +1,7 @@
 """Keeps a store like the cluster: list, watch, and list again whenever the watch may have missed something.
 
-The first time everything comes as the beginning of the watch, where the server offers that: it sends from its memory
-what a list of pages makes it read from etcd.
+A list is asked for as a whole, not in pages: the server sends that from its memory, and pages it may have to read from
+etcd. It is taken while it comes.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ import logging
 from random import Random
 from typing import Final, Protocol
 
-from rm_operator.kube.client import INITIAL_EVENTS_END, KubeClient
+from rm_operator.kube.client import KubeClient
 from rm_operator.kube.documents import Document
-from rm_operator.kube.errors import ApiError, Gone, Invalid, ServerError, Silent, TooManyRequests, Unreachable
-from rm_operator.kube.listing import Changes, Listing
+from rm_operator.kube.errors import ApiError, Gone, ServerError, Silent, TooManyRequests, Unreachable
+from rm_operator.kube.listing import Changes
 from rm_operator.kube.resources import Resource
 from rm_operator.kube.store import Store
 
@@ -23,7 +23,6 @@ _random = Random().random  # noqa: S311 - jitter
 
 INACTIVITY_SECONDS: Final = 75.0
 """A watch that sends neither event nor bookmark for so long is dead: bookmarks come once a minute."""
-LIST_SECONDS: Final = 100.0
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 _SHORT_WATCH_SECONDS: Final = 1.0
@@ -67,8 +66,6 @@ class Reflector:
         self._inactivity_seconds = inactivity_seconds
         self._observer = observer
         self._listed = False
-        self._streams = True
-        """False once the server has refused to begin a watch with everything that there is."""
         self._failures = 0
         self._active_at: float | None = None
 
@@ -87,10 +84,9 @@ class Reflector:
         while True:
             self._active()
             try:
-                if not self._listed and not (self._streams and self._empty and await self._begin()):
+                if not self._listed:
                     await self._list()
-                if self._listed:
-                    await self._watch(self.store.resource_version)
+                await self._watch()
                 continue
             except Gone:
                 logger.info("the position in %s is too old: listing again", self.store.resource.name)
@@ -112,56 +108,34 @@ class Reflector:
                 self._listed = False
             await self._back_off(None)
 
-    @property
-    def _empty(self) -> bool:
-        # What a stream that broke has left behind may be gone by now: only a list can tell.
-        return not self.store.resource_version and not len(self.store)
-
-    async def _begin(self) -> bool:
-        """Watch from the beginning; False if the server does not offer that."""
-        try:
-            await self._watch(None)
-        except Invalid as error:
-            logger.info("%s is listed in pages: %s", self.store.resource.name, error)
-            self._streams = False
-        return self._streams
-
     async def _list(self) -> None:
         first = not self.store.synced.is_set()
-        pages = self._client.pages(
+        listing, version = self.store.listing(), ""
+        parts = self._client.parts(
             self.store.resource,
             self._namespace,
             label_selector=self._label_selector,
             field_selector=self._field_selector,
+            inactivity_seconds=self._inactivity_seconds,
         )
-        listing: Listing | None = None
-        try:
-            async with asyncio.timeout(LIST_SECONDS) as deadline, contextlib.aclosing(pages):
-                async for page in pages:
-                    if listing is None:
-                        listing = self.store.listing(page.resource_version)
-                    listing.take(page.items)
-                    self._active()
-                    # A list may be long, as long as it comes.
-                    deadline.reschedule(asyncio.get_running_loop().time() + LIST_SECONDS)
-        except TimeoutError:
-            raise Unreachable(f"a page of the list took more than {LIST_SECONDS:.0f} s") from None
-        assert listing is not None, "there is one page at least"
-        self._complete(listing.finish(), first=first)
-
-    def _complete(self, changes: Changes, *, first: bool) -> None:
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                self._active()
+                listing.take(map(Document, part.items))
+                version = part.resource_version
+        changes = listing.finish(version)
         self._listed = True
         self.store.synced.set()
         if self._observer is not None:
             self._observer.listed(self.store.resource, changes, first=first)
 
-    async def _watch(self, resource_version: str | None) -> None:
-        """Follow changes after a version, or all from the beginning, until the server ends the stream."""
+    async def _watch(self) -> None:
+        """Follow changes until the server ends the stream."""
         started, heard = asyncio.get_running_loop().time(), False
         stream = self._client.watch(
             self.store.resource,
             self._namespace,
-            resource_version=resource_version,
+            resource_version=self.store.resource_version,
             label_selector=self._label_selector,
             field_selector=self._field_selector,
             inactivity_seconds=self._inactivity_seconds,
@@ -180,11 +154,7 @@ class Reflector:
                 elif event.type != "BOOKMARK":
                     logger.warning("%s: unknown event %r", self.store.resource.name, event.type)
                     continue
-                elif not self._listed and _ends_initial_events(document):
-                    self._complete(Changes(added=self.store.keys()), first=True)
-                if self._listed:
-                    # Before that, they come in the order of their names.
-                    self.store.resource_version = document.resource_version
+                self.store.resource_version = document.resource_version
         if not heard and asyncio.get_running_loop().time() - started < _SHORT_WATCH_SECONDS:
             raise Unreachable("the watch ended at once")
 
@@ -198,7 +168,3 @@ class Reflector:
 
     def _active(self) -> None:
         self._active_at = asyncio.get_running_loop().time()
-
-
-def _ends_initial_events(bookmark: Document) -> bool:
-    return INITIAL_EVENTS_END in (bookmark.metadata.get("annotations") or {})

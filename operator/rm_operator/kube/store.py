@@ -205,13 +205,13 @@ class Store:
 
     def replace(self, items: Iterable[Object], resource_version: str) -> Changes:
         """Become the collection as listed at ``resource_version``; returns what that changed."""
-        listing = self.listing(resource_version)
-        listing.take(map(encode, items))
-        return listing.finish()
+        listing = self.listing()
+        listing.take(Document.of(encode(item)) for item in items)
+        return listing.finish(resource_version)
 
-    def listing(self, resource_version: str) -> Listing:
-        """Begin to become the collection as listed at ``resource_version``, page by page."""
-        return Listing(self, resource_version)
+    def listing(self) -> Listing:
+        """Begin to become a collection as it is listed, part by part."""
+        return Listing(self)
 
     def forget_history(self) -> None:
         """What was is no more: of deletions and of what was applied nothing holds any longer."""

@@ -1,20 +1,20 @@
-"""What requests and answers look like on the wire: content types, errors, and the lines of a watch."""
+"""What requests and answers look like on the wire: content types, errors, the parts of a list, the lines of a watch."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
-from rm_operator.kube.client import WatchEvent
-from rm_operator.kube.documents import Listed, Reader, decode
+from rm_operator.kube.client import ObjectList, Part, WatchEvent
+from rm_operator.kube.documents import Reader, decode
 from rm_operator.kube.errors import ApiError, Unreachable, error_from_status
+from rm_operator.kube.list_divider import ListDivider, ListMetadata
 
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
 METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -22,8 +22,13 @@ class _Event(msgspec.Struct, gc=False):
     object: dict[str, msgspec.Raw]
 
 
+class _List(msgspec.Struct, gc=False):
+    metadata: ListMetadata
+    items: Sequence[dict[str, Any]] | None = None
+
+
 _read_event: Final = Reader(_Event)
-_read_list: Final = Reader(Listed)
+_read_list: Final = Reader(_List)
 
 
 def decoded_object(content: bytes) -> dict[str, Any]:
@@ -37,12 +42,13 @@ def decoded_object(content: bytes) -> dict[str, Any]:
     return found
 
 
-def decoded_list(content: bytes) -> Listed:
-    """An answer that is a page of a list. Raises aiohttp.ClientPayloadError if it is none."""
+def decoded_list(content: bytes) -> ObjectList:
+    """An answer that is a list. Raises aiohttp.ClientPayloadError if it is none."""
     try:
-        return _read_list(content)
+        found = _read_list(content)
     except msgspec.DecodeError as error:
         raise aiohttp.ClientPayloadError(f"the answer is not a list: {error}") from None
+    return ObjectList(found.items or [], found.metadata.resource_version)
 
 
 def error_of(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
@@ -61,6 +67,29 @@ def error_of(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
         fallback=content[:500].decode(errors="replace"),
         retry_after=retry_after,
     )
+
+
+async def parts(response: aiohttp.ClientResponse, *, inactivity_seconds: float) -> AsyncGenerator[Part, None]:
+    """A list as it comes; the last part has the version.
+
+    Raises Unreachable if it is garbled or cut off, and TimeoutError if nothing comes for ``inactivity_seconds``.
+    """
+    divider = ListDivider()
+    while True:
+        # The timeout is around reads only: one around a yield would strike the consumer.
+        async with asyncio.timeout(inactivity_seconds):
+            piece = await response.content.readany()
+        if not piece:
+            break
+        if objects := divider.take(piece):
+            yield Part(objects)
+    try:
+        objects, said = divider.end()
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"the answer is not a list: {error}") from None
+    if said.more or not said.resource_version:
+        raise Unreachable("the answer is not the whole of a list")
+    yield Part(objects, said.resource_version)
 
 
 async def events(response: aiohttp.ClientResponse, *, inactivity_seconds: float) -> AsyncGenerator[WatchEvent, None]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rm_operator.app import REFLECTED
-from rm_operator.kube.client import INITIAL_EVENTS_END
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
@@ -34,7 +33,6 @@ WARM = (
     SERVICES, CONFIGMAPS, NODES, PODS,
 )  # fmt: skip
 KIND = MODEL_DEPLOYMENTS.kind
-_END = INITIAL_EVENTS_END.encode()
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,10 @@ async def _bare_seconds(cluster: Cluster) -> float:
     """How long the API server takes to send what the operator keeps, to somebody who only receives it."""
 
     async def receive(path: str, label_selector: str | None) -> None:
-        query = "watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
-        if label_selector:
-            query += f"&labelSelector={label_selector}"
-        async with connection.get(f"{cluster.server.url}{path}?{query}") as answer:
-            end = b""
-            async for chunk in answer.content.iter_any():
-                # The annotation of the bookmark that follows the last object may lie across two chunks.
-                if _END in end + chunk:
-                    return
-                end = chunk[-len(_END) :]
+        query = {"labelSelector": label_selector} if label_selector else {}
+        async with connection.get(f"{cluster.server.url}{path}", params=query) as answer:
+            async for _ in answer.content.iter_any():
+                pass
 
     async with cluster.server.connection().open_session() as connection:
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """An API server in this process, over real HTTP, that can be told to fail in every way that a real one does.
 
-Behind it is an API in memory, which knows nothing of schemas; this is the wire: pages, watches with bookmarks, errors.
+Behind it is an API in memory, which knows nothing of schemas; this is the wire: lists, watches with bookmarks, errors.
 """
 
 import asyncio
@@ -58,8 +58,6 @@ class FakeApi:
         self.memory = MemoryApi()
         self.memory.version = 100
         self.bookmark_every: float | None = None
-        self.offers_streams = False
-        """Whether a watch may begin with everything that there is."""
         self._told = 0
         """So many of the changes that the memory keeps were sent to watches."""
         self._oldest = 0
@@ -98,13 +96,7 @@ class FakeApi:
 
     def requests(self, method: str, *, watch: bool = False) -> list[Seen]:
         """What arrived, in order."""
-        asked = (seen for seen in self.seen if "sendInitialEvents" not in seen.query)
-        return [seen for seen in asked if seen.method == method and ("watch" in seen.query) == watch]
-
-    @property
-    def streams(self) -> list[Seen]:
-        """Watches that were to begin with everything that there is."""
-        return [seen for seen in self.seen if "sendInitialEvents" in seen.query]
+        return [seen for seen in self.seen if seen.method == method and ("watch" in seen.query) == watch]
 
     def put(self, resource: Resource, namespace: str | None, name: str, **fields: Any) -> dict[str, Any]:
         """Create or change an object, as somebody else would."""
@@ -196,38 +188,18 @@ class FakeApi:
     def _list(self, request: web.Request) -> web.Response:
         selector = request.query.get("labelSelector")
         found = self._found(request.path, selector)
-        start, version = 0, self.version
-        if token := request.query.get("continue"):
-            start, version = (int(part) for part in token.split(":"))
-            if version < self._oldest:
-                return status(410, "Expired", "The provided continue parameter is too old")
-        limit = int(request.query.get("limit", 0)) or len(found) or 1
-        metadata: dict[str, Any] = {"resourceVersion": str(version)}
-        if start + limit < len(found):
-            metadata["continue"] = f"{start + limit}:{version}"
+        metadata = {"resourceVersion": str(self.version)}
         # As a real server does, leave apiVersion and kind out of the items.
-        items = [
-            {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
-            for obj in found[start : start + limit]
-        ]
+        items = [{name: value for name, value in obj.items() if name not in ("apiVersion", "kind")} for obj in found]
         return web.json_response({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        if "sendInitialEvents" in request.query:
-            if not self.offers_streams:
-                return status(422, "Invalid", "sendInitialEvents is forbidden for watch unless WatchList is enabled")
-            assert request.query["resourceVersionMatch"] == "NotOlderThan"
         since = int(request.query.get("resourceVersion", self.version))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         if since < self._oldest:
             error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             return web.Response(body=_line("ERROR", error))
         watcher = _Watcher(request.path, request.query.get("labelSelector"))
-        if "sendInitialEvents" in request.query:
-            for obj in self._found(watcher.collection, watcher.selector):
-                watcher.lines.put_nowait(_line("ADDED", obj))
-            metadata = {"resourceVersion": str(since), "annotations": {"k8s.io/initial-events-end": "true"}}
-            watcher.lines.put_nowait(_line("BOOKMARK", {"metadata": metadata}))
         for kind, obj in self.memory.changes:
             if int(obj["metadata"]["resourceVersion"]) > since and watcher.sees(obj):
                 watcher.lines.put_nowait(_line(kind, obj))

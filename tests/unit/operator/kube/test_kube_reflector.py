@@ -1,7 +1,6 @@
 """Whatever happens to the watch, the store ends up like the cluster."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -201,6 +200,43 @@ async def test_only_what_the_selector_wants(api: FakeApi, client: HttpClient) ->
         await running.has("ours", "ours-too")
 
 
+@pytest.mark.parametrize("ends", [b"", b"0\r\n\r\n"], ids=["cut off", "ended early"])
+async def test_a_list_that_breaks_off_says_nothing_of_what_is_gone(
+    api: FakeApi, client: HttpClient, ends: bytes
+) -> None:
+    for name in "ab":
+        api.put(CONFIGMAPS, "ns", name)
+    broken = 0
+
+    async def break_off(request: web.Request) -> web.StreamResponse | None:
+        nonlocal broken
+        if "watch" in request.query or broken > 1:
+            return None
+        broken += 1
+        assert request.transport is not None
+        begun = b'{"metadata":{"resourceVersion":"900"},"items":['
+        request.transport.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(begun), begun)
+        )
+        request.transport.write(ends)
+        request.transport.close()
+        return web.Response()
+
+    async with reflecting(api, client) as running:
+        gone: list[object] = []
+        running.store.on_change(lambda old, new: gone.append(old) if new is None else None)
+        api.intercept = break_off
+        api.freeze()
+        api.end_watches()
+        api.put(CONFIGMAPS, "ns", "a", data={"x": "y"})
+        api.compact()
+        api.thaw()
+        await eventually(lambda: len(running.observed.lists) == 2, "it is listed again", 15)
+        assert broken == 2
+        assert gone == []
+        assert running.names == ["a", "b"]
+
+
 async def test_a_stuck_loop_is_not_alive(api: FakeApi, client: HttpClient) -> None:
     running = Running(api, client, inactivity_seconds=0.05)
     assert running.reflector.alive, "it has not begun"
@@ -209,77 +245,8 @@ async def test_a_stuck_loop_is_not_alive(api: FakeApi, client: HttpClient) -> No
     async def hang(*_: Any, **__: Any) -> Any:
         await blocked.wait()
 
-    client.list = hang  # type: ignore[method-assign]
+    client.parts = hang  # type: ignore[method-assign]
     task = asyncio.create_task(running.reflector.run())
     await eventually(lambda: not running.reflector.alive, "it is found stuck")
     task.cancel()
     await asyncio.wait([task])
-
-
-class TestTheFirstTime:
-    async def test_everything_comes_as_the_beginning_of_the_watch(self, api: FakeApi, client: HttpClient) -> None:
-        api.offers_streams = True
-        for name in "cab":
-            api.put(CONFIGMAPS, "ns", name)
-        api.put(CONFIGMAPS, "ns", "b", data={"x": "y"})
-        async with reflecting(api, client) as running:
-            assert running.names == ["a", "b", "c"]
-            assert running.store.resource_version == str(api.version)
-            assert running.observed.lists == [(True, 0)]
-            api.remove(CONFIGMAPS, "ns", "a")
-            api.put(CONFIGMAPS, "ns", "d")
-            await running.has("b", "c", "d")
-        assert len(api.streams) == 1
-        assert api.requests("GET") == [], "nothing is listed"
-
-    async def test_nothing_at_all_is_known_to_be_all(self, api: FakeApi, client: HttpClient) -> None:
-        api.offers_streams = True
-        async with reflecting(api, client) as running:
-            assert running.names == []
-            assert running.store.resource_version == str(api.version)
-
-    async def test_a_server_that_does_not_offer_it_is_asked_once(self, api: FakeApi, client: HttpClient) -> None:
-        api.put(CONFIGMAPS, "ns", "a")
-        async with reflecting(api, client) as running:
-            api.freeze()
-            api.end_watches()
-            api.remove(CONFIGMAPS, "ns", "a")
-            api.compact()
-            api.thaw()
-            await eventually(lambda: len(running.observed.lists) == 2, "it is listed again")
-            assert running.names == []
-        assert len(api.streams) == 1
-
-    async def test_what_a_broken_stream_left_behind_is_compared_with_a_list(
-        self, api: FakeApi, client: HttpClient
-    ) -> None:
-        api.offers_streams = True
-        gone = api.put(CONFIGMAPS, "ns", "gone")
-        api.put(CONFIGMAPS, "ns", "kept")
-        first = json.dumps({"type": "ADDED", "object": gone}).encode() + b"\n"
-
-        async def break_off(request: web.Request) -> web.StreamResponse | None:
-            if "sendInitialEvents" not in request.query:
-                return None
-            api.remove(CONFIGMAPS, "ns", "gone")
-            return web.Response(body=first)
-
-        api.intercept = break_off
-        async with reflecting(api, client) as running:
-            assert running.names == ["kept"]
-            assert running.observed.lists == [(True, 1)]
-        assert len(api.streams) == 1
-
-    async def test_a_stream_that_brought_nothing_is_begun_again(self, api: FakeApi, client: HttpClient) -> None:
-        api.offers_streams = True
-        api.put(CONFIGMAPS, "ns", "a")
-        refusals = [status(503, "ServiceUnavailable"), status(429, "TooManyRequests")]
-
-        async def refuse(_: web.Request) -> web.StreamResponse | None:
-            return refusals.pop() if refusals else None
-
-        api.intercept = refuse
-        async with reflecting(api, client) as running:
-            assert running.names == ["a"]
-        assert len(api.streams) == 3
-        assert api.requests("GET") == []

@@ -35,6 +35,10 @@ def name_alone(each: Document) -> Transformed:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
 
+def document(each: Object) -> Document:
+    return Document.of(encode(each))
+
+
 def names(objects: tuple[Object, ...]) -> list[str]:
     return [each["metadata"]["name"] for each in objects]
 
@@ -279,9 +283,9 @@ class TestWhatIsKept:
         store.on_change(lambda old, new: looked.append((new or {})["metadata"]["name"]))
         # Only who decodes the text notices that it is none.
         broken = encode(obj("a", 1)).removesuffix(b"}") + b',"data":{"x":"\xff"}}'
-        listing = store.listing("5")
-        listing.take([broken])
-        listing.finish()
+        listing = store.listing()
+        listing.take([Document.of(broken)])
+        listing.finish("5")
         assert looked == ["a"]
         with pytest.raises(ValueError, match="codec"):
             store.get("ns", "a")
@@ -322,18 +326,18 @@ class TestKeys:
 
 
 class TestListing:
-    def test_pages_are_taken_as_they_come(self, store: Store, changes: list[Change]) -> None:
+    def test_parts_are_taken_as_they_come(self, store: Store, changes: list[Change]) -> None:
         store.replace([obj("kept", 1), obj("gone", 2)], "5")
-        listing = store.listing("10")
-        listing.take(map(encode, [obj("kept", 1), obj("new", 7)]))
+        listing = store.listing()
+        listing.take(map(document, [obj("kept", 1), obj("new", 7)]))
         assert names(store.list()) == ["gone", "kept", "new"]
-        listing.take([encode(obj("newer", 8))])
-        assert listing.finish() == Changes((("ns", "new"), ("ns", "newer")), (), (("ns", "gone"),))
+        listing.take([document(obj("newer", 8))])
+        assert listing.finish("10") == Changes((("ns", "new"), ("ns", "newer")), (), (("ns", "gone"),))
         assert names(store.list()) == ["kept", "new", "newer"]
 
     def test_one_that_breaks_off_removes_nothing(self, store: Store) -> None:
         store.replace([obj("a", 1), obj("b", 2)], "5")
-        store.listing("10").take([encode(obj("a", 1))])
+        store.listing().take([document(obj("a", 1))])
         assert names(store.list()) == ["a", "b"]
         assert store.resource_version == "5"
 

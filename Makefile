@@ -64,6 +64,9 @@ test-slow-crashes: $(READY) ## The operator dies at every write of every scenari
 test-slow-vllm: $(READY) ## vLLM on the CPU in pods of the cluster, and a remote accelerator in front of it: 30 minutes, 15 GB of disk.
 	$(BIN)/python -m pytest tests/cluster/slow_vllm.py
 
+test-slow-images: $(READY) ## Images that are built twice are the same: 10 minutes.
+	$(BIN)/python -m pytest tests/contract/slow_images.py
+
 crds: $(READY) ## Regenerate the CRDs from the models.
 	$(BIN)/python -m rm_api.crdgen crds charts/rm-abstract/files/crds
 
@@ -77,4 +80,4 @@ lock: $(READY) ## Resolve the lock file of the development environment again.
 down: $(READY) ## Stop the local cluster.
 	$(BIN)/rm-abstract down
 
-.PHONY: help setup demo test test-slow-devices test-slow-compilers test-slow-engines test-slow-crashes test-slow-vllm check lint format scale crds images lock down
+.PHONY: help setup demo test test-slow-devices test-slow-compilers test-slow-engines test-slow-crashes test-slow-vllm test-slow-images check lint format scale crds images lock down

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fake_api import FakeApi, status
+from rm_operator.kube.client import Part
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.reflector import Reflector
 from rm_operator.kube.resources import CONFIGMAPS, Resource
@@ -242,8 +243,9 @@ async def test_a_stuck_loop_is_not_alive(api: FakeApi, client: HttpClient) -> No
     assert running.reflector.alive, "it has not begun"
     blocked = asyncio.Event()
 
-    async def hang(*_: Any, **__: Any) -> Any:
+    async def hang(*_: Any, **__: Any) -> AsyncIterator[Part]:
         await blocked.wait()
+        yield Part(())
 
     client.parts = hang  # type: ignore[method-assign]
     task = asyncio.create_task(running.reflector.run())

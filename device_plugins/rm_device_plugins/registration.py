@@ -156,8 +156,10 @@ class Registrar:
                 await self._pause()
         finally:
             await self._hand_over()
-            for endpoint in [*self._replaced, *([self._endpoint] if self._endpoint else [])]:
-                await endpoint.close()
+            # All at once: a call that does not end holds up its own server alone.
+            await asyncio.gather(
+                *(endpoint.close() for endpoint in (*self._replaced, self._endpoint) if endpoint is not None)
+            )
 
     async def _pause(self) -> None:
         """Until something happens to a stream, the next attempt is due, or the sockets must be looked at again."""

@@ -1,5 +1,6 @@
 """The examination of an image of ours from inside: what `rm-abstract doctor` says in a container."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -147,7 +148,9 @@ def _modules(described: Description, places: Places) -> Iterator[Finding]:
     broken = False
     for name in described.modules:
         try:
-            importlib.import_module(name)
+            # What a module says while it is imported is no part of the answer, which may be JSON.
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module(name)
         except Exception as error:  # a module may fail in any way
             broken = True
             yield Finding("modules", "problem", f"{name} cannot be imported: {type(error).__name__}: {error}",

@@ -270,6 +270,13 @@ class TestExamination:
         assert problems["modules"] == "broken_engine cannot be imported: RuntimeError: no such symbol"
         assert problems["programs"].startswith("no-such-compiler not on the PATH")
 
+    def test_keeps_what_modules_say_apart_from_what_it_says(self, image, monkeypatch, tmp_path, capsys):
+        write(tmp_path / "path/talking_engine.py", "print('accelerator: cpu')\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "path"))
+        image.describe(modules=["talking_engine"])
+        assert "modules" not in image.problems()
+        assert capsys.readouterr() == ("", "accelerator: cpu\n")
+
     def test_names_a_place_that_cannot_be_written_to(self, image, monkeypatch):
         monkeypatch.setenv("HOME", "/proc/1")
         problems = image.problems()

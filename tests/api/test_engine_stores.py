@@ -11,7 +11,7 @@ import pytest
 from operators import model
 from real_api import ApiServer, eventually
 from rm_operator.kube.auth import StaticToken
-from rm_operator.kube.documents import decode
+from rm_operator.kube.documents import decoded
 from rm_operator.kube.errors import Forbidden, Gone, Unauthorized
 from rm_operator.kube.http import HttpClient
 from rm_operator.kube.lease import LeaderElector
@@ -71,7 +71,7 @@ async def test_a_list_that_comes_in_many_parts_is_whole(client: HttpClient, api_
         parts = [part async for part in client.parts(resource, api_namespace)]
         assert len(parts) >= least
         assert [part.resource_version for part in parts] == [*[""] * (len(parts) - 1), listed.resource_version]
-        found = [{name: decode(value) for name, value in item.items()} for part in parts for item in part.items]
+        found = [decoded(item) for part in parts for item in part.items]
         assert found == list(listed.items)
         assert len(found) == 25
 

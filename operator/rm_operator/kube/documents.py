@@ -29,6 +29,11 @@ _buffer: Final = bytearray()
 _divide: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+def decoded(members: Members) -> dict[str, Any]:
+    """The whole object."""
+    return {name: decode(content) for name, content in members.items()}
+
+
 class _Metadata(TypedDict, total=False):
     """What is decoded of an object's metadata: everything that there is, but for managedFields, its larger half."""
 

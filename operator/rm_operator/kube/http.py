@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import aiohttp
@@ -112,7 +111,7 @@ class HttpClient:
         params = _selectors(label_selector, field_selector)
         return await self._ask(decoded_list, "GET", resource, resource.path(namespace), params=params, verb="LIST")
 
-    async def parts(
+    def parts(
         self,
         resource: Resource,
         namespace: str | None = None,
@@ -123,14 +122,9 @@ class HttpClient:
     ) -> AsyncGenerator[Part, None]:
         """See KubeClient."""
         params = _selectors(label_selector, field_selector)
-        read = partial(wire.parts, inactivity_seconds=inactivity_seconds)
-        async with contextlib.aclosing(
-            self._stream("LIST", read, resource, namespace, params, inactivity_seconds)
-        ) as stream:
-            async for part in stream:
-                yield part
+        return self._stream("LIST", wire.parts, resource, namespace, params, inactivity_seconds)
 
-    async def watch(
+    def watch(
         self,
         resource: Resource,
         namespace: str | None = None,
@@ -147,17 +141,12 @@ class HttpClient:
             "timeoutSeconds": str(_random.randint(*WATCH_SECONDS)),
             "resourceVersion": resource_version,
         }
-        read = partial(wire.events, inactivity_seconds=inactivity_seconds)
-        async with contextlib.aclosing(
-            self._stream("WATCH", read, resource, namespace, params, inactivity_seconds)
-        ) as stream:
-            async for event in stream:
-                yield event
+        return self._stream("WATCH", wire.events, resource, namespace, params, inactivity_seconds)
 
     async def _stream(
         self,
         verb: str,
-        read: Callable[[aiohttp.ClientResponse], AsyncGenerator[T, None]],
+        read: Callable[[aiohttp.ClientResponse, float], AsyncGenerator[T, None]],
         resource: Resource,
         namespace: str | None,
         params: Mapping[str, str],
@@ -180,7 +169,7 @@ class HttpClient:
                 status = response.status
                 if status != 200:
                     raise error_of(response, await response.read())
-            async with contextlib.aclosing(read(response)) as stream:
+            async with contextlib.aclosing(read(response, inactivity_seconds)) as stream:
                 async for each in stream:
                     yield each
         except TimeoutError:

@@ -6,12 +6,14 @@ Whether it does is told by what comes before: only at the end of an object is th
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from rm_operator.kube.client import Members
 from rm_operator.kube.documents import Reader
+
+T = TypeVar("T")
 
 _ITEMS: Final = b'"items":['
 _METADATA: Final = b'"metadata":'
@@ -26,12 +28,14 @@ class ListMetadata(msgspec.Struct, gc=False):
     more: str = msgspec.field(name="continue", default="")
 
 
-class _List(msgspec.Struct, gc=False):
+class Listed(msgspec.Struct, Generic[T], gc=False):
+    """A whole answer, with its objects as ``T``."""
+
     metadata: ListMetadata
-    items: Sequence[dict[str, msgspec.Raw]] | None = None
+    items: Sequence[T] | None = None
 
 
-_read_list: Final = Reader(_List)
+_read_list: Final = Reader(Listed[dict[str, msgspec.Raw]])
 _read_items: Final = Reader(list[dict[str, msgspec.Raw]])
 
 

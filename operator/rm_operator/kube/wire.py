@@ -1,16 +1,16 @@
 """What requests and answers look like on the wire: content types, errors, the parts of a list, the lines of a watch."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
 from rm_operator.kube.client import ObjectList, Part, WatchEvent
-from rm_operator.kube.documents import Reader, decode
+from rm_operator.kube.documents import Reader, decode, decoded
 from rm_operator.kube.errors import ApiError, Unreachable, error_from_status
-from rm_operator.kube.list_divider import ListDivider, ListMetadata
+from rm_operator.kube.list_divider import ListDivider, Listed
 
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
@@ -22,13 +22,8 @@ class _Event(msgspec.Struct, gc=False):
     object: dict[str, msgspec.Raw]
 
 
-class _List(msgspec.Struct, gc=False):
-    metadata: ListMetadata
-    items: Sequence[dict[str, Any]] | None = None
-
-
 _read_event: Final = Reader(_Event)
-_read_list: Final = Reader(_List)
+_read_list: Final = Reader(Listed[dict[str, Any]])
 
 
 def decoded_object(content: bytes) -> dict[str, Any]:
@@ -69,18 +64,13 @@ def error_of(response: aiohttp.ClientResponse, content: bytes) -> ApiError:
     )
 
 
-async def parts(response: aiohttp.ClientResponse, *, inactivity_seconds: float) -> AsyncGenerator[Part, None]:
+async def parts(response: aiohttp.ClientResponse, inactivity_seconds: float) -> AsyncGenerator[Part, None]:
     """A list as it comes; the last part has the version.
 
     Raises Unreachable if it is garbled or cut off, and TimeoutError if nothing comes for ``inactivity_seconds``.
     """
     divider = ListDivider()
-    while True:
-        # The timeout is around reads only: one around a yield would strike the consumer.
-        async with asyncio.timeout(inactivity_seconds):
-            piece = await response.content.readany()
-        if not piece:
-            break
+    while piece := await _piece(response, inactivity_seconds):
         if objects := divider.take(piece):
             yield Part(objects)
     try:
@@ -92,7 +82,7 @@ async def parts(response: aiohttp.ClientResponse, *, inactivity_seconds: float) 
     yield Part(objects, said.resource_version)
 
 
-async def events(response: aiohttp.ClientResponse, *, inactivity_seconds: float) -> AsyncGenerator[WatchEvent, None]:
+async def events(response: aiohttp.ClientResponse, inactivity_seconds: float) -> AsyncGenerator[WatchEvent, None]:
     """The events of a watch until the server ends it.
 
     Raises the ApiError that the server reports, Unreachable if the stream is garbled or cut off within an event, and
@@ -100,12 +90,7 @@ async def events(response: aiohttp.ClientResponse, *, inactivity_seconds: float)
     """
     begun: list[bytes] = []
     """What has come of an event that has not ended yet."""
-    while True:
-        # The timeout is around reads only: one around a yield would strike the consumer.
-        async with asyncio.timeout(inactivity_seconds):
-            chunk = await response.content.readany()
-        if not chunk:
-            break
+    while chunk := await _piece(response, inactivity_seconds):
         whole, end, rest = chunk.rpartition(b"\n")
         if end:
             for line in b"".join((*begun, whole)).split(b"\n"):
@@ -116,12 +101,19 @@ async def events(response: aiohttp.ClientResponse, *, inactivity_seconds: float)
         raise Unreachable("the watch was cut off in the middle of an event")
 
 
+async def _piece(response: aiohttp.ClientResponse, inactivity_seconds: float) -> bytes:
+    """What has come since, as soon as there is some; empty at the end."""
+    # The timeout is around reads only: one around a yield would strike the consumer.
+    async with asyncio.timeout(inactivity_seconds):
+        return await response.content.readany()
+
+
 def _event(line: bytes) -> WatchEvent:
     try:
         event = _read_event(line)
         if event.type != "ERROR":
             return WatchEvent(event.type, event.object)
-        obj = {name: decode(content) for name, content in event.object.items()}
+        obj = decoded(event.object)
     except msgspec.DecodeError:
         raise Unreachable("the watch sent something that is no event") from None
     raise error_from_status(int(obj.get("code") or 500), obj)

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from rm_api import accelerator_types
+
 from rm_abstract.core.digests import digest_of, digests, files_of, hash_of
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 
@@ -43,12 +45,7 @@ class ResourceType(_Word):
 
 
 DEFAULT_PRIORITY: Final[Mapping[ResourceType, int]] = {
-    ResourceType.NPU: 100,
-    ResourceType.GPU: 75,
-    ResourceType.PIM: 50,
-    ResourceType.FPGA: 25,
-    ResourceType.CPU: 0,
-    ResourceType.REMOTE: -25,
+    **{ResourceType(kind.value): priority for kind, priority in accelerator_types.DEFAULT_PRIORITY.items()},
     ResourceType.HYBRID: -50,
 }
 """The usual order of types, the higher first: as AcceleratorResources have it, and what is made of several last."""

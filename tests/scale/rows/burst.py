@@ -178,7 +178,7 @@ async def _check(cluster: Cluster, scene: Scene) -> None:
     without = [each["metadata"]["name"] for each in listed.items if not (each.get("status") or {}).get("conditions")]
     assert not without, f"{len(without)} deployments have no status"
     for resource in CHILDREN:
-        found = await cluster.client.list(resource, metadata_only=True)
+        found = await cluster.client.list(resource)
         mine = sum(each["metadata"].get("namespace") in scene.spaces for each in found.items)
         wanted = len(scene.spaces) * (PER_NAMESPACE + 1)
         assert mine == wanted, f"there are {mine} {resource.name}, not {wanted}"

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 from real_api import controller_manager
 from rm_api import names
+from rm_operator.kube.documents import decoded
 from rm_operator.kube.resources import (
     BUILD_ARTIFACTS,
     CONFIGMAPS,
@@ -134,7 +134,7 @@ async def _pods(cluster: Cluster) -> AsyncIterator[tuple[Mapping[str, float], as
             if event.type != "ADDED":
                 continue
             at = time.monotonic()
-            pod: dict[str, Any] = orjson.loads(memoryview(event.object))
+            pod = decoded(event.object)
             label = pod["metadata"].get("labels") or {}
             name = label.get(BARE) or label.get(names.LABEL_DEPLOYMENT)
             if name:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import orjson
 from rm_api.names import API_VERSION, FIELD_MANAGER
+from rm_operator.kube.documents import decoded
 from rm_operator.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS
 
 from scale import objects, settled
@@ -50,7 +50,7 @@ class _Observer:
         while True:
             # The server ends watches of whom it finds slow, as this process is now and then: it goes on from there.
             async for event in self._cluster.client.watch(MODEL_DEPLOYMENTS, resource_version=version):
-                obj = orjson.loads(memoryview(event.object))
+                obj = decoded(event.object)
                 version = obj["metadata"]["resourceVersion"]
                 if event.type == "MODIFIED":
                     self._see(obj)

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rm_operator.kube.documents import decode
+from rm_operator.kube.documents import decode, decoded
 from rm_operator.kube.list_divider import ListDivider, ListMetadata
 
 LOOKALIKE = '},{"metadata":{"name":"no"}},{"apiVersion":"v1","kind":"K","metadata":'
@@ -39,7 +39,7 @@ def divided(content: bytes, size: int, worth: int) -> tuple[list[list[Any]], Lis
     divider = ListDivider(worth)
     parts = [divider.take(content[at : at + size]) for at in range(0, len(content), size)]
     last, said = divider.end()
-    return [[{name: decode(value) for name, value in each.items()} for each in part] for part in (*parts, last)], said
+    return [list(map(decoded, part)) for part in (*parts, last)], said
 
 
 @settings(deadline=None, max_examples=150)

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -21,6 +21,7 @@ from rm_local_cluster.process import Process, wait_until
 
 NAME = "rmalife"
 PATHS = paths.NodePaths(NAME)
+PROCESS_KINDS = ("pid", "pid_for_children")
 # In hierarchies that the machine does not mount, the node's groups can only be seen by mounting them somewhere.
 LIST_CONTROL_GROUPS = f"""
 find /sys/fs/cgroup -name 'rm-abstract-{NAME}'
@@ -60,23 +61,37 @@ def pids_of(component: str) -> list[int]:
     return found
 
 
-def namespaces(pid: int | str) -> set[str]:
-    kinds = ("net", "mnt", "pid")
+def namespaces(pid: int | str, kinds: Iterable[str] = ("net", "mnt", "pid")) -> set[str]:
     return {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds}
+
+
+@contextlib.contextmanager
+def processes_of(node: Process) -> Iterator[Callable[[], list[str]]]:
+    """A function that says which processes are in the node's process namespace or start their children there, also when
+    the node is gone.
+
+    The namespace is held open: the kernel gives the number of one that is gone to the next, such as a pod's of the
+    node that the other tests share.
+    """
+    with Path(f"/proc/{node.pid}/ns/pid").open("rb") as held:
+        number = f"pid:[{os.fstat(held.fileno()).st_ino}]"
+
+        def inside() -> list[str]:
+            found = []
+            for directory in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    found += [directory.name] if number in namespaces(directory.name, PROCESS_KINDS) else []
+            return found
+
+        yield inside
 
 
 def output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-def traces(entered: set[str]) -> dict[str, list[str]]:
-    """Everything of the second node that can be seen on this machine, given the namespaces that it had."""
-    inside = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            inside += [directory.name] if namespaces(directory.name) & entered else []
-        except OSError:
-            continue
+def traces() -> dict[str, list[str]]:
+    """Everything but processes of the second node that can be seen on this machine."""
     links = [line.split()[0] for line in output("ip", "-br", "link").splitlines() if line.startswith(NAME)]
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if NAME in line]
     groups = output("unshare", "--mount", "sh", "-c", LIST_CONTROL_GROUPS).split()
@@ -84,7 +99,6 @@ def traces(entered: set[str]) -> dict[str, list[str]]:
     routes = [line for line in output("ip", "route", "show", "table", "all").splitlines() if f"dev {NAME}" in line]
     files = [str(path) for path in (PATHS.root, PATHS.chosen, PATHS.images, PATHS.outside) if path.exists()]
     return {
-        "processes": inside,
         "links": links,
         "mounts": mounts,
         "control groups": groups,
@@ -166,9 +180,10 @@ def test_a_component_that_dies_is_reported_with_its_last_words_and_up_starts_ane
 def test_a_node_whose_supervisor_was_killed_is_gone_and_up_clears_away_after_it() -> None:
     up()
     killed = supervisor()
-    entered = namespaces(killed.pid)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert wait_until(lambda: not traces(entered)["processes"], 10)
+    with processes_of(killed) as left:
+        assert left()
+        os.kill(killed.pid, signal.SIGKILL)
+        assert wait_until(lambda: not left(), 10)
     assert rm_local_cluster.status(name=NAME).phase == "Broken"
     said: list[str] = []
     up(said)
@@ -218,10 +233,9 @@ def test_the_node_reaches_the_outside_only_while_that_is_asked_for(tmp_path: Pat
         assert "timed out" in refused.stderr
         opened = rm_local_cluster.up(driver="node", name=NAME, outside=True, progress=lambda _: None)
         assert opened.exec_in_node([sys.executable, "-c", fetch, url]).stdout.strip() == "outside"
-        entered = namespaces(supervisor().pid)
-        assert len(traces(entered)["packet filter rules"]) == 3
+        assert len(traces()["packet filter rules"]) == 3
         rm_local_cluster.down(name=NAME)
-    assert traces(entered)["packet filter rules"] == []
+    assert traces()["packet filter rules"] == []
     assert forwarding.read_text() == before
 
 
@@ -239,11 +253,12 @@ def test_an_up_that_was_killed_half_way_does_not_matter() -> None:
 
 def test_down_leaves_nothing() -> None:
     up()
-    entered = namespaces(supervisor().pid)
-    before = traces(entered)
-    assert [kind for kind, found in before.items() if not found] == ["mounts", "packet filter rules"]
-    rm_local_cluster.down(name=NAME, purge=True)
-    assert {kind: found for kind, found in traces(entered).items() if found} == {}
+    assert [kind for kind, found in traces().items() if not found] == ["mounts", "packet filter rules"]
+    with processes_of(supervisor()) as left:
+        assert left()
+        rm_local_cluster.down(name=NAME, purge=True)
+        assert left() == []
+    assert {kind: found for kind, found in traces().items() if found} == {}
     assert rm_local_cluster.status(name=NAME).phase == "Absent"
 
 

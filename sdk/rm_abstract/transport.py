@@ -19,6 +19,9 @@ LONG: Final = 4 << 20
 """Bytes from which on a body is long. Its connection is not used again, as the HTTP library does not see its end."""
 _PIECE: Final = 1 << 20
 """Bytes that are read at a time, at most."""
+_LARGE: Final = _PIECE >> 2
+"""Bytes from which on a piece is handed on. TLS gives 16 KiB at a time, and to hand these on would take longer than to
+use them."""
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 _ERRORS: Final[dict[type[Exception], type[httpx2.TransportError]]] = {
     getattr(httpcore2, kind.__name__): kind
@@ -75,16 +78,25 @@ class _Stream(httpcore2.NetworkStream):
         self._in_head = False
 
     def body(self, length: int, timeout: float | None) -> Iterator[bytes]:
-        """``length`` bytes in pieces as they come. Raises RemoteProtocolError where there are fewer."""
-        left = length
-        while left:
-            piece = self.read(min(left, _PIECE), timeout)
-            if not piece:
-                raise httpcore2.RemoteProtocolError(
-                    f"the connection was closed after {length - left} of {length} bytes"
-                )
-            left -= len(piece)
-            yield piece
+        """``length`` bytes in large pieces. Where there are fewer, raises RemoteProtocolError after them."""
+        left, held, size = length, list[bytes](), 0
+        try:
+            while left:
+                piece = self.read(min(left, _PIECE), timeout)
+                if not piece:
+                    raise httpcore2.RemoteProtocolError(
+                        f"the connection was closed after {length - left} of {length} bytes"
+                    )
+                left -= len(piece)
+                held.append(piece)
+                size += len(piece)
+                if size >= _LARGE or not left:
+                    yield b"".join(held)
+                    held, size = [], 0
+        except tuple(_ERRORS):
+            if held:
+                yield b"".join(held)
+            raise
 
     def close(self) -> None:
         """Close the connection."""

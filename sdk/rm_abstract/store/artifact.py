@@ -18,7 +18,6 @@ from rm_api.names import (
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.core.resource import ARTIFACT_FILE, BuildArtifact
 from rm_abstract.http import NotFound
-from rm_abstract.store.ahead import ahead
 from rm_abstract.store.backend import Backends
 from rm_abstract.store.destination import MARKER, Destination, room
 from rm_abstract.store.image import image, push_image, to_json
@@ -100,7 +99,7 @@ class ArtifactStore:
                 with room(place.path, manifest.size, "artifact"):
                     unpacking = Unpacking({"": place.path}, most=self._max_entries)
                     for layer in manifest.layers:
-                        unpacking.layer(ahead(backend.blob(source, layer)))
+                        unpacking.layer(backend.blob(source, layer))
                 description = place.path / ARTIFACT_FILE
                 if description.is_file() and description.stat().st_size > _MAX_DESCRIPTION:
                     raise ArtifactMismatch(f"{ARTIFACT_FILE} in {reference} is larger than {_MAX_DESCRIPTION} bytes")

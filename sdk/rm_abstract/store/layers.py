@@ -13,14 +13,19 @@ from typing import Final
 from rm_api.names import MAX_LAYER_BYTES
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
+from rm_abstract.store.behind import Behind
 from rm_abstract.store.destination import MARKER
+from rm_abstract.store.new_file import NewFile
 from rm_abstract.store.tar import walk
-from rm_abstract.store.writeback import Writeback
 
 _BLOCK: Final = 512
 _CHUNK: Final = 1 << 20
 MAX_ENTRIES: Final = 1_000_000
 """Files, directories and links of an artifact."""
+_SMALL: Final = 1 << 16
+"""Bytes up to which a file is written by a thread of its own: making a file takes longer than writing so much."""
+_SMALL_BEHIND: Final = 256
+"""Small files that may wait to be written."""
 _WHITEOUT: Final = ".wh."
 _MAX_NAME: Final = 255
 _MAX_PATH: Final = 3500
@@ -165,18 +170,20 @@ class Unpacking:
     ) -> None:
         """Unpack one of them."""
         self._made.clear()
+        with Behind("store-files", _SMALL_BEHIND) as small:
 
-        def visit(member: tarfile.TarInfo, content: Iterator[memoryview]) -> None:
-            self._left -= 1
-            if self._left < 0:
-                raise ArtifactMismatch(f"the layers have more than {self._most} entries")
-            name = safe_name(member.name)
-            if name is not None and (only is None or only(name)):
-                self._add(member, content, name)
+            def visit(member: tarfile.TarInfo, content: Iterator[memoryview]) -> None:
+                self._left -= 1
+                if self._left < 0:
+                    raise ArtifactMismatch(f"the layers have more than {self._most} entries")
+                name = safe_name(member.name)
+                if name is not None and (only is None or only(name)):
+                    self._add(member, content, name, small)
 
-        walk(chunks, visit, compressed=compressed)
+            walk(chunks, visit, compressed=compressed)
+            small.finish()
 
-    def _add(self, member: tarfile.TarInfo, content: Iterator[memoryview], name: str) -> None:
+    def _add(self, member: tarfile.TarInfo, content: Iterator[memoryview], name: str, small: Behind) -> None:
         root, inside = self._place(name)
         if posixpath.basename(name).startswith(_WHITEOUT):
             raise ArtifactMismatch(f"a layer deletes files of another ({member.name}), which is not supported")
@@ -185,18 +192,23 @@ class Unpacking:
         if member.isdir() or not inside:
             if not member.isdir():
                 raise ArtifactMismatch(f"{member.name} in a layer is no directory")
-            self._directory(root, inside)
+            self._directory(root, inside, small)
             return
-        parent = self._directory(root, posixpath.dirname(inside))
+        parent = self._directory(root, posixpath.dirname(inside), small)
         target = parent / posixpath.basename(inside)
         if member.isreg():
             self._clear(target)
-            _write(target, content, 0o755 if member.mode & stat.S_IXUSR else 0o644)
+            mode = 0o755 if member.mode & stat.S_IXUSR else 0o644
+            if member.size <= _SMALL:
+                small.do(_write, target, (memoryview(b"".join(content)),), member.size, mode)
+            else:
+                _write(target, content, member.size, mode)
         elif member.issym():
             _check_link(root, parent, member.linkname, ArtifactMismatch)
             self._clear(target)
             target.symlink_to(member.linkname)
         elif member.islnk():
+            small.finish()
             original = self._linked(member, root)
             self._clear(target)
             os.link(original, target)
@@ -211,11 +223,12 @@ class Unpacking:
             raise ArtifactMismatch(f"a layer has {name}, for which no directory is named")
         return self._roots[top], inside
 
-    def _directory(self, root: Path, name: str) -> Path:
+    def _directory(self, root: Path, name: str, small: Behind) -> Path:
         path = root / name
         known = self._directories.get(str(path))
         if known is not None:
             return known
+        small.finish()  # one of them may have that name
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -231,6 +244,8 @@ class Unpacking:
         if target in self._made or (not self._replace and os.path.lexists(target)):
             raise ArtifactMismatch(f"the layers have {target.name} twice")
         self._made.add(target)
+        if not self._replace:
+            return
         if target.is_symlink() or target.is_file():
             target.unlink()
             # It may have been a link to a directory, by which others were found.
@@ -247,18 +262,10 @@ class Unpacking:
         return original
 
 
-def _write(target: Path, content: Iterator[memoryview], mode: int) -> None:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb", buffering=0) as file:
-        writeback = Writeback(descriptor)
+def _write(target: Path, content: Iterable[memoryview], size: int, mode: int) -> None:
+    with NewFile(target, size, mode) as file:
         for piece in content:
-            left = piece
-            while left:
-                count = file.write(left)
-                left = left[count:]
-                writeback.wrote(count)
-        writeback.begin()
-        os.fchmod(descriptor, mode)
+            file.write(piece)
 
 
 def safe_name(name: str) -> str | None:

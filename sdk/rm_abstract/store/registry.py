@@ -15,7 +15,7 @@ from rm_api.names import ENV_REGISTRY_CA, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput, SourceUnreachable
 from rm_abstract.http import Credentials, Http, NotFound, netloc
-from rm_abstract.store.ahead import PIECE, ahead
+from rm_abstract.store.behind import Behind
 from rm_abstract.store.reference import DIGEST, Reference
 from rm_abstract.store.token import StoreToken
 from rm_abstract.store.upload import Upload, patiently
@@ -25,6 +25,8 @@ _DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+jso
 _INDEXES: Final = frozenset({MEDIA_TYPE_INDEX, _DOCKER_INDEX})
 _ACCEPT: Final = ", ".join((MEDIA_TYPE_MANIFEST, _DOCKER_MANIFEST, MEDIA_TYPE_INDEX, _DOCKER_INDEX))
 MAX_MANIFEST: Final = 4 << 20
+_LARGE: Final = 1 << 20
+"""Bytes from which on a blob is hashed beside what else is done with it."""
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags)/")
 
@@ -94,17 +96,22 @@ class Manifest:
 def verified(chunks: Iterator[bytes], blob: Descriptor, where: str) -> Iterator[bytes]:
     """The same bytes. The last piece comes only if size and digest are right; ArtifactMismatch otherwise.
 
-    What is large is read by a thread of its own, a few pieces ahead of the one that hashes.
+    What is large is hashed by a thread of its own, some pieces behind the one that receives and writes.
     """
     digest, size, held = hashlib.sha256(), 0, b""
-    for chunk in ahead(chunks) if blob.size > PIECE else chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        if size > blob.size:
-            break
-        if held:
-            yield held
-        held = chunk
+    with Behind("store-sha256") as hashing:
+        for chunk in chunks:
+            size += len(chunk)
+            if size > blob.size:
+                break
+            if blob.size > _LARGE:
+                hashing.do(digest.update, chunk)
+            else:
+                digest.update(chunk)
+            if held:
+                yield held
+            held = chunk
+        hashing.finish()
     if size != blob.size or f"sha256:{digest.hexdigest()}" != blob.digest:
         raise ArtifactMismatch(f"{where} gave other bytes than {blob.digest} ({size} of {blob.size})")
     yield held

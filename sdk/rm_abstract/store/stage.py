@@ -11,7 +11,6 @@ from rm_api.names import MAX_LAYER_BYTES, OCI_ANNOTATION_KEY, OCI_ANNOTATION_PRE
 
 from rm_abstract.core.errors import ArtifactMismatch, BadInput
 from rm_abstract.http import NotFound
-from rm_abstract.store.ahead import ahead
 from rm_abstract.store.artifact import PushedArtifact
 from rm_abstract.store.backend import Backends
 from rm_abstract.store.destination import MARKER, Addition, room
@@ -67,7 +66,7 @@ class StageStore:
                 unpacking = Unpacking({name: addition.path for name, addition in additions.items()})
                 with room(next(iter(directories.values())), manifest.size, "stage"):
                     for layer in manifest.layers:
-                        unpacking.layer(ahead(backend.blob(source, layer)))
+                        unpacking.layer(backend.blob(source, layer))
                 for addition in additions.values():
                     addition.publish()
         except NotFound as error:

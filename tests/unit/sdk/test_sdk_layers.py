@@ -167,6 +167,20 @@ def test_files_go_through_links_of_the_tree_but_replace_links_to_files(tmp_path:
     assert contents["to-keep"] == b"3"
 
 
+MANY: list[tuple[str, bytes, dict[str, object]]] = [(f"f{number}", b"%d" % number, {}) for number in range(1000)]
+
+
+def test_a_link_finds_its_file_however_many_came_before(tmp_path: Path) -> None:
+    extract([tar(*MANY, ("hard", b"", {"type": HARD, "linkname": "f999"}))], tmp_path)
+    assert (tmp_path / "hard").read_bytes() == b"999"
+    assert [(tmp_path / name).read_bytes() for name, *_ in MANY] == [content for _, content, _ in MANY]
+
+
+def test_a_file_is_no_directory_however_many_came_before(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMismatch, match="both a file and a directory"):
+        extract([tar(*MANY, ("f999/below", b"", {}))], tmp_path)
+
+
 @pytest.mark.parametrize("cut", [100, 600, 1100])
 def test_a_tar_that_ends_early_is_an_error(tmp_path: Path, cut: int) -> None:
     raw = tar(("file", b"x" * 1000, {}))

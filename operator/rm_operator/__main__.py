@@ -2,15 +2,14 @@
 
 import argparse
 import asyncio
-import gc
 import logging
 import sys
 
 from rm_operator.config import Config, InvalidConfig
 from rm_operator.kube.auth import ConfigError, load
+from rm_operator.runtime import garbage
 
 USAGE_ERROR = 2
-GC_THRESHOLDS = (50_000, 20, 20)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,20 +35,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from rm_operator.app import Operator  # noqa: PLC0415 - a mistake in the environment is told without a second's imports
 
-    _tune_garbage_collection()
-    asyncio.run(Operator(config, connection).run())
+    garbage.begin_loading()
+    asyncio.run(Operator(config, connection, loaded=garbage.begin_working).run())
     return 0
-
-
-def _tune_garbage_collection() -> None:
-    """Have the collector leave alone what was loaded, and look at what comes less often.
-
-    Decoded lists are trees of many small objects without cycles: at the default thresholds the collector runs through
-    all of them, and through every module, many times a second during a start.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 if __name__ == "__main__":

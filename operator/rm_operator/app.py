@@ -105,7 +105,10 @@ REFLECTED: Final = (
 
 
 class Operator:
-    """Everything of one replica. ``die`` is called, with an exit status, where going on would do harm."""
+    """Everything of one replica.
+
+    ``die`` is called, with an exit status, where going on would do harm; ``loaded`` once all that there is is known.
+    """
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class Operator:
         *,
         build: Callable[[Context], Sequence[Controller]] = controllers.build,
         die: Callable[[int], None] | None = None,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.metrics = Metrics(host=urlsplit(connection.server).netloc).with_process_metrics()
@@ -126,6 +130,7 @@ class Operator:
         self._connection = connection
         self._build = build
         self._die = die or _exit
+        self._loaded = loaded
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -258,6 +263,7 @@ class Operator:
     ) -> None:
         """Once everything is known and the Lease is held: work, until cancelled."""
         await self.stores.wait_synced()
+        self._loaded()
         connect(built, self.stores, self.queue)
         logger.info("all stores are synced")
         leading = self.metrics.leader.labels(LEASE_NAME)

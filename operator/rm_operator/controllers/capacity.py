@@ -277,14 +277,11 @@ class Ledger:
         if pods == (known.asked if known is not None else None):
             return
         account = self._accounts.setdefault(owner, _Account())
-        affected = {each[0] for each in (account.asked, pods) if each is not None}
-        before = {name: account.demand(name) for name in affected}
+        before = {each[0]: account.demand(each[0]) for each in (account.asked, pods) if each is not None}
         account.asked = pods
         self._changed()
-        for name in affected:
-            self._demand[name] += account.demand(name) - before[name]
         self._forget_empty(owner)
-        self._freed([name for name in affected if account.demand(name) < before[name]])
+        self._freed(self._counted(account, before))
 
     def deployment_changed(self, old: Object | None, new: Object | None) -> None:
         """A ModelDeployment came, changed or went."""
@@ -398,21 +395,30 @@ class Ledger:
         return None if last is None else last + IDLE_SECONDS + self._build_seconds(deployment)
 
     def _claim(self, owner: Owner, stored: _Claim | None, assumed: _Claim | None) -> None:
-        account = self._accounts.setdefault(owner, _Account())
+        account = self._accounts.get(owner) or _Account()
         known, claims = (account.stored, account.assumed), (stored, assumed)
-        affected = {each.accelerator for each in (*known, *claims) if each is not None}
-        before = {name: account.demand(name) for name in affected}
+        if known == claims:
+            return
+        self._accounts[owner] = account
+        before = {each.accelerator: account.demand(each.accelerator) for each in (*known, *claims) if each is not None}
         account.stored, account.assumed = claims
-        if known != claims:
-            self._changed()
-        for name in affected:
-            self._demand[name] += account.demand(name) - before[name]
+        self._changed()
         for last, claim in zip(known, claims, strict=True):
             ends = claim.until if claim is not None and claim.devices else None
             if ends is not None and (last is None or not last.devices or last.until != ends):
                 heapq.heappush(self._ends, (ends, next(self._order), owner))
         self._forget_empty(owner)
-        self._freed([name for name in affected if account.demand(name) < before[name]])
+        self._freed(self._counted(account, before))
+
+    def _counted(self, account: _Account, before: Mapping[str, int]) -> list[str]:
+        """Counts what ``account`` demands now; the accelerators of which that is less than before."""
+        freed = []
+        for name, devices in before.items():
+            change = account.demand(name) - devices
+            self._demand[name] += change
+            if change < 0:
+                freed.append(name)
+        return freed
 
     def _count(self, use: _Use, sign: int) -> None:
         assert use.owner is not None

@@ -98,11 +98,11 @@ class Document:
         found = self._members.get(name)
         return None if found is None else reader(found)
 
-    def kept(self, api_version: str, kind: str) -> tuple[bytes, dict[str, Any]]:
-        """The object without what is bulky and of no use to a reconciler, and as much of it as tells what it is.
+    def kept(self, api_version: str, kind: str) -> tuple[bytes, "Glance"]:
+        """The object without what is bulky and of no use to a reconciler: as JSON, and for a glance.
 
-        The first is JSON, without managedFields and kubectl's copy of the object, and with the apiVersion and kind that
-        the API server leaves out in lists; the second has apiVersion, kind and metadata, decoded.
+        That is without managedFields and kubectl's copy of the object, and with the apiVersion and kind that the API
+        server leaves out in lists.
         """
         metadata: Mapping[str, Any] = self.metadata
         annotations = metadata.get("annotations")
@@ -112,44 +112,42 @@ class Document:
         head = {"apiVersion": api_version, "kind": kind, "metadata": metadata}
         # The encoder's own bytes have been made smaller, and what was left over lies between them: a copy has its own.
         _encode_into({**self._members, **head}, _buffer)
-        return bytes(_buffer), head
+        return bytes(_buffer), Glance(self._members, head)
 
 
 class Glance(Mapping[str, Any]):
-    """An object of which apiVersion, kind and metadata are decoded, and the rest once somebody looks at it."""
+    """An object of which apiVersion, kind and metadata are decoded, and every other member once somebody looks at it.
 
-    __slots__ = ("_content", "_known")
+    For the moment of a change: it holds on to what the object came in.
+    """
 
-    def __init__(self, content: bytes, head: Mapping[str, Any]) -> None:
-        self._content: bytes | None = content
+    __slots__ = ("_known", "_members")
+
+    def __init__(self, members: Members, head: dict[str, Any]) -> None:
+        self._members = members
         self._known = head
 
     def __getitem__(self, name: str) -> Any:
-        found = self._known.get(name)
-        return found if found is not None else self._all()[name]
+        known = self._known
+        if name not in known:
+            known[name] = decode(self._members[name])
+        return known[name]
 
     def get(self, name: str, default: Any = None) -> Any:  # Mapping's own is slower by far
         """The member, or ``default`` where there is none."""
-        found = self._known.get(name)
-        return found if found is not None else self._all().get(name, default)
+        return self[name] if name in self._known or name in self._members else default
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter({**self._members, **self._known})
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len({**self._members, **self._known})
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        return repr(self._all())
-
-    def _all(self) -> Mapping[str, Any]:
-        if self._content is not None:
-            self._known = {**decode(self._content), **self._known}
-            self._content = None
-        return self._known
+        return repr(dict(self))
 
 
 def key_of(obj: Object) -> ObjectKey:

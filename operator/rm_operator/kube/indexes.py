@@ -26,7 +26,8 @@ class Indexes(Buckets):
         values = [("", key[0])]
         for name, function in self.functions.items():
             try:
-                values += [(name, sys.intern(value)) for value in function(obj)]
+                for value in function(obj):
+                    values.append((name, sys.intern(value)))  # noqa: PERF401 - most have one or none
             except Exception:
                 # An object that an index cannot read must still be known, or nobody could say what is wrong with it.
                 logger.exception("index %r of %s failed for %s/%s", name, self._kind, *key)

@@ -9,7 +9,7 @@ from typing import Final
 from rm_operator.kube.buckets import IndexValue, ObjectKey
 from rm_operator.kube.client import Object
 from rm_operator.kube.contents import Decoded, Fate, Kept, Transform, same_but_version
-from rm_operator.kube.documents import Document, Glance, encode, key_of, version_of
+from rm_operator.kube.documents import Document, encode, key_of, version_of
 from rm_operator.kube.indexes import Indexes, IndexFunction
 from rm_operator.kube.listing import Changes, Listing
 from rm_operator.kube.resources import Resource, resource_of
@@ -230,8 +230,7 @@ class Store:
         new: Object
         content: bytes | Object
         if transformed is Fate.WHOLE:
-            content, head = document.kept(self.resource.api_version, self.resource.kind)
-            new = Glance(content, head)
+            content, new = document.kept(self.resource.api_version, self.resource.kind)
         else:
             new = content = transformed
             if before is not None and same_but_version(before.content, content):

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rm_operator.__main__ import GC_THRESHOLDS
 from rm_operator.kube.resources import MODEL_DEPLOYMENTS
 from rm_operator.kube.store import key_of
+from rm_operator.runtime import garbage
 from rm_operator.runtime.queue import Key
 
 from scale import objects, settled
@@ -69,8 +69,7 @@ async def _rate(engine: settled.Engine, again: Callable[[], None], rounds: int, 
 def _collected_as_in_the_operator() -> Iterator[None]:
     usual = gc.get_threshold()
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    garbage.begin_working()
     try:
         yield
     finally:

@@ -92,13 +92,15 @@ class TestDocument:
 class TestGlance:
     @staticmethod
     def of(given_: dict[str, Any]) -> Glance:
-        return Glance(*Document.of(encode(given_)).kept("v1", "ConfigMap"))
+        return Document.of(encode(given_)).kept("v1", "ConfigMap")[1]
 
     def test_metadata_costs_no_decoding(self) -> None:
-        glance = Glance(b"not to be read", {"kind": "ConfigMap", "metadata": {"name": "a"}})
+        unread = {"metadata": msgspec.Raw(b"{"), "spec": msgspec.Raw(b"[not JSON")}
+        glance = Glance(unread, {"kind": "ConfigMap", "metadata": {"name": "a"}})
         assert glance["metadata"]["name"] == "a"
         assert glance.get("kind") == "ConfigMap"
         assert glance, "there is an object, whatever is in it"
+        assert len(glance) == 3
 
     def test_is_the_object(self) -> None:
         given_ = obj({"labels": {"a": "b"}}, spec={"x": [1, {"y": None}]}, status=None)

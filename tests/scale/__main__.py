@@ -6,8 +6,9 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -16,7 +17,7 @@ from scale.rows import burst, cold, deployments, devices, failover, foreign, lat
 from scale.sdk import rows as sdk
 from scale.sizes import Sizes
 
-BENCHMARKS: dict[str, Callable[[Sizes], Awaitable[Sequence[Row]]]] = {
+BENCHMARKS: dict[str, Callable[[Sizes], Coroutine[Any, Any, Sequence[Row]]]] = {
     "cold": cold.run,
     "foreign": foreign.run,
     "noop": noop.run,

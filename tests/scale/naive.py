@@ -32,9 +32,10 @@ async def run(path: Path) -> None:
 
     async with HttpClient(connection) as client:
 
-        async def reconcile(name: str, namespace: str, uid: str, patch: kopf.Patch, **_: Any) -> None:
+        async def reconcile(name: str, namespace: str | None, uid: str, patch: kopf.Patch, **_: Any) -> None:
             if name not in writes:
                 return
+            assert namespace is not None
             wanted = writes[name].of(namespace, uid)
             await wanted.send_children(client)
             patch.status.update(wanted.status)

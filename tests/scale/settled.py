@@ -8,7 +8,7 @@ operator itself would have written: a reconcile of any of them has nothing to do
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from memory_api import MemoryApi
@@ -18,6 +18,7 @@ from rm_operator.app import make_stores
 from rm_operator.config import Config
 from rm_operator.context import Context
 from rm_operator.kube.apply import desired_hash
+from rm_operator.kube.client import KubeClient
 from rm_operator.kube.resources import (
     ACCELERATOR_RESOURCES,
     BUILD_ARTIFACTS,
@@ -60,8 +61,9 @@ class Engine:
             system_namespace=SYSTEM_NAMESPACE, store="127.0.0.1:1", runtime_image="runtime:1",
             launcher_image="launcher:1",
         )  # fmt: skip
-        recorder = EventRecorder(self.api, instance="scale")
-        self.context = Context(self.api, self.stores, self.queue, recorder, config)
+        client = cast("KubeClient", self.api)  # as far as settled ones need it
+        recorder = EventRecorder(client, instance="scale")
+        self.context = Context(client, self.stores, self.queue, recorder, config)
         self._controllers = controllers.build(self.context)
         self._workers = workers
         connect(self._controllers, self.stores, self.queue)
@@ -89,7 +91,7 @@ class Engine:
             working.cancel()
             await asyncio.wait([working])
         for counter in (self.metrics.reconcile_errors, self.metrics.terminal_errors):
-            samples = [each for each in counter.collect()[0].samples if each.name.endswith("_total")]
+            samples = [each for metric in counter.collect() for each in metric.samples if each.name.endswith("_total")]
             failed = {each.labels["controller"]: each.value for each in samples if each.value}
             assert not failed, f"reconciles failed: {failed}"
         assert not self.api.deleted, f"nothing is to be deleted here, least of all {list(self.api.deleted)[:5]}"

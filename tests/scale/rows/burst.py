@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rm_operator.kube.resources import CONTROLLERREVISIONS, DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES
 
@@ -31,7 +31,7 @@ PER_NAMESPACE = 10
 WORKERS = 16
 """As many as the operator has by default."""
 CHILDREN = (CONTROLLERREVISIONS, DEPLOYMENTS, SERVICES)
-_SPEC = {"model": {"source": objects.SOURCE, "servedName": "llama"}}
+_SPEC: dict[str, Any] = {"model": {"source": objects.SOURCE, "servedName": "llama"}}
 _KINDS = frozenset(each.plural for each in CHILDREN)
 _WAIT_SECONDS = 400
 _QUIET_SECONDS = 3.0

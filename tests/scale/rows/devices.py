@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from real_api import free_port
 from rm_cli.kubectl import Kubectl
 from rm_device_plugins import kubelet_api
 from rm_device_plugins.conformance.fake_kubelet import FakeKubelet
@@ -28,7 +29,7 @@ from rm_device_plugins.proto.deviceplugin.v1beta1 import api_pb2 as pb
 from rm_local_cluster import Cluster, addons, down, restart, up
 
 from scale.metrics import Samples, parse_metrics, total
-from scale.process import Process, free_port
+from scale.process import Process
 from scale.report import Bound, Row, percentile
 from scale.sizes import Sizes
 
@@ -221,7 +222,7 @@ def _made_up() -> tuple[bytes, dict[tuple[str, ...], bytes]]:
     """Answers like ours, but without device files, which pods would have to be given."""
     names = [f"bare-{number:03d}" for number in range(COUNT)]
     listed = pb.ListAndWatchResponse(devices=[pb.Device(ID=name, health=kubelet_api.HEALTHY) for name in names])
-    answers = {}
+    answers: dict[tuple[str, ...], bytes] = {}
     for name in names:
         container = pb.ContainerAllocateResponse(envs={"DEVICE_IDS": name})
         answers[name,] = pb.AllocateResponse(container_responses=[container]).SerializeToString()

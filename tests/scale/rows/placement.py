@@ -78,7 +78,8 @@ def _plans() -> tuple[list[float], list[float]]:
             ProfileView(each["metadata"]["name"], BuildProfileSpec.model_validate(each["spec"])) for each in _profiles()
         ),
     )  # fmt: skip
-    first, again = [], []
+    first: list[float] = []
+    again: list[float] = []
     for number in range(SAMPLES):
         wish = {"model": {"source": objects.SOURCE}, "workload": {"inputTokens": 1000 + number}}
         asked = replace(request, spec=ModelDeploymentSpec.model_validate(wish))

@@ -155,4 +155,4 @@ class _Bench:
 
 
 def _median(runs: Sequence[Mapping[str, Any]], name: str) -> float:
-    return median(run[name] for run in runs)
+    return float(median(run[name] for run in runs))

@@ -20,22 +20,29 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from rm_api import names
-from rm_api.conditions import ConditionType
 
+from rm_operator.controllers.demand import (
+    Account,
+    Claim,
+    Use,
+    accelerator_of,
+    devices_each,
+    devices_of,
+    ends,
+    owner_of,
+    use_of,
+    wanted_devices,
+)
 from rm_operator.controllers.holders import Owner, holder_of, is_build, is_over
-from rm_operator.controllers.indexes import requested_as, resources_requested
+from rm_operator.controllers.indexes import requested_as
 from rm_operator.kube.client import Object
-from rm_operator.plan.accelerator import requested
-from rm_operator.plan.model import from_timestamp, is_deleting, namespace_of
-from rm_operator.plan.replacement import is_marked
+from rm_operator.plan.model import from_timestamp, is_deleting
 
 ASSUMED_SECONDS: Final = 300.0
-STALLED_SECONDS: Final = 300.0
-IDLE_SECONDS: Final = 1800.0
 
 _NO_NODE: Final = "/"
 """In place of the node of a device that belongs to no single one; no node is called so."""
@@ -59,60 +66,6 @@ class Supply:
     """Healthy devices by node; None where nobody asks for several of one node, or where that is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A promise. ``devices`` is 0 where nothing was free, and once the promise has ended."""
-
-    accelerator: str
-    devices: int
-    until: float | None
-    """Unix time at which it ends; None where it does not."""
-
-
-@dataclass(slots=True)
-class _Account:
-    """What one deployment or build has, by accelerator."""
-
-    stored: _Claim | None = None
-    """By its status, or its Job."""
-    assumed: _Claim | None = None
-    """By a decision that the status does not tell yet, or whose Job is not there. Until then it has both."""
-    pods: dict[str, int] = field(default_factory=dict)
-    """Devices that its pods hold or request."""
-    asked: tuple[str, int] | None = None
-    """Accelerator, and devices of the pods that are asked for there, while some are to take over from others."""
-
-    def promised(self, accelerator: str) -> int:
-        """Devices that it may have, whether or not there are pods for them."""
-        devices = 0
-        for claim in (self.stored, self.assumed):
-            if claim is not None and claim.accelerator == accelerator and claim.devices > devices:
-                devices = claim.devices
-        return devices
-
-    def demand(self, accelerator: str) -> int:
-        """Devices that nobody else may have."""
-        name, asked = self.asked or ("", 0)
-        return max(self.promised(accelerator), self.pods.get(accelerator, 0), asked if name == accelerator else 0)
-
-    def idle(self, accelerator: str) -> int:
-        """Devices that it may have, and for which there are no pods."""
-        return max(0, self.promised(accelerator) - self.pods.get(accelerator, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """What one pod takes."""
-
-    owner: Owner | None
-    accelerator: str | None
-    """None for pods that are not ours; these count by resource and node."""
-    devices: Mapping[str, int]
-    node: str
-    sick: bool = False
-    """True of a pod of ours whose device is not well: none that can be allocated is taken by it."""
-
-
 class Ledger:
     """Counts what is spoken for. Knows no clock and no store: it is told of changes, and of the time.
 
@@ -133,7 +86,7 @@ class Ledger:
         self._changed = changed
         self._node_labels = node_labels
         self._build_seconds = build_seconds
-        self._accounts: dict[Owner, _Account] = {}
+        self._accounts: dict[Owner, Account] = {}
         self._demand: Counter[str] = Counter()
         self._bound: dict[str, Counter[str]] = {}
         self._roomiest: dict[str, tuple[Supply, int]] = {}
@@ -200,7 +153,7 @@ class Ledger:
 
         What builds hold breaks no promise: the pods wait for it.
         """
-        account = self._accounts.get(owner) or _Account()
+        account = self._accounts.get(owner) or Account()
         if supply.resource is None or account.pods.get(supply.name):
             return False
         if account.promised(supply.name):
@@ -217,27 +170,27 @@ class Ledger:
 
         It gets what is free, at most what it wants, and for whole replicas of ``each`` devices.
         """
-        account = self._accounts.setdefault(owner, _Account())
+        account = self._accounts.get(owner) or Account()
         if supply is None:
             self._claim(owner, account.stored, None)
             return
         free = self.free(supply, owner)
         granted = devices if free is None else max(0, min(devices, free) // each * each)
-        if _chosen(stored) == supply.name:
-            until = self._until(stored)
+        if accelerator_of(stored) == supply.name:
+            until = ends(stored, self._build_seconds)
             # A device that is sick for a moment breaks no promise.
             granted = max(granted, min(devices, account.promised(supply.name)))
             granted = 0 if until is not None and until <= now else granted
-            self._claim(owner, _Claim(supply.name, granted, until), None)
+            self._claim(owner, Claim(supply.name, granted, until), None)
         else:
-            self._claim(owner, account.stored, _Claim(supply.name, granted, now + ASSUMED_SECONDS))
+            self._claim(owner, account.stored, Claim(supply.name, granted, now + ASSUMED_SECONDS))
 
     def spoken_for(self, supply: Supply, build: Owner, users: Iterable[Owner]) -> int:
         """Devices that ``build`` cannot have. What its ``users`` were promised and have no pods for, it can.
 
         They wait for what it makes: were it to wait for them, neither would ever get on.
         """
-        own = self._accounts.get(build) or _Account()
+        own = self._accounts.get(build) or Account()
         idle = sum(account.idle(supply.name) for user in users if (account := self._accounts.get(user)) is not None)
         taken = self._demand.get(supply.name, 0) + self._foreign_on(supply, bound_only=False)
         return max(0, taken - own.demand(supply.name) - idle)
@@ -250,7 +203,7 @@ class Ledger:
             if assumed is not None:
                 self._claim(build, stored, None)
             return
-        self._claim(build, stored, _Claim(*claim, now + ASSUMED_SECONDS))
+        self._claim(build, stored, Claim(*claim, now + ASSUMED_SECONDS))
 
     def job_changed(self, old: Object | None, new: Object | None) -> None:
         """A Job came, changed or went; those that take no devices do not matter."""
@@ -260,13 +213,13 @@ class Ledger:
         if held is None or not is_build(held[0]):
             return
         owner, accelerator = held
-        account = self._accounts.get(owner) or _Account()
+        account = self._accounts.get(owner) or Account()
         if new is None or is_over(new):
             # Another attempt may be on its way already.
             self._claim(owner, None, account.assumed)
         else:
             until = from_timestamp(new["metadata"]["creationTimestamp"]).timestamp() + ASSUMED_SECONDS
-            self._claim(owner, _Claim(accelerator, _devices_of(new), until), None)
+            self._claim(owner, Claim(accelerator, devices_of(new), until), None)
 
     def asks(self, owner: Owner, pods: tuple[str, int] | None) -> None:
         """So many devices (accelerator and number) the pods want that ``owner`` asks for while some are to take over.
@@ -276,7 +229,7 @@ class Ledger:
         known = self._accounts.get(owner)
         if pods == (known.asked if known is not None else None):
             return
-        account = self._accounts.setdefault(owner, _Account())
+        account = self._accounts.setdefault(owner, Account())
         before = {each[0]: account.demand(each[0]) for each in (account.asked, pods) if each is not None}
         account.asked = pods
         self._changed()
@@ -292,9 +245,9 @@ class Ledger:
             self._claim(owner, None, None)
             self.asks(owner, None)
             return
-        account = self._accounts.get(owner) or _Account()
+        account = self._accounts.get(owner) or Account()
         stored, assumed = account.stored, account.assumed
-        chosen, wanted = _chosen(new), wanted_devices(new, devices_each(new))
+        chosen, wanted = accelerator_of(new), wanted_devices(new, devices_each(new))
         if chosen is None:
             self._claim(owner, None, assumed)
             return
@@ -304,11 +257,11 @@ class Ledger:
             granted, assumed = min(assumed.devices, wanted), None
         elif stored is not None and stored.accelerator == chosen:
             granted = min(stored.devices, wanted)
-        self._claim(owner, _Claim(chosen, granted, self._until(new)), assumed)
+        self._claim(owner, Claim(chosen, granted, ends(new, self._build_seconds)), assumed)
 
     def pod_changed(self, old: Object | None, new: Object | None) -> None:
         """A pod came, changed or went."""
-        before, after = _use_of(old), _use_of(new)
+        before, after = use_of(old), use_of(new)
         if before == after:
             return
         self._changed()
@@ -365,14 +318,14 @@ class Ledger:
                 continue
             stored, assumed = account.stored, account.assumed
             if stored is not None and stored.until is not None and stored.until <= now:
-                stored = _Claim(stored.accelerator, 0, None)
+                stored = Claim(stored.accelerator, 0, None)
             if assumed is not None and assumed.until is not None and assumed.until <= now:
                 assumed = None
             self._claim(owner, stored, assumed)
 
     def until(self, owner: Owner) -> float | None:
         """When the next promise to ``owner`` ends that its pods have not taken up yet."""
-        account = self._accounts.get(owner) or _Account()
+        account = self._accounts.get(owner) or Account()
         return min(
             (
                 claim.until
@@ -384,18 +337,8 @@ class Ledger:
             default=None,
         )
 
-    def _until(self, deployment: Object) -> float | None:
-        """Unix time at which a promise ends if nothing moves; None where all is as the spec says."""
-        conditions = {entry["type"]: entry for entry in (deployment.get("status") or {}).get("conditions") or []}
-        if _is_true(conditions.get(ConditionType.READY)):
-            return None
-        if _is_true(conditions.get(ConditionType.STALLED)):
-            return _since(conditions[ConditionType.STALLED]) + STALLED_SECONDS
-        last = max(map(_since, conditions.values()), default=None)
-        return None if last is None else last + IDLE_SECONDS + self._build_seconds(deployment)
-
-    def _claim(self, owner: Owner, stored: _Claim | None, assumed: _Claim | None) -> None:
-        account = self._accounts.get(owner) or _Account()
+    def _claim(self, owner: Owner, stored: Claim | None, assumed: Claim | None) -> None:
+        account = self._accounts.get(owner) or Account()
         known, claims = (account.stored, account.assumed), (stored, assumed)
         if known == claims:
             return
@@ -404,13 +347,13 @@ class Ledger:
         account.stored, account.assumed = claims
         self._changed()
         for last, claim in zip(known, claims, strict=True):
-            ends = claim.until if claim is not None and claim.devices else None
-            if ends is not None and (last is None or not last.devices or last.until != ends):
-                heapq.heappush(self._ends, (ends, next(self._order), owner))
+            moment = claim.until if claim is not None and claim.devices else None
+            if moment is not None and (last is None or not last.devices or last.until != moment):
+                heapq.heappush(self._ends, (moment, next(self._order), owner))
         self._forget_empty(owner)
         self._freed(self._counted(account, before))
 
-    def _counted(self, account: _Account, before: Mapping[str, int]) -> list[str]:
+    def _counted(self, account: Account, before: Mapping[str, int]) -> list[str]:
         """Counts what ``account`` demands now; the accelerators of which that is less than before."""
         freed = []
         for name, devices in before.items():
@@ -420,10 +363,10 @@ class Ledger:
                 freed.append(name)
         return freed
 
-    def _count(self, use: _Use, sign: int) -> None:
+    def _count(self, use: Use, sign: int) -> None:
         assert use.owner is not None
         assert use.accelerator is not None
-        account = self._accounts.setdefault(use.owner, _Account())
+        account = self._accounts.setdefault(use.owner, Account())
         devices, name = sum(use.devices.values()), use.accelerator
         before = account.demand(name)
         account.pods[name] = account.pods.get(name, 0) + sign * devices
@@ -484,51 +427,3 @@ class Ledger:
         self._roomiest.pop(kind, None)
         for bound_only in (True, False):
             self._foreign_known.pop((kind, bound_only), None)
-
-
-def wanted_devices(deployment: Object, each: int) -> int:
-    """Devices that a ModelDeployment wants, ``each`` for every replica; none while it is suspended."""
-    spec = deployment["spec"]
-    return 0 if spec.get("suspend") else int(spec.get("replicas", 1)) * each
-
-
-def devices_each(deployment: Object) -> int:
-    """Devices that a replica has where the deployment was placed last, as its status tells."""
-    placement = (deployment.get("status") or {}).get("placement") or {}
-    return int(placement.get("tensorParallel", 1)) * int(placement.get("pipelineParallel", 1))
-
-
-def owner_of(deployment: Object) -> Owner:
-    """The key of a ModelDeployment."""
-    return namespace_of(deployment), deployment["metadata"]["name"]
-
-
-def _chosen(deployment: Object) -> str | None:
-    chosen = ((deployment.get("status") or {}).get("placement") or {}).get("chosen")
-    return None if chosen is None else str(chosen)
-
-
-def _use_of(pod: Object | None) -> _Use | None:
-    if pod is None:
-        return None
-    devices = {resource: count for resource in resources_requested(pod) if (count := requested(pod, resource))}
-    if not devices:
-        return None
-    node = (pod.get("spec") or {}).get("nodeName") or ""
-    held = holder_of(pod)
-    if held is not None:
-        return _Use(*held, devices, node, is_marked(pod))
-    return _Use(None, None, devices, node)
-
-
-def _devices_of(job: Object) -> int:
-    pod = job["spec"]["template"]
-    return sum(requested(pod, resource) for resource in resources_requested(pod))
-
-
-def _is_true(condition: Mapping[str, str] | None) -> bool:
-    return condition is not None and condition["status"] == "True"
-
-
-def _since(condition: Mapping[str, str]) -> float:
-    return from_timestamp(condition["lastTransitionTime"]).timestamp()

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from rm_api.kinds import AcceleratorResourceSpec
 
-from rm_operator.controllers.capacity import Ledger, Supply, owner_of, wanted_devices
+from rm_operator.controllers.capacity import Ledger, Supply
 from rm_operator.controllers.claims import ClaimsOfOthers
+from rm_operator.controllers.demand import owner_of, wanted_devices
 from rm_operator.controllers.holders import Owner, build_of
 from rm_operator.controllers.indexes import artifact_named
 from rm_operator.controllers.waiting import Waiting

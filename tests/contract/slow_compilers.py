@@ -1,7 +1,8 @@
 """What takes minutes, and so is no part of ``make test``: ``make test-slow-compilers``.
 
 FuriosaAI's compiler on the CPU of this machine: a decode kernel of Llama 3.1 8B (a minute), and a bundle of the kernels
-for one token at a time through the steps of its profile (an hour and a quarter, almost all of it one kernel for attention in one thread; 3 GB of memory).
+for one token at a time through the steps of its profile (an hour and a quarter, almost all of it one kernel for
+attention in one thread; 3 GB of memory).
 """
 
 import os

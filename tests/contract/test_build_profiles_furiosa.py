@@ -38,7 +38,7 @@ def write_llama(directory: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def furiosa(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Build]:
-    """An attempt of FuriosaAI's profile at a model, up to the check: what compiles takes more than one."""
+    """An attempt of FuriosaAI's profile at a model, up to the check: what compiles takes more than an hour."""
     llama = write_llama(tmp_path_factory.mktemp("hub") / "llama")
     images = {image: Image((programs_of("compiler-furiosa"),)) for image in Profile.load(*FURIOSA).images}
     artifact = Profile.load(*FURIOSA).artifact(facts_of(llama))

@@ -23,7 +23,7 @@ _START_SECONDS = 20
 
 def registry_program() -> Path:
     """The registry of the local cluster, built if it has not been."""
-    return build.ensure([families.REGISTRY], sys.stderr.write)["registry"]
+    return build.ensure([families.REGISTRY], lambda line: print(line, file=sys.stderr))["registry"]
 
 
 @dataclass

@@ -212,7 +212,7 @@ class Fleet:
     async def events(self, name: str) -> list[tuple[str, str, str]]:
         """Type, reason and note of the Events about an object without a namespace, by time."""
         found = [
-            each for each in (await self.client.list(EVENTS, "default")).items if each["regarding"]["name"] == name
+            each for each in (await self.client.list(EVENTS, "default")).items if each["regarding"].get("name") == name
         ]
         found.sort(key=lambda each: str(each["eventTime"]))
         return [(each["type"], each["reason"], each["note"]) for each in found]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from installation import Installed
-from rm_cli.kubectl import Kubectl, wait_until
+from rm_cli.kubectl import CommandFailed, Kubectl, wait_until
 from support_kubelet import SECONDS, Witness
 
 _USER = 65532
@@ -148,7 +148,11 @@ def start(kubectl: Kubectl, *pods: dict[str, Any]) -> None:
     kubectl.run("wait", "--for=create", "serviceaccount/default", f"--timeout={SECONDS}s")
     kubectl.apply(*pods)
     names = [f"pod/{each['metadata']['name']}" for each in pods]
-    kubectl.run("wait", "--for=condition=Ready", *names, f"--timeout={SECONDS}s", timeout=SECONDS + 10)
+    try:
+        kubectl.run("wait", "--for=condition=Ready", *names, f"--timeout={SECONDS}s", timeout=SECONDS + 10)
+    except CommandFailed as error:
+        error.add_note(kubectl.run("get", "pods,events", "--all-namespaces", "--output=wide"))
+        raise
 
 
 Holding = tuple[str, str]

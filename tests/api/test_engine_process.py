@@ -96,7 +96,9 @@ class TestChain:
 
             async def posted() -> bool:
                 found = await client.list(EVENTS, api_namespace)
-                return any(each["regarding"].get("name") == "m" and each["note"] == "1 replicas" for each in found.items)
+                return any(
+                    each["regarding"].get("name") == "m" and each["note"] == "1 replicas" for each in found.items
+                )
 
             await eventually(posted, "the event is there")
 

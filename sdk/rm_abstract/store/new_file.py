@@ -43,15 +43,12 @@ class NewFile:
 
     def write(self, piece: memoryview) -> None:
         """Write all of ``piece``."""
-        left = piece
-        while left:
-            if self._written >= self._allocated:
-                self._allocate()
-            count = os.write(self._descriptor, left)
-            left = left[count:]
-            self._written += count
-            if self._written - self._begun >= STRIDE:
-                self._begin()
+        if self._written >= self._allocated:
+            self._allocate()
+        file_write(self._descriptor, piece)
+        self._written += len(piece)
+        if self._written - self._begun >= STRIDE:
+            self._begin()
 
     def _allocate(self) -> None:
         """Have blocks for what comes next; that there is no room is for who writes to say."""
@@ -65,6 +62,13 @@ class NewFile:
         if _sync_file_range is not None and self._written > self._begun:
             _sync_file_range(self._descriptor, self._begun, self._written - self._begun, _WRITE)
         self._begun = self._written
+
+
+def file_write(file: int, chunk: bytes | memoryview) -> None:
+    """Write all of ``chunk``."""
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _found(name: str, *arguments: "type[ctypes._SimpleCData[int]]") -> "ctypes._NamedFuncPointer | None":

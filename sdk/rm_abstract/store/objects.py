@@ -15,6 +15,7 @@ from rm_abstract.http import NotFound
 from rm_abstract.s3 import S3
 from rm_abstract.store.destination import FULL
 from rm_abstract.store.layers import file_chunks
+from rm_abstract.store.new_file import file_write
 from rm_abstract.store.upload import ATTEMPTS, patiently
 
 Content = Callable[[], Iterable[bytes]]
@@ -85,13 +86,6 @@ class Directory:
 
     def close(self) -> None:
         """See the protocol."""
-
-
-def file_write(file: int, chunk: bytes) -> None:
-    """Write all of ``chunk``."""
-    left = memoryview(chunk)
-    while left:
-        left = left[os.write(file, left) :]
 
 
 @contextmanager
